@@ -1,0 +1,87 @@
+# Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo train omniglot omniglot-maml test check format ui s3-demo clean moved
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+GLYPHS := data/glyphs/dataset.json
+OMNIGLOT := data/omniglot/dataset.json
+
+unexport PYTHONDONTWRITEBYTECODE  # without cached bytecode every process starts several times slower
+unexport VIRTUAL_ENV
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export GX_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# the scripts of an environment hold its path: one that was moved is made again
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+MOVED := moved
+endif
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+
+help:  ## This list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## The virtual environment, from the hash-pinned lock
+
+demo: setup $(GLYPHS)  ## The whole pipeline on the embedded glyphs, offline, about three minutes
+	@$(BIN)/kshot preset demo
+	@$(BIN)/python -m flows.train
+
+train: setup  ## The whole pipeline on params.yaml as it is
+	@$(BIN)/python -m flows.train
+
+omniglot: setup $(OMNIGLOT)  ## Prototypical Networks on Omniglot (KSHOT_OMNIGLOT names a local copy, else it is downloaded)
+	@$(BIN)/kshot preset omniglot-protonet
+	@$(BIN)/python -m flows.train
+
+omniglot-maml: setup $(OMNIGLOT)  ## MAML on Omniglot, about an hour and a half on 2 cores
+	@$(BIN)/kshot preset omniglot-maml
+	@$(BIN)/python -m flows.train
+
+test: setup  ## The tests
+	@$(BIN)/python -m pytest --ignore=tests/flows
+	@$(BIN)/python -m pytest tests/flows  # apart: Prefect's server and MLflow do not share one process's SQLAlchemy
+
+check: setup  ## Formatting, lint, types and import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports
+
+format: setup  ## Format the code and mend what ruff can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+ui: setup  ## The pages of MLflow and Prefect, on this machine only
+	@$(BIN)/python -m infra.ui
+
+s3-demo: setup  ## The run of params.yaml on a real S3 server: push, wipe, pull, rerun
+	@test -d data || $(BIN)/kshot ingest glyphs
+	@$(BIN)/python -m flows.train
+	@$(BIN)/python -m infra.s3_demo
+
+clean:  ## Remove the environment and every artifact; data, runs and the local remote stay
+	rm -rf $(VENV) artifacts dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(GLYPHS): src/kshot/datasets/glyphs.py | setup
+	@$(BIN)/kshot ingest glyphs
+	@touch $@
+
+$(OMNIGLOT): | setup
+	@$(BIN)/kshot ingest omniglot
+
+$(READY): requirements.lock pyproject.toml infra/uv.lock infra/make_venv.sh $(MOVED)
+	@sh infra/make_venv.sh $(VENV) $(PYTHON)
+	@$(BIN)/python -m pip install --quiet --require-hashes -r infra/uv.lock
+	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@printf %s "$(CURDIR)" > $@
+
+moved:

@@ -1,0 +1,204 @@
+"""Runs one DVC stage for a flow: live lines, the outcome, one-line errors, and which faults may pass.
+
+DVC is a command here, never an import: its locks tell processes apart, not threads.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar, cast
+
+import yaml
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed, Failed
+
+from flows.live_process import run_live
+from kshot.errors import KshotError, StageError
+from kshot.lifeline import GUARDIAN_PID
+
+RETRY_DELAYS_S = [1.0, 10.0]
+_TAIL_LINES = 40
+T = TypeVar("T")
+_CUT_SHORT = (signal.SIGKILL, signal.SIGTERM)  # out of memory, a machine that shuts down: not the stage's own doing
+_EXITED = re.compile(r"exited with (-?\d+)$")
+_ERROR = re.compile(r"^ERROR: (?:failed to reproduce '[^']*': )?")
+_NOT_ITS_OWN = re.compile(r"^(>|Running stage '|(Killed|Terminated)$)")  # from DVC, and from the shell between
+_TRANSIENT = re.compile(
+    r"timed? ?out|connection (was )?(reset|refused|closed|aborted)|could not connect|connection attempts failed"
+    r"|temporary failure in name resolution|slow ?down|service ?unavailable|internal ?(server ?)?error"
+    r"|too many requests|\(5\d\d\)|unable to acquire lock|it is being blocked by",
+    re.IGNORECASE,
+)
+_NEXT = (  # what to look at, by what DVC says of the remote
+    (
+        re.compile(
+            r"Forbidden|Access ?Denied|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|Unable to locate cred"
+        ),
+        "check access_key_id and secret_access_key of the DVC remote, in .dvc/config.local or the environment",
+    ),
+    (re.compile(r"NoSuchBucket"), "check the url of the DVC remote, or make the bucket"),
+    (re.compile(r"[Cc]ould not connect"), "check the endpointurl of the DVC remote, and that its server runs"),
+)
+_ADVICE = re.compile(  # what DVC tells a person at a prompt, and the flow does itself
+    r"^(Updating lock file|Generating lock file|To track the changes with git|\s*git add |To enable auto staging"
+    r"|\s*dvc config core\.autostage|Use `dvc push`|Data and pipelines are up to date|Having any troubles)"
+)
+
+
+class TransientStageError(StageError):
+    """A fault that may pass by itself: a process killed from outside, a network or lock time-out."""
+
+
+class RejectedStageError(StageError):
+    """The stage refused its input or settings; running it again changes nothing."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """`cached` also when DVC restored the outputs of an earlier run."""
+
+    stage: str
+    outcome: Literal["ran", "cached"]
+    seconds: float
+
+
+def stage_order(root: Path) -> tuple[str, ...]:
+    """Names of the stages in dvc.yaml, each after those whose outputs it reads."""
+    try:
+        stages: dict[str, Any] = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise StageError(
+            f"cannot read the stages of {root / 'dvc.yaml'}: {error!r}; next: git checkout dvc.yaml"
+        ) from error
+    makers = {path: name for name, stage in stages.items() for kind in _OUTS for path in _paths(stage.get(kind))}
+    graph = {
+        name: [makers[out] for dep in _paths(stage.get("deps")) for out in makers if _overlap(dep, out)]
+        for name, stage in stages.items()
+    }
+    return tuple(TopologicalSorter(graph).static_order())
+
+
+def run_stage(stage: str, root: Path, on_line: Callable[[str], None]) -> StageRun:
+    """Bring one stage up to date, telling `on_line` every line while it runs.
+
+    Raises RejectedStageError when the stage exits with 2, TransientStageError when it was killed or DVC
+    could not get its lock, StageError otherwise; each with the stage's own last line.
+    """
+    started = time.monotonic()
+    announcement = f"Running stage '{stage}':"
+    ran = False
+
+    def hear(line: str) -> None:
+        nonlocal ran
+        ran = ran or line == announcement
+        on_line(line)
+
+    run_dvc(["repro", "--single-item", stage], root, hear, doing=stage)
+    return StageRun(stage=stage, outcome="ran" if ran else "cached", seconds=time.monotonic() - started)
+
+
+def run_dvc(arguments: Sequence[str], root: Path, on_line: Callable[[str], None], *, doing: str) -> None:
+    """Run `dvc ARGUMENT...` in `root`, waiting for DVC's lock; errors as of `run_stage`, saying what was being done."""
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    def hear(line: str) -> None:
+        tail.append(line)
+        if not _ADVICE.match(line):
+            on_line(line)
+
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    if run_live(command, root, _environment(), hear):
+        raise failure(doing, list(tail))
+
+
+def failure(doing: str, lines: Sequence[str]) -> StageError:
+    """The error that the last lines of a failed DVC command amount to."""
+    lines = [line.strip() for line in lines if line.strip()]
+    last = max((i for i, line in enumerate(lines) if _ERROR.match(line)), default=None)
+    if last is None:
+        return TransientStageError(f"{doing}: DVC ended without a word{_quoted(lines[-1:])}; next: run it again")
+    exited = _EXITED.search(lines[last])
+    if exited is None:
+        message = _ERROR.sub("", lines[last]).removeprefix("unexpected error - ")
+        message += next((f"; next: {advice}" for pattern, advice in _NEXT if pattern.search(message)), "")
+        return (TransientStageError if _TRANSIENT.search(message) else StageError)(f"{doing} failed: {message}")
+    code = int(exited[1])
+    own = [line.removeprefix("error: ") for line in lines[:last] if not _NOT_ITS_OWN.match(line)][-1:]
+    if -code in _CUT_SHORT or code - 128 in _CUT_SHORT:
+        name = signal.Signals(-code if code < 0 else code - 128).name
+        return TransientStageError(f"{doing} was stopped by {name}, often for want of memory{_quoted(own)}")
+    kind = RejectedStageError if code == RejectedStageError.exit_code else StageError
+    return kind(f"{doing} failed: {own[0] if own else f'exit code {code} without a word'}")
+
+
+def may_pass(_task: Any, _task_run: TaskRun, state: State[Any]) -> bool:
+    return isinstance(state.data, TransientStageError)
+
+
+def run_as_task(stage: str, root: Path) -> StageRun:
+    """`run_stage` as a Prefect task of the stage's name, tried again after faults that may pass."""
+    return stage_task.with_options(name=stage, task_run_name=stage)(stage, root, return_state=True).result()
+
+
+@task(
+    cache_policy=NO_CACHE,  # DVC knows what is stale
+    persist_result=False,
+    retries=len(RETRY_DELAYS_S),
+    retry_delay_seconds=RETRY_DELAYS_S,
+    retry_condition_fn=may_pass,
+)
+def stage_task(stage: str, root: Path) -> StageRun:
+    """`run_stage` as a task, with `ran` or `cached` in the message of its state."""
+    try:
+        done = run_stage(stage, root, get_run_logger().info)
+    except StageError as error:
+        return failed(error, StageRun)
+    return completed(done.outcome, done)
+
+
+def completed(message: str, result: T) -> T:
+    """What a task or flow returns to choose its state's message; `return_state=True` and `result()` give the result."""
+    return cast(T, Completed(message=message, data=result))
+
+
+def failed(error: KshotError, result: type[T]) -> T:
+    """What a task or flow returns for an error that needs no trace: Prefect logs the trace of a raised one."""
+    return cast(T, Failed(message=str(error), data=error))
+
+
+_OUTS = ("outs", "metrics", "plots")
+
+
+def _paths(entries: list[str | dict[str, Any]] | None) -> list[PurePosixPath]:
+    """The paths of a list in dvc.yaml, whose items are `path` or `path: {options}`."""
+    return [PurePosixPath(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries or ()]
+
+
+def _overlap(a: PurePosixPath, b: PurePosixPath) -> bool:
+    return a.is_relative_to(b) or b.is_relative_to(a)
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "SHELL": "/bin/sh",  # DVC runs a stage with the user's own shell
+        "PYTHONUNBUFFERED": "1",
+        "COLUMNS": "200",
+        GUARDIAN_PID: str(os.getpid()),
+    }
+
+
+def _quoted(lines: Sequence[str]) -> str:
+    return "".join(f": {line}" for line in lines)

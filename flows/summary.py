@@ -1,0 +1,121 @@
+"""What a run of the train flow came to, as a table on the terminal and in Markdown."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from flows.dvc_stage import StageRun
+from kshot.errors import StageError
+
+REPORTS = (Path("artifacts/validate/report.html"), Path("artifacts/evaluate/report.html"))
+_METRICS = Path("artifacts/evaluate/metrics.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Accuracy on held-out classes with the half width of its 95% interval, both fractions."""
+
+    accuracy: float
+    ci95: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.accuracy:.2f} ± {100 * self.ci95:.2f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores by row (a normalisation mode, or the baseline) and by column (an episode shape)."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: dict[str, dict[str, Score]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """The registered version; `alias` is None when a newer version has taken it over."""
+
+    name: str
+    version: int
+    alias: str | None
+    created: bool
+
+    def __str__(self) -> str:
+        alias = f" ({self.alias})" if self.alias else ""
+        return f"{self.name} version {self.version}{alias}, {'new' if self.created else 'already registered'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    evaluation: Evaluation
+    stages: tuple[StageRun, ...]
+    registered: Registered
+    reports: tuple[Path, ...]
+
+
+def read_evaluation(root: Path) -> Evaluation:
+    """The scores that the evaluate stage wrote."""
+    path = root / _METRICS
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        columns: list[str] = []
+        rows: dict[str, dict[str, Score]] = {}
+        baseline: dict[str, Score] = {}
+        for result in metrics["results"]:
+            column = f"{result['n_way']}-way {result['k_shot']}-shot"
+            columns += [column] * (column not in columns)
+            row = f"{metrics['algorithm']}, {result['mode']}"
+            rows.setdefault(row, {})[column] = Score(accuracy=result["accuracy"], ci95=result["ci95"])
+            baseline[column] = Score(accuracy=result["baseline_accuracy"], ci95=result["baseline_ci95"])
+        episodes = max(result["episodes"] for result in metrics["results"])
+        title = f"Accuracy on held-out classes of {metrics['dataset']}, % ± 95% interval, {episodes:,} episodes each"
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(f"cannot read the scores in {path}: {error!r}; next: dvc repro --force evaluate") from error
+    return Evaluation(title=title, columns=tuple(columns), rows={**rows, "pixel nearest centroid": baseline})
+
+
+def to_markdown(summary: Summary) -> str:
+    evaluation = summary.evaluation
+    scores = [[row, *_cells(evaluation, row)] for row in evaluation.rows]
+    stages = [[run.stage, run.outcome, f"{run.seconds:.1f}"] for run in summary.stages]
+    return "\n\n".join(
+        [
+            f"**{evaluation.title}**",
+            _markdown_table(["", *evaluation.columns], scores),
+            f"Registered model: {summary.registered}",
+            _markdown_table(["stage", "outcome", "seconds"], stages),
+            "\n".join(f"- [{path}]({path.as_uri()})" for path in summary.reports),
+        ]
+    )
+
+
+def to_terminal(summary: Summary, root: Path) -> RenderableType:
+    evaluation = summary.evaluation
+    scores = Table(title=evaluation.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    scores.add_column("")
+    for column in evaluation.columns:
+        scores.add_column(column, justify="right", no_wrap=True)
+    for row in evaluation.rows:
+        scores.add_row(row, *_cells(evaluation, row))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("stages", ", ".join(f"{run.stage} {run.outcome} ({run.seconds:.1f} s)" for run in summary.stages))
+    facts.add_row("registered", str(summary.registered))
+    facts.add_row("reports", Text("\n".join(str(path.relative_to(root)) for path in summary.reports)))
+    facts.add_row("UIs", "make ui opens MLflow and Prefect")
+    return Group(scores, facts)
+
+
+def _cells(evaluation: Evaluation, row: str) -> list[str]:
+    scores = evaluation.rows[row]
+    return [str(scores.get(column, "")) for column in evaluation.columns]
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,138 @@
+"""validate -> task pool -> meta-train -> evaluate, as dvc.yaml has them; then push and register.
+
+python -m flows.train runs it here, with a Prefect server of its own where none is configured.
+"""
+
+import sys
+from pathlib import Path
+from uuid import UUID
+
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
+from rich.console import Console
+
+from flows.dvc_stage import (
+    RETRY_DELAYS_S,
+    StageRun,
+    completed,
+    failed,
+    may_pass,
+    run_as_task,
+    run_dvc,
+    stage_order,
+)
+from flows.prefect_server import prefect_api
+from flows.summary import REPORTS, Registered, Summary, read_evaluation, to_markdown, to_terminal
+from flows.workspace import alone_in
+from kshot.errors import KshotError, StageError
+
+
+@flow(name="train", persist_result=False)
+def train_flow(root: Path = Path()) -> Summary:
+    """Bring every stage of the workspace `root` up to date, push what they made, register the model once."""
+    root = root.resolve()
+    try:
+        with alone_in(root, get_run_logger().info):
+            close_lost_run(root)
+            stages = tuple(run_as_task(stage, root) for stage in stage_order(root))
+            push(root, return_state=True).result()
+            registered = register(root, return_state=True).result()
+            summary = _summarise(root, stages, registered)
+            publish(summary)
+            return completed(str(registered), summary)
+    except KshotError as error:
+        return failed(error, Summary)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=len(RETRY_DELAYS_S),
+    retry_delay_seconds=RETRY_DELAYS_S,
+    retry_condition_fn=may_pass,
+    task_run_name="push",
+)
+def push(root: Path) -> None:
+    """Send data, artifacts and the run-cache to the default remote. What is there already is not sent again."""
+    logger = get_run_logger()
+    logger.info("sending what the default remote lacks ...")
+    try:
+        run_dvc(["push", "--run-cache"], root, logger.info, doing="dvc push")
+    except StageError as error:
+        return failed(error, type(None))
+    return completed("pushed", None)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="register")
+def register(root: Path) -> Registered:
+    """Make this run one version of the registered model, unless it is one already."""
+    get_run_logger().info("logging the run to MLflow, unless that is done ...")
+    try:
+        done = _register(root)
+    except KshotError as error:
+        return failed(error, Registered)
+    return completed(str(done), done)
+
+
+def publish(summary: Summary) -> None:
+    """Show the result on the flow run's page."""
+    create_markdown_artifact(key="train-result", markdown=to_markdown(summary), description=str(summary.registered))
+    for report in summary.reports:
+        create_link_artifact(key=f"{report.parent.name.replace('_', '-')}-report", link=report.as_uri())
+
+
+def close_lost_run(root: Path) -> None:
+    """Note which run has the workspace, and mark the one before as crashed where nothing was left to do so."""
+    note = root / ".kshot" / "flow-run.id"
+    before = note.read_text(encoding="utf-8") if note.exists() else ""
+    note.write_text(str(runtime.flow_run.id), encoding="utf-8")
+    if not before:
+        return
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(before)).state
+        except (ObjectNotFound, ValueError):
+            return  # it ran with another server, or the note is torn
+        if state is not None and not state.is_final():
+            client.set_flow_run_state(UUID(before), Crashed(message="its process was killed"), force=True)
+
+
+def main() -> int:
+    root = Path.cwd()
+    console = Console()
+    try:
+        with prefect_api(root, console.print):
+            summary = train_flow(root, return_state=True).result()
+    except KshotError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from the last checkpoint", style="yellow")
+        return 130
+    console.print(to_terminal(summary, root))
+    return 0
+
+
+def _register(root: Path) -> Registered:
+    from kshot.config import load_params  # here and not above: these import torch and mlflow
+    from kshot.registration import register_run
+
+    done = register_run(root, load_params(root / "params.yaml"), str(runtime.flow_run.id))
+    return Registered(name=done.name, version=done.version, alias=done.alias, created=done.created)
+
+
+def _summarise(root: Path, stages: tuple[StageRun, ...], registered: Registered) -> Summary:
+    return Summary(
+        evaluation=read_evaluation(root),
+        stages=stages,
+        registered=registered,
+        reports=tuple(root / report for report in REPORTS if (root / report).exists()),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

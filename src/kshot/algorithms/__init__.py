@@ -1,0 +1,13 @@
+"""Algorithms. To add one: a file here and a name in this union; the contract tests pick it up."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kshot.algorithms.learner import Learner
+from kshot.algorithms.maml import MAMLConfig
+from kshot.algorithms.protonet import ProtoNetConfig
+
+AlgorithmConfig = Annotated[ProtoNetConfig | MAMLConfig, Field(discriminator="name")]
+
+__all__ = ["AlgorithmConfig", "Learner", "MAMLConfig", "ProtoNetConfig"]

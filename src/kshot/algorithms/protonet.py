@@ -1,0 +1,71 @@
+"""Prototypical Networks.
+
+Shapes: B episodes, S support items, Q query items, N way, D features.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor, nn
+
+from kshot.algorithms.learner import Flatten, MetricLearner, cross_entropy
+from kshot.episode import EpisodeBatch, Support
+from kshot.settings import STRICT
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class ProtoNetConfig:
+    name: Literal["protonet"] = "protonet"
+
+    def build(self, backbone: nn.Module, *, n_features: int, train_way: int) -> "ProtoNet":
+        return ProtoNet(backbone)
+
+
+class ProtoNet(MetricLearner[Tensor]):
+    """Snell, Swersky and Zemel, "Prototypical Networks for Few-shot Learning", 2017, equations 1 and 2.
+
+    A class is the mean of its support features; a query goes to the nearest in squared Euclidean
+    distance. In training the features are normalised by the episode's own images, as in the authors'
+    code; outside training by population statistics, so that a prediction depends on no other query.
+    """
+
+    needs_population_statistics = True
+    max_way = None
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def adapt(self, support: Support) -> Tensor:
+        """Prototypes (B, N, D)."""
+        return prototypes(self._embed_episodes(support.x), support.y, support.n_way)
+
+    def classify(self, adapted: Tensor, query_x: Tensor) -> Tensor:
+        return -squared_distances(self._embed_episodes(query_x), adapted)
+
+    def meta_loss(self, episodes: EpisodeBatch) -> Tensor:
+        n_support = episodes.support_x.shape[1]
+        images = torch.cat([episodes.support_x, episodes.query_x], dim=1)
+        features = torch.stack([self.backbone(episode, len(episode)) for episode in images]).float()
+        centres = prototypes(features[:, :n_support], episodes.support_y, episodes.n_way)
+        return cross_entropy(-squared_distances(features[:, n_support:], centres), episodes.query_y)
+
+    def on_features(self) -> "ProtoNet":
+        return ProtoNet(Flatten())
+
+    def _embed_episodes(self, items: Tensor) -> Tensor:
+        """(B, I, *item) -> (B, I, D)."""
+        return self.embed(items.flatten(0, 1)).float().view(*items.shape[:2], -1)
+
+
+def prototypes(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
+    """Mean feature of each class (B, N, D) from features (B, S, D) and labels (B, S)."""
+    members = nn.functional.one_hot(labels, n_way).to(features.dtype)  # (B, S, N)
+    return members.transpose(1, 2) @ features / members.sum(1)[:, :, None]
+
+
+def squared_distances(queries: Tensor, centres: Tensor) -> Tensor:
+    """Squared Euclidean distances (B, Q, N) from queries (B, Q, D) to centres (B, N, D)."""
+    cross = queries @ centres.transpose(1, 2)
+    return queries.square().sum(2)[:, :, None] - 2 * cross + centres.square().sum(2)[:, None, :]

@@ -1,0 +1,108 @@
+"""What a learner may ask of a backbone, and batch normalisation with its statistics made explicit.
+
+Shapes: B images of one episode (its support, its query or both), R reference images, C,H,W, D features.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Backbone(nn.Module, ABC):
+    """Images to features. `n_reference` says whose statistics normalise the batch:
+
+    None      the population statistics set by `calibrate`: every image is treated alone;
+    R         the first R images of the batch, applied to all of it (R = B is the usual batch mode).
+    """
+
+    n_features: int
+
+    @abstractmethod
+    def forward(self, images: Tensor, n_reference: int | None) -> Tensor:
+        """(B, C, H, W) float -> (B, D) float."""
+
+
+class ReferenceNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy, 2015) that keeps no running average.
+
+    A running average would depend on the order of episodes and on how they are sharded over processes.
+    The population statistics are computed when they are needed, over given batches, as proposed by Wu and
+    Johnson, "Rethinking 'Batch' in BatchNorm", 2021; but the variance is the mean of the batches' own, as a
+    running average has it, without the variance between batches.
+    """
+
+    def __init__(self, n_channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(n_channels))
+        self.bias = nn.Parameter(torch.zeros(n_channels))
+        self.population_mean: Tensor
+        self.population_var: Tensor
+        self.register_buffer("population_mean", torch.zeros(n_channels))
+        self.register_buffer("population_var", torch.ones(n_channels))
+
+    def forward(self, x: Tensor, n_reference: int | None) -> Tensor:
+        if n_reference is None:
+            return F.batch_norm(
+                x, self.population_mean, self.population_var, self.weight, self.bias, False, 0, self.eps
+            )
+        if n_reference == len(x):
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0, self.eps)
+        var, mean = torch.var_mean(_at_least_float32(x[:n_reference]), dim=(0, 2, 3), correction=0)
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same images (B, C, H, W) with strides that are channels-last also where C = 1.
+
+    With one channel the two layouts are the same memory and torch keeps either strides; convolutions
+    choose their kernels by the strides.
+    """
+    n, c, h, w = images.shape
+    return images.contiguous(memory_format=torch.channels_last).as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
+
+
+@torch.no_grad()
+def calibrate(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the population statistics to the mean of those of `batches`, each (B, C, H, W).
+
+    Each batch is normalised by its own statistics on the way, as in training.
+    """
+    norms = [module for module in backbone.modules() if isinstance(module, ReferenceNorm)]
+    if not norms:
+        return
+    with _recording(norms) as seen:
+        for batch in batches:
+            backbone(batch, len(batch))
+    for norm in norms:
+        means, variances = zip(*seen[norm], strict=True)
+        norm.population_mean.copy_(torch.stack(means).mean(0))
+        norm.population_var.copy_(torch.stack(variances).mean(0))
+
+
+@contextmanager
+def _recording(norms: list[ReferenceNorm]) -> Iterator[dict[ReferenceNorm, list[tuple[Tensor, Tensor]]]]:
+    """Mean and variance of everything that enters each norm while the context is open."""
+    seen: dict[ReferenceNorm, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+
+    def record(norm: nn.Module, inputs: tuple[Tensor, int | None]) -> None:
+        assert isinstance(norm, ReferenceNorm)
+        var, mean = torch.var_mean(_at_least_float32(inputs[0]), dim=(0, 2, 3), correction=0)
+        seen[norm].append((mean, var))
+
+    handles = [norm.register_forward_pre_hook(record) for norm in norms]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,192 @@
+"""Models and training states on disk: tensors as safetensors, the rest as JSON, each file's SHA-256 beside.
+
+A folder is written under another name, synced, and renamed, so it is there whole or not at all.
+Damage after that is found by the hashes: safetensors loads a file with flipped bits without a word.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from pydantic import ValidationError as PydanticError
+from pydantic.dataclasses import dataclass as settings
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from kshot.algorithms import AlgorithmConfig, Learner
+from kshot.backbones import BackboneConfig
+from kshot.datasets.packed import ItemSpec
+from kshot.episode import EpisodeShape
+from kshot.errors import CheckpointError, ModelError
+from kshot.settings import STRICT
+from kshot.training import Progress, TrainingState
+
+_FORMAT_VERSION = 1
+_KEPT = 2
+_MANIFEST = "manifest.json"
+_NO_MODEL = "next: kshot train, or name a folder that holds model.json and weights.safetensors"
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class ModelConfig:
+    """What a learner is made of: enough to build it again and to feed it."""
+
+    algorithm: AlgorithmConfig
+    backbone: BackboneConfig
+    item: ItemSpec
+    train_shape: EpisodeShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    learner: Learner[Any]
+    config: ModelConfig
+
+    @property
+    def item(self) -> ItemSpec:
+        return self.config.item
+
+
+def build_learner(config: ModelConfig, *, init_seed: int = 0) -> Learner[Any]:
+    """A learner with fresh weights; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(init_seed)
+        backbone = config.backbone.build(channels=config.item.channels, image_size=config.item.image_size)
+        return config.algorithm.build(backbone, n_features=backbone.n_features, train_way=config.train_shape.n_way)
+
+
+def save_model(folder: Path, learner: Learner[Any], config: ModelConfig) -> None:
+    """Write model.json and weights.safetensors into `folder`, replacing what it held."""
+    weights = tensors_to_bytes(_on_cpu(learner.state_dict()))
+    description = {
+        "format_version": _FORMAT_VERSION,
+        "weights_sha256": sha256(weights).hexdigest(),
+        "config": TypeAdapter(ModelConfig).dump_python(config, mode="json"),
+    }
+    _write_folder(folder, {"weights.safetensors": weights, "model.json": _json_bytes(description)})
+
+
+def load_model(folder: Path) -> SavedModel:
+    """Read a model written by `save_model`, on the CPU, ready to adapt.
+
+    Raises ModelError when a file is missing, of another format version, or not as it was written.
+    """
+    try:
+        description = json.loads((folder / "model.json").read_bytes())
+        weights = (folder / "weights.safetensors").read_bytes()
+    except OSError as error:
+        raise ModelError(f"no model in {folder} ({error.strerror}: {error.filename}); {_NO_MODEL}") from error
+    except ValueError as error:
+        raise ModelError(f"{folder}/model.json is not JSON ({error}); {_NO_MODEL}") from error
+    if description.get("format_version") != _FORMAT_VERSION:
+        raise ModelError(
+            f"{folder}/model.json has format version {description.get('format_version')}; need {_FORMAT_VERSION}; "
+            "next: kshot train"
+        )
+    found = sha256(weights).hexdigest()
+    if found != description["weights_sha256"]:
+        raise ModelError(
+            f"{folder}/weights.safetensors has SHA-256 {found[:12]}; model.json names "
+            f"{description['weights_sha256'][:12]}: the weights are not those that were saved; next: kshot train"
+        )
+    try:
+        config = TypeAdapter(ModelConfig).validate_json(json.dumps(description["config"]))
+    except PydanticError as error:
+        raise ModelError(f"{folder}/model.json does not describe a model ({error}); {_NO_MODEL}") from error
+    learner = build_learner(config)
+    learner.load_state_dict(tensors_from_bytes(weights))
+    learner.eval()
+    return SavedModel(learner=learner, config=config)
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """Training states in step-000123 folders; the newest two are kept."""
+
+    folder: Path
+
+    def save(self, state: TrainingState) -> None:
+        files = {
+            "weights.safetensors": tensors_to_bytes(_on_cpu(state.weights)),
+            "optimizer.safetensors": tensors_to_bytes(_on_cpu(state.optimizer)),
+            "best_weights.safetensors": tensors_to_bytes(_on_cpu(state.best_weights)),
+            "progress.json": _json_bytes(asdict(state.progress)),
+        }
+        hashes = {name: sha256(content).hexdigest() for name, content in files.items()}
+        _write_folder(self.folder / f"step-{state.progress.step:09d}", files | {_MANIFEST: _json_bytes(hashes)})
+        for old in self._newest_first()[_KEPT:]:
+            shutil.rmtree(old)
+
+    def latest(self) -> TrainingState | None:
+        """The newest intact state; None when nothing was ever saved.
+
+        Raises CheckpointError when there are states and all are damaged.
+        """
+        saved = self._newest_first()
+        for candidate in saved:
+            state = _read_state(candidate)
+            if state is not None:
+                return state
+        if saved:
+            raise CheckpointError(
+                f"{len(saved)} checkpoints in {self.folder}, none as it was written; need one intact; "
+                f"next: rm -r {self.folder} and train from the start"
+            )
+        return None
+
+    def _newest_first(self) -> list[Path]:
+        return sorted((p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name)), reverse=True)
+
+
+def _read_state(folder: Path) -> TrainingState | None:
+    """The state in `folder`, or None when a file is missing or differs from its hash."""
+    try:
+        hashes: Mapping[str, str] = json.loads((folder / _MANIFEST).read_bytes())
+        files = {name: (folder / name).read_bytes() for name in hashes}
+    except (OSError, ValueError):
+        return None
+    if any(sha256(files[name]).hexdigest() != expected for name, expected in hashes.items()):
+        return None
+    return TrainingState(
+        progress=TypeAdapter(Progress).validate_json(files["progress.json"]),
+        weights=tensors_from_bytes(files["weights.safetensors"]),
+        optimizer=tensors_from_bytes(files["optimizer.safetensors"]),
+        best_weights=tensors_from_bytes(files["best_weights.safetensors"]),
+    )
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make `folder` hold exactly `files`, all or none of them."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name, content in files.items():
+        with (unfinished / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

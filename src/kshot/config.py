@@ -1,0 +1,129 @@
+"""params.yaml -> typed settings. The only reader of that file."""
+
+import json
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, TypeAdapter
+from pydantic import ValidationError as PydanticError
+from pydantic.dataclasses import dataclass as settings
+
+from kshot.algorithms import AlgorithmConfig
+from kshot.backbones import BackboneConfig
+from kshot.datasets.facts import FactSettings
+from kshot.errors import ConfigError
+from kshot.evaluation import EvaluationSettings
+from kshot.settings import STRICT
+from kshot.task_pool import TaskPoolSettings
+from kshot.training import TrainingSettings
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class DatasetSettings:
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class MetaTrainSettings:
+    algorithm: AlgorithmConfig
+    backbone: BackboneConfig
+    training: TrainingSettings
+    n_processes: Annotated[int, Field(ge=1)] = 1
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
+    keep_freed_memory: bool = True  # glibc: do not give freed memory back between steps
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class RegisterSettings:
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class Params:
+    """Every setting of a run, one section for each stage."""
+
+    seed: Annotated[int, Field(ge=0)]
+    dataset: DatasetSettings
+    validate: FactSettings
+    task_pool: TaskPoolSettings
+    meta_train: MetaTrainSettings
+    evaluate: EvaluationSettings
+    register: RegisterSettings
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params file. Raises ConfigError with the full path of the first bad key."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no {path}; need a params file; next: run in the project folder, or kshot preset demo"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return params_from(raw, source=str(path))
+
+
+def params_from(raw: Any, *, source: str) -> Params:
+    """Settings from the parsed content of a params file called `source`."""
+    try:
+        return TypeAdapter(Params).validate_json(json.dumps(raw))
+    except (PydanticError, TypeError) as error:
+        raise ConfigError(_one_line(error, raw, source)) from error
+
+
+def _one_line(error: PydanticError | TypeError, raw: Any, source: str) -> str:
+    if isinstance(error, TypeError):
+        return f"{source}: {error}; need plain YAML values"
+    first = error.errors()[0]
+    key = ".".join(map(str, _without_tags(first["loc"], raw)))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    match first["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return f"{source}: unknown key {key}{_nearest(first['loc'])}{more}"
+        case "missing" | "missing_argument":
+            return f"{source}: {key} is missing{more}"
+        case _:
+            return f"{source}: {key} is {first['input']!r}: {first['msg']}{more}"
+
+
+def _without_tags(location: tuple[int | str, ...], raw: Any) -> Iterator[int | str]:
+    """The parts of a location that are keys of the file: pydantic adds the name of the chosen alternative."""
+    node = raw
+    for part in location:
+        if isinstance(node, dict) and part not in node and node.get("name") == part:
+            continue
+        yield part
+        node = node.get(part) if isinstance(node, dict) else node[part] if isinstance(part, int) else None
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """The known setting whose name is nearest to the unknown key, as a suggestion."""
+    known = _known_keys(location[:-1])
+    matches = get_close_matches(str(location[-1]), known, n=1)
+    return f"; did you mean {matches[0]}?" if matches else f"; known: {', '.join(sorted(known))}"
+
+
+def _known_keys(section: tuple[int | str, ...]) -> list[str]:
+    """Names of the settings that the section at this path may hold."""
+    schema = TypeAdapter(Params).json_schema()
+    node = schema
+    for part in section:
+        node = _resolve(schema, node, part)
+    return list(node.get("properties", {}))
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any], part: int | str) -> dict[str, Any]:
+    """One step down the JSON schema: a property, a list item, or a tagged alternative."""
+    if "properties" in node and part in node["properties"]:
+        node = node["properties"][part]
+    elif "discriminator" in node:
+        node = {"$ref": node["discriminator"]["mapping"].get(part, "")}
+    elif "items" in node:
+        node = node["items"]
+    reference = str(node.get("$ref", ""))
+    resolved: dict[str, Any] = schema["$defs"][reference.split("/")[-1]] if reference else node
+    return resolved

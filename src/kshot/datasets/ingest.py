@@ -1,0 +1,227 @@
+"""From a source to a packed dataset: read, check, convert, split, publish."""
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kshot.datasets.images import DecodedItem, read_item
+from kshot.datasets.packed import INFO_FILE, ItemSpec, Quarantined, Rotations, Splits, read_info
+from kshot.datasets.sources import Source, SourceFile, check_class_names, open_source
+from kshot.datasets.splits import SeededSplits, assign_splits
+from kshot.datasets.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_atomically
+from kshot.errors import DataError
+
+Progress = Callable[[int, int], None]  # items done, items in all
+
+QUARANTINE_FILE = "quarantine.csv"
+DEFAULT_ITEM = ItemSpec(image_size=84, channels=3)
+
+_FILES_AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltIn:
+    """A dataset that kshot knows how to make or fetch; a row of the table in `kshot.datasets`."""
+
+    item: ItemSpec
+    rotations: Rotations
+    source: str
+    licence: str
+    n_items: int
+    records: Callable[[], Iterator[Record]]
+    splits: Callable[[], Splits]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestReport:
+    """What an ingest did: items added and skipped (already there), files refused, and what is there now."""
+
+    folder: Path
+    added: int
+    skipped: int
+    quarantined: tuple[Quarantined, ...]
+    n_items: int
+    splits: Splits
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.splits.by_class())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRequest:
+    """Splits `given` by class, which come before a CSV's column, and how to draw them when none are."""
+
+    given: Mapping[str, str] = field(default_factory=dict)
+    seeded: SeededSplits = field(default_factory=SeededSplits)
+
+
+def _no_progress(done: int, total: int) -> None:
+    pass
+
+
+def ingest(
+    source: Path,
+    name: str,
+    data_folder: Path,
+    *,
+    item: ItemSpec | None = None,
+    rotations: Rotations | None = None,
+    licence: str = "",
+    splits: SplitRequest | None = None,
+    progress: Progress = _no_progress,
+    shard_limit_bytes: int = SHARD_LIMIT_BYTES,
+) -> IngestReport:
+    """Pack the images of `source` into data_folder/name, or append those that are new.
+
+    `source` is a folder of class folders, a CSV, or a zip or tar of either (see `sources`). `item` and
+    `rotations` default to those of the dataset when it exists, else to 84x84 colour without rotations.
+    Damaged files are listed in dataset.json and quarantine.csv. Raise DataError when nothing usable
+    remains, and for whatever would make the dataset ambiguous; the dataset is then as it was.
+    """
+    folder = dataset_folder(data_folder, name)
+    before = read_info(folder) if (folder / INFO_FILE).is_file() else None
+    item = item or (before.item if before else DEFAULT_ITEM)
+    rotations = rotations or (before.rotations if before else (0,))
+    splits = splits or SplitRequest()
+    with (
+        open_source(source) as opened,
+        PackedWriter(
+            folder,
+            item=item,
+            source=opened.name,
+            licence=licence,
+            rotations=rotations,
+            shard_limit_bytes=shard_limit_bytes,
+        ) as writer,
+    ):
+        check_class_names([*writer.class_groups, *dict.fromkeys(file.class_name for file in opened.files)])
+        refused = [*opened.refused, *_add_files(writer, opened, item, progress)]
+        quarantined = tuple(sorted(refused, key=lambda row: row.source))
+        if writer.added + writer.skipped == 0:
+            raise DataError(_nothing_usable(source, quarantined))
+        given = {**opened.given_splits, **splits.given}
+        seen = {*opened.given_splits, *(file.class_name for file in opened.files)}
+        emptied = seen - writer.class_groups.keys()  # no file of theirs is usable
+        assigned = assign_splits(
+            writer.class_groups,
+            given={class_name: split for class_name, split in given.items() if class_name not in emptied},
+            plan=splits.seeded,
+            before=writer.before.splits if writer.before else None,
+        )
+        return _publish(writer, assigned, quarantined)
+
+
+def ingest_built_in(
+    built_in: BuiltIn,
+    name: str,
+    data_folder: Path,
+    *,
+    progress: Progress = _no_progress,
+    shard_limit_bytes: int = SHARD_LIMIT_BYTES,
+) -> IngestReport:
+    """Make or fetch a built-in dataset into data_folder/name. Raise DataError when it cannot be had."""
+    with PackedWriter(
+        dataset_folder(data_folder, name),
+        item=built_in.item,
+        source=built_in.source,
+        licence=built_in.licence,
+        rotations=built_in.rotations,
+        shard_limit_bytes=shard_limit_bytes,
+    ) as writer:
+        for done, record in enumerate(built_in.records(), start=1):
+            writer.add(record)
+            progress(done, built_in.n_items)
+        return _publish(writer, built_in.splits(), ())
+
+
+def dataset_folder(data_folder: Path, name: str) -> Path:
+    """data_folder/name; DataError unless `name` is letters, digits, '.', '_' and '-', and begins with no dot."""
+    plain = name.replace("-", "").replace("_", "").replace(".", "")
+    if not (plain.isascii() and plain.isalnum()) or name.startswith((".", "-")):
+        raise DataError(f"found dataset name {name!r}; needed ASCII letters, digits, '.', '_' and '-'")
+    return data_folder / name
+
+
+def _add_files(writer: PackedWriter, source: Source, item: ItemSpec, progress: Progress) -> Iterator[Quarantined]:
+    """Add every readable file in order of id; yield the others."""
+    with _decoders(item) as decode:
+        for done, (file, decoded) in enumerate(decode(source.files), start=1):
+            if isinstance(decoded, DecodedItem):
+                writer.add(_record(file, decoded, source.name))
+            else:
+                yield Quarantined(source=file.id, reason=decoded)
+            progress(done, len(source.files))
+
+
+Decode = Callable[[tuple[SourceFile, ...]], Iterator[tuple[SourceFile, DecodedItem | str]]]
+
+
+@contextmanager
+def _decoders(item: ItemSpec) -> Iterator[Decode]:
+    """Threads that decode files in order, a bounded number ahead; a refused file gives its reason."""
+
+    def one(file: SourceFile) -> DecodedItem | str:
+        try:
+            return read_item(file.path, item)
+        except DataError as refusal:
+            return str(refusal)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+
+        def decode(files: tuple[SourceFile, ...]) -> Iterator[tuple[SourceFile, DecodedItem | str]]:
+            for start in range(0, len(files), _FILES_AT_ONCE):
+                some = files[start : start + _FILES_AT_ONCE]
+                yield from zip(some, threads.map(one, some), strict=True)
+
+        yield decode
+
+
+def _record(file: SourceFile, decoded: DecodedItem, source_name: str) -> Record:
+    return Record(
+        id=file.id,
+        class_name=file.class_name,
+        group=file.group,
+        pixels=decoded.pixels,
+        source=source_name,
+        width=decoded.width,
+        height=decoded.height,
+        mode=decoded.mode,
+    )
+
+
+def _publish(writer: PackedWriter, splits: Splits, quarantined: tuple[Quarantined, ...]) -> IngestReport:
+    _write_quarantine(writer.folder / QUARANTINE_FILE, quarantined)
+    info = writer.publish(splits, quarantined)
+    return IngestReport(
+        folder=writer.folder,
+        added=writer.added,
+        skipped=writer.skipped,
+        quarantined=quarantined,
+        n_items=info.n_items,
+        splits=info.splits,
+    )
+
+
+def _write_quarantine(path: Path, quarantined: tuple[Quarantined, ...]) -> None:
+    """The refused files as a table for people; dataset.json holds the same list."""
+    if not quarantined:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["source", "reason"])
+    table.writerows([row.source, row.reason] for row in quarantined)
+    write_atomically(path, text.getvalue().encode())
+
+
+def _nothing_usable(source: Path, quarantined: tuple[Quarantined, ...]) -> str:
+    if not quarantined:
+        return f"{source} holds no file in a class folder; needed class/file or group/class/file"
+    first = quarantined[0]
+    return f"{source}: none of {len(quarantined)} files is usable; the first is {first.source!r}: {first.reason}"

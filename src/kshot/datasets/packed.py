@@ -1,0 +1,310 @@
+"""The packed dataset: shards of pixels, a manifest with one row per item, and dataset.json.
+
+A folder is only ever appended to: new shards, then the manifest with the new rows at its end, then
+dataset.json. Until dataset.json is replaced the folder still reads as the version before, because a
+reader takes the shards that dataset.json lists and as many manifest rows as those shards hold.
+
+Shapes: n stored items, R rotations, C classes (rotations included), H = W = image_size, 1 or 3 channels.
+"""
+
+import hashlib
+import io
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as settings
+
+from kshot.errors import DataError
+from kshot.sampling import ClassTable
+from kshot.settings import STRICT
+
+Int = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+Rotations = tuple[Literal[0, 90, 180, 270], ...]  # degrees, counter-clockwise
+
+SPLITS = ("meta_train", "meta_val", "meta_test")
+FORMAT_VERSION = 1
+RESIDENT_LIMIT_BYTES = 2**30  # a dataset up to this size is read into memory at its first gather
+
+MANIFEST_FILE, INFO_FILE = "manifest.parquet", "dataset.json"
+_RESTORE = "next: dvc checkout --force data.dvc, or remove the folder and ingest again"
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("class", pa.string()),
+        ("group", pa.string()),
+        ("sha256", pa.string()),
+        ("source", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("version", pa.int32()),
+    ]
+)
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class ItemSpec:
+    """How an image becomes an item: (image_size, image_size, channels) uint8, inverted when asked."""
+
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    channels: Literal[1, 3]
+    invert: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.image_size, self.image_size, self.channels)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.image_size * self.image_size * self.channels
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class Shard:
+    file: str
+    items: int
+    sha256: str
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class Quarantined:
+    """A file that the last ingest refused, by its path in the source, and why."""
+
+    source: str
+    reason: str
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class Splits:
+    """Base class names of each split; a class is in exactly one."""
+
+    meta_train: tuple[str, ...] = ()
+    meta_val: tuple[str, ...] = ()
+    meta_test: tuple[str, ...] = ()
+
+    def of(self, split: str) -> tuple[str, ...]:
+        by_name = {"meta_train": self.meta_train, "meta_val": self.meta_val, "meta_test": self.meta_test}
+        if split not in by_name:
+            raise DataError(f"no class split {split!r}; needed one of {', '.join(SPLITS)}")
+        return by_name[split]
+
+    def by_class(self) -> dict[str, str]:
+        return {name: split for split in SPLITS for name in self.of(split)}
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class DatasetInfo:
+    """The contents of dataset.json."""
+
+    name: str
+    source: str
+    licence: str
+    item: ItemSpec
+    rotations: Rotations = (0,)
+    splits: Splits
+    shards: tuple[Shard, ...]
+    quarantined: tuple[Quarantined, ...] = ()
+    format_version: Literal[1] = 1
+
+    @property
+    def n_items(self) -> int:
+        return sum(shard.items for shard in self.shards)
+
+
+class PackedDataset:
+    """Read access to one packed dataset. Rotations multiply items and classes without storing them.
+
+    Virtual item index = rotation_index * n + stored index. Classes are numbered in order of their first
+    item, each with its rotations side by side, so an append never renumbers a class.
+    """
+
+    def __init__(self, folder: Path, info: DatasetInfo) -> None:
+        self.folder = folder
+        self.info = info
+
+    @classmethod
+    def open(cls, folder: Path) -> "PackedDataset":
+        """Raise DataError unless `folder` holds dataset.json and every file it lists at its full size."""
+        if not (folder / INFO_FILE).is_file():
+            raise DataError(_missing(folder))
+        info = read_info(folder)
+        for shard in info.shards:
+            _check_shard_size(folder / shard.file, shard, info.item)
+        return cls(folder, info)
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def item(self) -> ItemSpec:
+        return self.info.item
+
+    @property
+    def n_stored(self) -> int:
+        return self.info.n_items
+
+    @cached_property
+    def manifest(self) -> pd.DataFrame:
+        """One row per stored item, in shard order; columns id, class, group, sha256, source, width, ..."""
+        return read_manifest(self.folder, self.info)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """(C,) names; with rotations each name ends in its angle, as in "Angelic/character01/rot090"."""
+        if len(self.info.rotations) == 1:
+            return tuple(self._base_classes)
+        return tuple(f"{name}/rot{angle:03d}" for name in self._base_classes for angle in self.info.rotations)
+
+    @cached_property
+    def group_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._group_of_class.values()))
+
+    @cached_property
+    def class_groups(self) -> Int:
+        """(C,) number of each class's group in `group_names`."""
+        numbers = {name: number for number, name in enumerate(self.group_names)}
+        base = np.array([numbers[group] for group in self._group_of_class.values()], dtype=np.int64)
+        return np.repeat(base, len(self.info.rotations))
+
+    @cached_property
+    def labels(self) -> Int:
+        """(R * n,) class number of every virtual item."""
+        base = self.manifest["class"].map(self._base_classes).to_numpy(dtype=np.int64)
+        n_rotations = len(self.info.rotations)
+        return np.concatenate([base * n_rotations + rotation for rotation in range(n_rotations)])
+
+    def class_ids(self, split: str) -> Int:
+        """Numbers of the classes of `split`; a rotated class is in its base class's split."""
+        base = np.array([self._base_classes[name] for name in self.info.splits.of(split)], dtype=np.int64)
+        n_rotations = len(self.info.rotations)
+        return np.sort((base[:, None] * n_rotations + np.arange(n_rotations)).ravel())
+
+    def class_table(self, split: str) -> ClassTable:
+        return ClassTable.from_labels(self.labels, self.class_ids(split), self.class_groups)
+
+    def gather(self, indices: Int) -> Pixels:
+        """Pixels (*indices.shape, H, W, channels) of virtual items, rotated counter-clockwise as asked."""
+        indices = np.asarray(indices, dtype=np.int64)
+        flat = indices.ravel()
+        if flat.size and not 0 <= flat.min() <= flat.max() < len(self.info.rotations) * self.n_stored:
+            raise IndexError(f"item indices must be in 0..{len(self.info.rotations) * self.n_stored - 1}")
+        rotation, stored = np.divmod(flat, self.n_stored)
+        pixels = self._stored(stored)
+        for number, angle in enumerate(self.info.rotations):
+            if angle:
+                rows = np.flatnonzero(rotation == number)
+                pixels[rows] = np.rot90(pixels[rows], k=angle // 90, axes=(1, 2))
+        return pixels.reshape(*indices.shape, *self.item.shape)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 over dataset.json (which holds the hash of every shard) and the manifest's rows."""
+        digest = hashlib.sha256(info_json(self.info))
+        for column in self.manifest.columns:
+            digest.update(json.dumps([column, self.manifest[column].tolist()]).encode())
+        return digest.hexdigest()
+
+    def verify(self) -> None:
+        """Read every shard and raise DataError when one is not the bytes that were written."""
+        for shard in self.info.shards:
+            with (self.folder / shard.file).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != shard.sha256:
+                raise DataError(
+                    f"{self.folder / shard.file} has sha256 {found[:12]}; dataset.json says {shard.sha256[:12]}; "
+                    "next: dvc checkout --force data.dvc, or ingest again"
+                )
+
+    @cached_property
+    def _group_of_class(self) -> dict[str, str]:
+        first = self.manifest.drop_duplicates("class")
+        return dict(zip(first["class"].tolist(), first["group"].tolist(), strict=True))
+
+    @cached_property
+    def _base_classes(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self._group_of_class)}
+
+    @cached_property
+    def _shards(self) -> tuple[Pixels, ...]:
+        mapped = [np.load(self.folder / shard.file, mmap_mode="r") for shard in self.info.shards]
+        if self.n_stored * self.item.size_bytes > RESIDENT_LIMIT_BYTES:
+            return tuple(mapped)
+        return (np.concatenate(mapped),)
+
+    def _stored(self, stored: Int) -> Pixels:
+        shards = self._shards
+        if len(shards) == 1:
+            return np.asarray(shards[0][stored])
+        ends = np.cumsum([len(shard) for shard in shards])
+        shard_of_item = np.searchsorted(ends, stored, side="right")
+        pixels = np.empty((len(stored), *self.item.shape), dtype=np.uint8)
+        for number in np.unique(shard_of_item):
+            rows = np.flatnonzero(shard_of_item == number)
+            start = ends[number] - len(shards[number])
+            pixels[rows] = shards[number][stored[rows] - start]
+        return pixels
+
+
+def npy_header(n_items: int, item: ItemSpec) -> bytes:
+    buffer = io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": (n_items, *item.shape)}
+    np.lib.format.write_array_header_1_0(buffer, description)
+    return buffer.getvalue()
+
+
+def read_manifest(folder: Path, info: DatasetInfo) -> pd.DataFrame:
+    try:
+        table = pq.read_table(folder / MANIFEST_FILE, schema=MANIFEST_SCHEMA)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{folder / MANIFEST_FILE} cannot be read ({_first_line(error)}); {_RESTORE}") from error
+    if len(table) < info.n_items:
+        raise DataError(f"{folder / MANIFEST_FILE} has {len(table)} rows; dataset.json says {info.n_items}; {_RESTORE}")
+    rows: pd.DataFrame = table.slice(0, info.n_items).to_pandas()
+    return rows
+
+
+def info_json(info: DatasetInfo) -> bytes:
+    value = TypeAdapter(DatasetInfo).dump_python(info, mode="json")
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_info(folder: Path) -> DatasetInfo:
+    path = folder / INFO_FILE
+    try:
+        return TypeAdapter(DatasetInfo).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise DataError(
+            f"{path} is not format version {FORMAT_VERSION} ({where}: {first['msg']}); {_RESTORE}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _check_shard_size(path: Path, shard: Shard, item: ItemSpec) -> None:
+    needed = len(npy_header(shard.items, item)) + shard.items * item.size_bytes
+    found = path.stat().st_size if path.is_file() else 0
+    if found != needed:
+        raise DataError(f"{path} has {found} bytes; dataset.json needs {needed}; {_RESTORE}")
+
+
+def _missing(folder: Path) -> str:
+    from kshot.datasets import BUILT_IN  # the table imports this module
+
+    parent = folder.parent
+    found = sorted(path.parent.name for path in parent.glob(f"*/{INFO_FILE}")) if parent.is_dir() else []
+    source = folder.name if folder.name in BUILT_IN else f"PATH --name {folder.name}"
+    return f"no dataset at {folder}; found: {', '.join(found) or 'none'}; next: kshot ingest {source}"

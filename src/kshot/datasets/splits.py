@@ -1,0 +1,160 @@
+"""Which classes are for meta-training, validation and test: given by the user, or drawn from a seed."""
+
+import csv
+import unicodedata
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass as settings
+
+from kshot.datasets.packed import SPLITS, Splits
+from kshot.errors import DataError
+from kshot.seeding import generator
+from kshot.settings import STRICT
+
+_NAMES = {name: split for split in SPLITS for name in (split, split.removeprefix("meta_"))}
+_SHOWN = 5  # how many names an error lists
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class SeededSplits:
+    """Every class, or every group with all its classes, drawn into one split; fractions count classes."""
+
+    by: Literal["class", "group"] = "class"
+    seed: int = 1
+    meta_train: Fraction = 0.64
+    meta_val: Fraction = 0.16
+    meta_test: Fraction = 0.20
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = self.meta_train + self.meta_val + self.meta_test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the fractions sum to {total:g}; needed 1")
+        return self
+
+
+def read_splits(path: Path) -> dict[str, str]:
+    """A CSV of class,split -> split of each class; train, val, test are short for meta_train, ..."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a CSV of class,split: {error}") from error
+    given: dict[str, str] = {}
+    for line, row in enumerate(rows, start=1):
+        if not row or (line == 1 and [cell.strip() for cell in row] == ["class", "split"]):
+            continue
+        if len(row) != 2:
+            raise DataError(f"{path} line {line}: found {len(row)} columns; needed class,split")
+        add_given(given, row[0].strip(), row[1], where=f"{path} line {line}")
+    return given
+
+
+def add_given(given: dict[str, str], class_name: str, split: str, *, where: str) -> None:
+    """Note that the user puts `class_name` into `split`; DataError when that is no split, or another than before."""
+    if split.strip() not in _NAMES:
+        raise DataError(f"{where}: found split {split.strip()!r}; needed one of {', '.join(SPLITS)}")
+    class_name = unicodedata.normalize("NFC", class_name)
+    known = given.setdefault(class_name, _NAMES[split.strip()])
+    if known != _NAMES[split.strip()]:
+        raise DataError(f"{where}: class {class_name!r} is in {known} and in {split.strip()}; needed one split a class")
+
+
+def assign_splits(
+    class_groups: Mapping[str, str],
+    *,
+    given: Mapping[str, str],
+    plan: SeededSplits,
+    before: Splits | None = None,
+) -> Splits:
+    """Put each class of `class_groups` (class -> group) into exactly one split.
+
+    A class of the dataset as it was `before` keeps its split. A new class goes where it is `given`; when
+    nothing says, in a first ingest as `plan` draws it, and on an append with its group, where all known
+    classes of that group are in one split, else to meta_train. Raise DataError
+    when `given` moves a class, names an unknown one, or covers only some classes of a first ingest.
+    """
+    _check_known(given, class_groups)
+    kept = before.by_class() if before else {}
+    moved = [name for name, split in given.items() if kept.get(name, split) != split]
+    if moved:
+        raise DataError(
+            f"{_listed(moved)} would leave {kept[moved[0]]} for {given[moved[0]]}; a class keeps its split, "
+            "because models were trained on it; to split anew, ingest under a new --name"
+        )
+    new = {name: group for name, group in class_groups.items() if name not in kept}
+    if before is not None:
+        with_group = _split_of_whole_groups(class_groups, kept)
+        assigned = {name: given.get(name, with_group.get(group, "meta_train")) for name, group in new.items()}
+    elif given:
+        assigned = _all_given(new, given)
+    else:
+        assigned = _drawn(new, plan)
+    return _collected({**kept, **assigned})
+
+
+def _split_of_whole_groups(class_groups: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
+    """The split of every named group whose known classes share one."""
+    found: dict[str, set[str]] = {}
+    for name, split in kept.items():
+        found.setdefault(class_groups[name], set()).add(split)
+    return {group: next(iter(splits)) for group, splits in found.items() if group and len(splits) == 1}
+
+
+def _check_known(given: Mapping[str, str], class_groups: Mapping[str, str]) -> None:
+    unknown = [name for name in given if name not in class_groups]
+    if unknown:
+        near = get_close_matches(unknown[0], class_groups, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"a split is given for {_listed(unknown)}, but the dataset has no such class{hint}")
+
+
+def _all_given(classes: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    without = [name for name in classes if name not in given]
+    if without:
+        raise DataError(f"splits are given, but none for {_listed(without)}; needed one for every class")
+    return {name: given[name] for name in classes}
+
+
+def _drawn(class_groups: Mapping[str, str], plan: SeededSplits) -> dict[str, str]:
+    units: dict[str, list[str]] = {}
+    for name in sorted(class_groups):
+        units.setdefault(class_groups[name] if plan.by == "group" else name, []).append(name)
+    if len(units) < len(SPLITS):
+        what = "groups" if plan.by == "group" else "classes"
+        raise DataError(f"found {len(units)} {what}; needed at least {len(SPLITS)}, one for each split")
+    names = sorted(units)
+    order = [names[index] for index in generator(plan.seed, "splits").permutation(len(names))]
+    sizes = np.cumsum([len(units[unit]) for unit in order])
+    first, second = _boundaries(sizes, plan)
+    return {
+        name: SPLITS[int(number >= first) + int(number >= second)]
+        for number, unit in enumerate(order)
+        for name in units[unit]
+    }
+
+
+def _boundaries(sizes: np.ndarray[tuple[int], np.dtype[np.int64]], plan: SeededSplits) -> tuple[int, int]:
+    """Where meta_val and meta_test begin among units of cumulated `sizes`; no split is left empty."""
+    total, n_units = int(sizes[-1]), len(sizes)
+    first = int(np.abs(sizes - plan.meta_train * total).argmin()) + 1
+    first = min(max(first, 1), n_units - 2)
+    second = int(np.abs(sizes - (plan.meta_train + plan.meta_val) * total).argmin()) + 1
+    return first, min(max(second, first + 1), n_units - 1)
+
+
+def _collected(split_of_class: Mapping[str, str]) -> Splits:
+    names = {split: tuple(sorted(name for name, of in split_of_class.items() if of == split)) for split in SPLITS}
+    return Splits(meta_train=names["meta_train"], meta_val=names["meta_val"], meta_test=names["meta_test"])
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:_SHOWN]))
+    return f"class {shown}" if len(names) == 1 else f"{len(names)} classes ({shown}{', ...' if names[_SHOWN:] else ''})"

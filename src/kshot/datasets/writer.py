@@ -1,0 +1,264 @@
+"""Writes packed datasets: begins one, or appends to one, without ever rewriting a shard."""
+
+import fcntl
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kshot.datasets.packed import (
+    INFO_FILE,
+    MANIFEST_FILE,
+    MANIFEST_SCHEMA,
+    DatasetInfo,
+    ItemSpec,
+    Pixels,
+    Quarantined,
+    Rotations,
+    Shard,
+    Splits,
+    info_json,
+    npy_header,
+    read_info,
+    read_manifest,
+)
+from kshot.errors import DataError
+
+SHARD_LIMIT_BYTES = 256 * 2**20
+_REPEATED = ["class", "group", "source", "mode"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """An item on its way into a packed dataset: pixels (H, W, channels) and what is known of the original.
+
+    `width`, `height` and `mode` are the original's, `mode` as Pillow names it.
+    """
+
+    id: str
+    class_name: str
+    group: str
+    pixels: Pixels
+    source: str
+    width: int
+    height: int
+    mode: str
+
+
+class PackedWriter:
+    """Appends records to the packed dataset in `folder`, or begins one.
+
+    Use as a context manager: `add` every record, then `publish`. Leaving without `publish` removes what
+    was written and the dataset stays as it was. One writer at a time holds the folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        item: ItemSpec,
+        source: str,
+        licence: str,
+        rotations: Rotations = (0,),
+        shard_limit_bytes: int = SHARD_LIMIT_BYTES,
+    ) -> None:
+        self.folder = folder
+        self.class_groups: dict[str, str] = {}  # every class, old and new, with its group
+        self.before: DatasetInfo | None = None  # as published when this writer took the folder
+        self.added = self.skipped = 0
+        self._item, self._rotations, self._source, self._licence = item, rotations, source, licence
+        self._items_per_shard = max(shard_limit_bytes // item.size_bytes, 1)
+        self._columns: dict[str, list[str | int]] = {name: [] for name in MANIFEST_SCHEMA.names}
+        self._known: dict[str, tuple[str, str]] = {}  # id -> sha256, class
+        self._shards: list[Shard] = []
+        self._pending: list[bytes] = []
+        self._version = 1
+
+    def __enter__(self) -> Self:
+        """Raise DataError when another writer has the folder, or it holds items of another kind."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder)
+        try:
+            if (self.folder / INFO_FILE).is_file():
+                self._continue(read_info(self.folder))
+            self._sweep()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._sweep()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+        os.close(self._lock)
+
+    def add(self, record: Record) -> bool:
+        """Append one record; False when the very same item is already there.
+
+        Raise DataError when its id is known with other pixels or another class, or its class with
+        another group.
+        """
+        if record.pixels.shape != self._item.shape or record.pixels.dtype != np.uint8:
+            raise ValueError(f"{record.id}: pixels {record.pixels.shape}; the dataset holds {self._item.shape} uint8")
+        content = record.pixels.tobytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        if record.id in self._known:
+            self._check_same(record, sha256)
+            self.skipped += 1
+            return False
+        self._check_group(record)
+        self._known[record.id] = (sha256, record.class_name)
+        self.class_groups[record.class_name] = record.group
+        row: tuple[str | int, ...] = (
+            *(record.id, record.class_name, record.group, sha256, record.source),
+            *(record.width, record.height, record.mode, self._version),
+        )
+        for column, value in zip(self._columns.values(), row, strict=True):
+            column.append(value)
+        self._pending.append(content)
+        self.added += 1
+        if len(self._pending) == self._items_per_shard:
+            self._write_shard()
+        return True
+
+    def publish(self, splits: Splits, quarantined: tuple[Quarantined, ...] = ()) -> DatasetInfo:
+        """Make the records visible: last shard, manifest, and dataset.json last."""
+        if not self._known:
+            raise DataError(f"no item to write into {self.folder}; needed at least one")
+        if self._pending:
+            self._write_shard()
+        before = self.before.shards if self.before else ()
+        info = DatasetInfo(
+            name=self.folder.name,
+            source=self._source,
+            licence=self._licence,
+            item=self._item,
+            rotations=self._rotations,
+            splits=splits,
+            shards=(*before, *self._shards),
+            quarantined=quarantined,
+        )
+        if self.added or self._manifest_is_ahead():
+            write_atomically(self.folder / MANIFEST_FILE, _manifest_parquet(self._columns))
+        write_atomically(self.folder / INFO_FILE, info_json(info))
+        return info
+
+    def _continue(self, before: DatasetInfo) -> None:
+        if before.item != self._item or before.rotations != self._rotations:
+            raise DataError(
+                f"{self.folder} holds items of {before.item} with rotations {list(before.rotations)}, not "
+                f"{self._item} with {list(self._rotations)}; append with the same settings, "
+                "or ingest under a new --name"
+            )
+        manifest = read_manifest(self.folder, before)
+        self.before = before
+        self.class_groups = dict(zip(manifest["class"], manifest["group"], strict=True))
+        self._columns = {name: manifest[name].tolist() for name in MANIFEST_SCHEMA.names}
+        self._known = dict(zip(manifest["id"], zip(manifest["sha256"], manifest["class"], strict=True), strict=True))
+        self._version = int(manifest["version"].max()) + 1
+        self._source, self._licence = _joined(before.source, self._source), _joined(before.licence, self._licence)
+
+    def _manifest_is_ahead(self) -> bool:
+        """Whether the manifest keeps rows of an ingest that did not come to write dataset.json."""
+        rows: int = pq.read_metadata(self.folder / MANIFEST_FILE).num_rows
+        return rows != len(self._known)
+
+    def _check_same(self, record: Record, sha256: str) -> None:
+        known_sha256, known_class = self._known[record.id]
+        if known_sha256 != sha256:
+            raise DataError(
+                f"item {record.id!r} is already in {self.folder} with other pixels "
+                f"(sha256 {known_sha256[:12]}, now {sha256[:12]}); needed a new file name for a new image"
+            )
+        if known_class != record.class_name:
+            raise DataError(
+                f"item {record.id!r} is already in {self.folder} as class {known_class!r}, "
+                f"now {record.class_name!r}; to relabel, ingest under a new --name"
+            )
+
+    def _check_group(self, record: Record) -> None:
+        group = self.class_groups.get(record.class_name, record.group)
+        if group != record.group:
+            raise DataError(
+                f"class {record.class_name!r} is in group {group!r}, but {record.id!r} says {record.group!r}; "
+                "needed one group a class"
+            )
+
+    def _write_shard(self) -> None:
+        number = (len(self.before.shards) if self.before else 0) + len(self._shards)
+        file = f"items-{number:05d}.npy"
+        sha256 = write_atomically(self.folder / file, npy_header(len(self._pending), self._item), *self._pending)
+        self._shards.append(Shard(file=file, items=len(self._pending), sha256=sha256))
+        self._pending = []
+
+    def _sweep(self) -> None:
+        """Remove what a crashed or abandoned ingest left: temporary files and shards that nothing lists."""
+        info = read_info(self.folder) if (self.folder / INFO_FILE).is_file() else None
+        listed = {shard.file for shard in info.shards} if info else set()
+        for path in self.folder.iterdir():
+            orphan = path.match("items-*.npy") and path.name not in listed
+            if orphan or path.name.endswith(".tmp") or (info is None and path.name == MANIFEST_FILE):
+                path.unlink()
+
+
+def write_atomically(path: Path, *parts: bytes) -> str:
+    """Write `parts` to a temporary file, flush it to the disk, rename it to `path`; the sha256 of it all."""
+    digest = hashlib.sha256()
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        for part in parts:
+            digest.update(part)
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    with _folder(path.parent) as descriptor:
+        os.fsync(descriptor)
+    return digest.hexdigest()
+
+
+def _lock(folder: Path) -> int:
+    """An exclusive lock on the folder itself, so that no lock file is versioned with the data."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as busy:
+        os.close(descriptor)
+        raise DataError(f"another ingest is writing {folder}; wait for it to end") from busy
+    return descriptor
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _manifest_parquet(columns: Mapping[str, list[str | int]]) -> bytes:
+    """The same rows always give the same bytes: no pandas metadata, no statistics, fixed encodings."""
+    sink = io.BytesIO()
+    table = pa.table(dict(columns), schema=MANIFEST_SCHEMA)
+    pq.write_table(
+        table, sink, compression="zstd", compression_level=3, use_dictionary=_REPEATED, write_statistics=False
+    )
+    return sink.getvalue()
+
+
+def _joined(before: str, now: str) -> str:
+    """`now` after `before`, unless it is there already."""
+    if f"; {now};" in f"; {before};":
+        return before
+    return "; ".join(part for part in (before, now) if part)

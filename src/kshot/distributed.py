@@ -1,0 +1,81 @@
+"""Worker processes of one training job: devices, ranks, shares of the episodes, sums over all of them.
+
+Launch and restart are torchrun's. Two settings matter after a worker was killed: the new group must
+not read the dead workers' addresses from the store that the agent keeps, and must not wait half an
+hour for them.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+
+from kshot.errors import ConfigError
+from kshot.sampling import Int
+
+_GROUP_TIMEOUT_S = 60
+_MAX_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among `world_size`. With one process every method is the identity."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, numbers: Int) -> Int:
+        """This worker's part of `numbers`: the parts of all workers are disjoint and complete."""
+        return numbers[self.rank :: self.world_size]
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over all workers, in one message."""
+        if self.world_size == 1:
+            return
+        tensors = list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        distributed.all_reduce(flat)
+        for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(summed.view_as(tensor))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called auto, cpu or cuda; auto is the GPU where there is one, each worker has its own."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("meta_train.device is cuda; found no GPU that torch can use; next: set it to auto or cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+@contextmanager
+def joined_workers(device: torch.device) -> Iterator[Workers]:
+    """The group that torchrun started this process in, or a group of one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield Workers()
+        return
+    one_gpu_each = device.type == "cuda" and int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count()
+    backend = "nccl" if one_gpu_each else "gloo"  # NCCL refuses two workers on one GPU
+    distributed.init_process_group(backend, timeout=timedelta(seconds=_GROUP_TIMEOUT_S))
+    try:
+        yield Workers(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
+
+
+def torchrun_command(module: str, n_processes: int) -> tuple[list[str], dict[str, str]]:
+    """Command and environment that run `module` in `n_processes` workers, which end with this process."""
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
+    command = [sys.executable, "-m", "kshot.lifeline", *torchrun, f"--max-restarts={_MAX_RESTARTS}", "-m", module]
+    threads = max(1, (os.cpu_count() or 1) // n_processes)
+    own_store_after_restart = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return command, os.environ | own_store_after_restart | {"OMP_NUM_THREADS": str(threads)}

@@ -1,0 +1,269 @@
+"""What this machine and project folder have, what a run needs, and how to get what is missing.
+
+Versions come from package metadata, not from imports, so that a broken package does not break the check.
+"""
+
+import configparser
+import os
+import platform
+import shutil
+import socket
+import sqlite3
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from kshot.errors import KshotError
+
+_PYTHON = ">=3.11,<3.15"
+_FREE_BYTES = 2 * 2**30
+_CONNECT_TIMEOUT_S, _COMMAND_TIMEOUT_S = 1.0, 5.0
+_INSTALL = "pip install --require-hashes -r requirements.lock"
+_OMNIGLOT_FILES = ("images_background.zip", "images_evaluation.zip")
+_NAMES_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One finding; `fix` is the next command or step, "" where `ok`."""
+
+    name: str
+    ok: bool
+    found: str
+    needed: str
+    fix: str = ""
+
+
+def checks(root: Path) -> tuple[Check, ...]:
+    """Every check of the project folder `root` and of this environment; never raises for what it finds."""
+    params = _params(root)
+    return (
+        _python(),
+        _packages(root / "requirements.lock"),
+        _torch_pair(),
+        _git(root),
+        params.check,
+        _data(root, params.dataset),
+        _dvc_remote(root / ".dvc"),
+        _disk(root),
+        _gpu(),
+        _omniglot(os.environ.get("KSHOT_OMNIGLOT")),
+        _database("MLflow store", os.environ.get("MLFLOW_TRACKING_URI"), root / ".kshot" / "mlflow.db"),
+        _database("Prefect store", os.environ.get("PREFECT_API_URL"), _prefect_database(root)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ParamsFinding:
+    """The check of params.yaml, and the name of the dataset in it where it could be read."""
+
+    check: Check
+    dataset: str | None
+
+
+def _python() -> Check:
+    found = platform.python_version()
+    return _check("python", found in SpecifierSet(_PYTHON), found, _PYTHON, "install Python 3.11 and make a new .venv")
+
+
+def _packages(lock: Path) -> Check:
+    needed = "every package at the version in requirements.lock"
+    if not lock.is_file():
+        return _check("packages", False, f"no {lock}", needed, "run in the project folder")
+    installed = {canonicalize_name(d.name): d.version.partition("+")[0] for d in distributions()}
+    locked = _locked_versions(lock)
+    wrong = [
+        f"{name} {installed.get(canonicalize_name(name), 'missing')} (lock: {wanted})"
+        for name, wanted in locked.items()
+        if installed.get(canonicalize_name(name)) != wanted
+    ]
+    more = f" and {len(wrong) - _NAMES_SHOWN} more" if len(wrong) > _NAMES_SHOWN else ""
+    found = f"{len(locked) - len(wrong)} of {len(locked)} as locked"
+    details = f"; {', '.join(wrong[:_NAMES_SHOWN])}{more}" if wrong else ""
+    return _check("packages", not wrong, found + details, needed, _INSTALL)
+
+
+def _locked_versions(lock: Path) -> dict[str, str]:
+    """Version by package, of the lines whose markers hold here."""
+    versions = {}
+    for line in lock.read_text(encoding="utf-8").splitlines():
+        if not line or line[0] in " #-":
+            continue
+        try:
+            requirement = Requirement(line.rstrip("\\ "))
+        except InvalidRequirement:
+            continue
+        if requirement.marker is None or requirement.marker.evaluate():
+            versions[requirement.name] = str(requirement.specifier).removeprefix("==")
+    return versions
+
+
+def _torch_pair() -> Check:
+    needed = "torchvision made for the torch that is installed"
+    try:
+        torch, torchvision = version("torch"), version("torchvision")
+        wanted = [Requirement(text) for text in requires("torchvision") or ()]
+    except PackageNotFoundError as error:
+        return _check("torch and torchvision", False, f"no {error.name}", needed, _INSTALL)
+    fits = all(torch in requirement.specifier for requirement in wanted if requirement.name == "torch")
+    return _check("torch and torchvision", fits, f"torch {torch}, torchvision {torchvision}", needed, _INSTALL)
+
+
+def _git(root: Path) -> Check:
+    needed = "git, and the project folder in a repository"
+    if shutil.which("git") is None:
+        return _check("git", False, "no git on PATH", needed, "install git")
+    head = _output("git", "-C", str(root), "rev-parse", "--short", "HEAD")
+    found = f"commit {head}" if head else f"{root.resolve()} has no commit"
+    return _check("git", bool(head), found, needed, "clone the repository, or git init and commit")
+
+
+def _params(root: Path) -> _ParamsFinding:
+    needed = "params.yaml that kshot can read"
+    try:
+        from kshot.config import load_params  # imports torch, which takes seconds and may be missing
+
+        params = load_params(root / "params.yaml")
+    except ImportError as error:
+        return _ParamsFinding(check=_check("params", False, f"not read: {error}", needed, _INSTALL), dataset=None)
+    except KshotError as error:
+        check = _check("params", False, str(error), needed, "correct params.yaml, or kshot preset demo")
+        return _ParamsFinding(check=check, dataset=None)
+    learner = f"{params.meta_train.algorithm.name} on {params.meta_train.backbone.name}, data {params.dataset.name}"
+    return _ParamsFinding(check=_check("params", True, learner, needed, ""), dataset=params.dataset.name)
+
+
+def _data(root: Path, name: str | None) -> Check:
+    known = sorted(path.parent.name for path in (root / "data").glob("*/dataset.json"))
+    found = f"data/: {', '.join(known) or 'nothing'}"
+    if name is None:
+        return _check("data", False, found, "the dataset that params.yaml names", "correct params.yaml first")
+    fix = f"dvc pull, or kshot ingest PATH --name {name}"
+    return _check("data", name in known, found, f"data/{name}, as params.yaml says", fix)
+
+
+def _dvc_remote(folder: Path) -> Check:
+    needed = "a default DVC remote that can be reached"
+    remote = _remote_settings(folder)
+    if remote is None:
+        return _check("dvc remote", False, "none configured", needed, "dvc remote add --default NAME URL")
+    url, endpoint = remote.get("url", ""), remote.get("endpointurl")
+    if endpoint is not None:
+        fix = "start that server (make s3-demo), or dvc remote default NAME"
+        return _check("dvc remote", _reachable(endpoint), f"{url} at {_public(endpoint)}", needed, fix)
+    if "://" in url:
+        return _check("dvc remote", True, f"{url} (not contacted)", needed, "")
+    path = (folder / url).resolve()
+    state = "" if path.is_dir() else " (made by the first push)"
+    writable = os.access(_nearest_existing(path), os.W_OK)
+    return _check("dvc remote", writable, f"{path}{state}", needed, f"make {path} writable")
+
+
+def _remote_settings(folder: Path) -> Mapping[str, str] | None:
+    """Settings of the default remote; config.local goes before config, as in DVC."""
+    config = configparser.ConfigParser(interpolation=None)
+    try:
+        config.read([folder / "config", folder / "config.local"], encoding="utf-8")
+    except configparser.Error:
+        return None
+    name = config.get("core", "remote", fallback=None)
+    section = f"'remote \"{name}\"'"
+    return dict(config[section]) if config.has_section(section) else None
+
+
+def _disk(root: Path) -> Check:
+    free = shutil.disk_usage(root).free
+    needed = f"{_FREE_BYTES / 2**30:.0f} GiB free"
+    return _check(
+        "disk", free >= _FREE_BYTES, f"{free / 2**30:.1f} GiB free", needed, "free space, or dvc gc --workspace"
+    )
+
+
+def _gpu() -> Check:
+    needed = "nothing: a GPU only makes it faster"
+    names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    if not names:
+        return _check("gpu", True, "none; training runs on the CPU", needed, "")
+    without_cuda = _installed("torch").endswith("+cpu")
+    found = ", ".join(names.splitlines()) + (", but torch is built for the CPU only" if without_cuda else "")
+    return _check("gpu", not without_cuda, found, "torch built with CUDA, where there is a GPU", _INSTALL)
+
+
+def _omniglot(folder: str | None) -> Check:
+    needed = "only for make omniglot: a folder with " + " and ".join(_OMNIGLOT_FILES)
+    if not folder:
+        return _check("KSHOT_OMNIGLOT", True, "not set; make omniglot downloads the archives", needed, "")
+    missing = [name for name in _OMNIGLOT_FILES if not (Path(folder) / name).is_file()]
+    found = f"{folder} without {', '.join(missing)}" if missing else folder
+    return _check("KSHOT_OMNIGLOT", not missing, found, needed, "correct the variable, or unset it to download")
+
+
+def _database(name: str, address: str | None, file: Path) -> Check:
+    """A store at the server `address` where one is set, else the SQLite `file`, which the first run makes."""
+    needed = "a server that answers, or an intact SQLite file"
+    if address and not address.startswith("sqlite:"):
+        return _check(name, _reachable(address), _public(address), needed, "start that server, or unset the variable")
+    path = Path(address.removeprefix("sqlite:///")) if address else file
+    if not path.exists():
+        return _check(name, True, f"{path} (made by the first run)", needed, "")
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return _check(name, False, f"{path}: {error}", needed, "move the file away, or restore it from a copy")
+    return _check(name, True, str(path), needed, "")
+
+
+def _prefect_database(root: Path) -> Path:
+    return Path(os.environ.get("PREFECT_HOME") or root / ".kshot" / "prefect") / "prefect.db"
+
+
+def _reachable(address: str) -> bool:
+    """Whether something listens at the host and port of the URL."""
+    parts = urlsplit(address)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_TIMEOUT_S):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _public(address: str) -> str:
+    """The URL without the user and password that it may carry."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _output(*command: str) -> str:
+    """What the command prints; "" when it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _check(name: str, ok: bool, found: str, needed: str, fix: str) -> Check:
+    return Check(name=name, ok=ok, found=found, needed=needed, fix="" if ok else fix)

@@ -1,0 +1,96 @@
+"""The episode: an N-way K-shot problem, as a shape and as tensors.
+
+Shapes: B episodes, N way, K shot, Q queries a class, C,H,W one item.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor
+
+from kshot.errors import EpisodeError
+from kshot.settings import STRICT
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class EpisodeShape:
+    """N classes, K support items and Q query items of each."""
+
+    n_way: Annotated[int, Field(ge=2)]
+    k_shot: Annotated[int, Field(ge=1)]
+    n_query: Annotated[int, Field(ge=1)]
+
+    @property
+    def items_per_class(self) -> int:
+        return self.k_shot + self.n_query
+
+    def __str__(self) -> str:
+        return f"{self.n_way}-way {self.k_shot}-shot"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """The labelled items of a batch of episodes: x (B, S, *item), y (B, S) int64 in 0..n_way-1."""
+
+    x: Tensor
+    y: Tensor
+    n_way: int
+
+    def __post_init__(self) -> None:
+        _check_labelled("support", self.x, self.y, self.n_way)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeBatch:
+    """B episodes of one shape, support and query, ready for a learner.
+
+    support_x (B, N*K, *item) and query_x (B, N*Q, *item) are floating point; support_y and query_y
+    are int64 labels in 0..n_way-1. Raises EpisodeError when the tensors do not fit together.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    n_way: int
+
+    def __post_init__(self) -> None:
+        _check_labelled("support", self.support_x, self.support_y, self.n_way)
+        _check_labelled("query", self.query_x, self.query_y, self.n_way)
+        if self.support_x.shape[0] != self.query_x.shape[0]:
+            raise EpisodeError(
+                f"support holds {self.support_x.shape[0]} episodes, query {self.query_x.shape[0]}; need as many"
+            )
+
+    def __len__(self) -> int:
+        return self.support_x.shape[0]
+
+    @property
+    def support(self) -> Support:
+        return Support(x=self.support_x, y=self.support_y, n_way=self.n_way)
+
+    def one_by_one(self) -> Iterator["EpisodeBatch"]:
+        """The same episodes as batches of one."""
+        for i in range(len(self)):
+            yield EpisodeBatch(
+                support_x=self.support_x[i : i + 1],
+                support_y=self.support_y[i : i + 1],
+                query_x=self.query_x[i : i + 1],
+                query_y=self.query_y[i : i + 1],
+                n_way=self.n_way,
+            )
+
+
+def _check_labelled(part: str, x: Tensor, y: Tensor, n_way: int) -> None:
+    if y.dtype != torch.int64:
+        raise EpisodeError(f"{part} labels are {y.dtype}; need torch.int64")
+    if x.dim() < 3 or x.shape[:2] != y.shape:
+        raise EpisodeError(
+            f"{part} items are {tuple(x.shape)} and labels {tuple(y.shape)}; need (B, items, ...) and (B, items)"
+        )
+    if y.numel() and not (0 <= int(y.min()) and int(y.max()) < n_way):
+        raise EpisodeError(f"{part} labels span {int(y.min())}..{int(y.max())}; need 0..{n_way - 1}")

@@ -1,0 +1,55 @@
+"""Every error that kshot raises on purpose.
+
+KshotError                    exit 1
+├── UserError                 exit 2: the request cannot be met as given
+│   ├── ConfigError           a setting is unknown, missing, mistyped or out of range
+│   ├── DataError             a dataset, image, archive or class split is not usable
+│   │   └── ValidationError   the validate stage found critical failures
+│   ├── EpisodeError          an episode of this shape cannot be built or adapted to
+│   └── ModelError            a model cannot be found, read or used with this input
+├── CheckpointError           exit 1: no intact checkpoint where one was expected
+├── TrainingError             exit 1: meta-training cannot go on (NaN loss, lost worker)
+└── StageError                exit 1: a pipeline stage or an outside command failed
+
+A message states the value found, the value needed and, where there is one, the next command.
+"""
+
+
+class KshotError(Exception):
+    exit_code = 1
+
+
+class UserError(KshotError):
+    exit_code = 2
+
+
+class ConfigError(UserError, ValueError):
+    pass
+
+
+class DataError(UserError, ValueError):
+    pass
+
+
+class ValidationError(DataError):
+    pass
+
+
+class EpisodeError(UserError, ValueError):
+    pass
+
+
+class ModelError(UserError, ValueError):
+    pass
+
+
+class CheckpointError(KshotError):
+    pass
+
+
+class TrainingError(KshotError, RuntimeError):
+    pass
+
+
+class StageError(KshotError, RuntimeError):
+    pass

@@ -1,0 +1,78 @@
+"""Self-contained HTML pages: no script, no network, every picture inside the page."""
+
+import base64
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_INK = "#7d838c"  # reads on light and on dark paper
+
+
+def render(template_name: str, **context: Any) -> str:
+    """The page of a template in templates/. Text in `context` is escaped; a name missing from it is an error."""
+    return _environment().get_template(template_name).render(**context)
+
+
+def figure_uri(figure: Figure, kind: Literal["svg", "png"] = "svg") -> str:
+    """The figure as a data URI for an image's src, on transparent ground, the same bytes for the same figure.
+
+    Changes the figure: its text and lines take an ink that reads in light and in dark mode.
+    """
+    _take_ink(figure)
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "kshot"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return _data_uri("image/svg+xml" if kind == "svg" else "image/png", buffer.getvalue())
+
+
+def image_uri(pixels: NDArray[np.uint8], *, max_size_px: int) -> str:
+    """Pixels (H, W, 1) or (H, W, 3) as a data URI of a PNG, reduced to at most `max_size_px` on a side."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    buffer = io.BytesIO()
+    image.reduce(max(1, -(-max(image.size) // max_size_px))).save(buffer, format="PNG", optimize=True)
+    return _data_uri("image/png", buffer.getvalue())
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["percent"] = lambda fraction, digits=2: f"{100 * fraction:.{digits}f}"
+    return environment
+
+
+def _take_ink(figure: Figure) -> None:
+    figure.patch.set_alpha(0)
+    legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
+    for legend in legends:
+        legend.get_frame().set_alpha(0)
+        for text in legend.get_texts():
+            text.set_color(_INK)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+        axes.title.set_color(_INK)
+        axes.tick_params(colors=_INK, which="both")
+        for spine in axes.spines.values():
+            spine.set_edgecolor(_INK)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.label.set_color(_INK)
+            axis.offsetText.set_color(_INK)
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,1 @@
+"""Saved models in service: adapt to a support set, classify queries."""

@@ -1,0 +1,130 @@
+"""A saved model that learns classes from labelled images and classifies others.
+
+Shapes: S support images, Q query images, N classes, H,W,C one image, L side of an item.
+"""
+
+from dataclasses import dataclass
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
+from kshot.checkpoint import SavedModel, load_model
+from kshot.datasets.images import to_item
+from kshot.datasets.packed import ItemSpec, Pixels
+from kshot.episode import Support
+from kshot.episode_loader import images_from_items
+from kshot.errors import EpisodeError, ModelError
+
+_CLASSIFY_AT_ONCE = 256  # query items in one forward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """labels (N,) sorted and distinct; probabilities (Q, N) float32, each row sums to 1."""
+
+    labels: NDArray[Any]
+    probabilities: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedClassifier:
+    """What a support set taught: classifies any number of queries."""
+
+    learner: Learner[Any]
+    item: ItemSpec
+    adapted: Any
+    labels: NDArray[Any]
+
+    @torch.no_grad()
+    def classify(self, query_items: Pixels) -> Prediction:
+        """Prediction for items (Q, L, L, C). A query's row does not depend on the other queries."""
+        _check_items("query", query_items, self.item)
+        device = next(self.learner.parameters()).device
+        parts = []
+        for start in range(0, len(query_items), _CLASSIFY_AT_ONCE):
+            images = images_from_items(query_items[start : start + _CLASSIFY_AT_ONCE], device)
+            logits = self.learner.classify(self.adapted, images[None])[0]
+            parts.append(logits.float().softmax(1).cpu().numpy())
+        return Prediction(labels=self.labels, probabilities=np.concatenate(parts))
+
+
+class FewShotClassifier:
+    """Predicts without query statistics, also where the algorithm was trained with them."""
+
+    def __init__(self, model: SavedModel) -> None:
+        modes = model.learner.normalization_modes()
+        if NON_TRANSDUCTIVE not in modes:
+            raise ModelError(
+                f"this model predicts only in mode {', '.join(modes)}; need {NON_TRANSDUCTIVE} to serve it"
+            )
+        self.item = model.item
+        self._learner = modes[NON_TRANSDUCTIVE].eval()
+
+    @classmethod
+    def load(cls, folder: Path, *, weights_sha256: str | None = None) -> "FewShotClassifier":
+        """The model in `folder`. Raises ModelError unless its weights have the SHA-256 given, when one is."""
+        if weights_sha256 is not None:
+            _check_weights(folder / "weights.safetensors", weights_sha256)
+        return cls(load_model(folder))
+
+    def items(self, images: ArrayLike) -> Pixels:
+        """Items (I, L, L, C) from uint8 images (I, H, W, 1 | 3 | 4), by the same rule as at ingest."""
+        array = np.asarray(images)
+        if array.dtype != np.uint8:
+            raise ModelError(f"images are {array.dtype}; need uint8, 0..255")
+        if array.ndim != 4 or 0 in array.shape or array.shape[3] not in (1, 3, 4):
+            raise ModelError(
+                f"images have shape {array.shape}; need (images, height, width, 1, 3 or 4), none of them 0"
+            )
+        pictures = (Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in array)
+        return np.stack([to_item(picture, self.item) for picture in pictures])
+
+    @torch.no_grad()
+    def adapt(self, support_items: Pixels, support_labels: ArrayLike) -> AdaptedClassifier:
+        """Learn from items (S, L, L, C) and their labels (S,), integers or text; shots may differ by class.
+
+        Raises EpisodeError below 2 classes, or beyond what the algorithm can tell apart.
+        """
+        _check_items("support", support_items, self.item)
+        given = np.asarray(support_labels)
+        if given.shape != (len(support_items),):
+            raise EpisodeError(
+                f"found labels of shape {given.shape} for {len(support_items)} support images; need one each"
+            )
+        labels, numbers = np.unique(given, return_inverse=True)
+        if len(labels) < 2:
+            raise EpisodeError(f"support images are of {len(labels)} class; need at least 2 classes")
+        images = images_from_items(support_items, next(self._learner.parameters()).device)
+        y = torch.from_numpy(numbers.astype(np.int64)).to(images.device)
+        adapted = self._learner.adapt(Support(x=images[None], y=y[None], n_way=len(labels)))
+        return AdaptedClassifier(learner=self._learner, item=self.item, adapted=adapted, labels=labels)
+
+    def predict(self, support_images: ArrayLike, support_labels: ArrayLike, query_images: ArrayLike) -> Prediction:
+        """Adapt to images (S, H, W, C) with labels (S,) and classify images (Q, H, W, C), all uint8."""
+        return self.adapt(self.items(support_images), support_labels).classify(self.items(query_images))
+
+
+def _check_items(part: str, items: Pixels, item: ItemSpec) -> None:
+    if items.dtype != np.uint8 or items.shape[1:] != item.shape or not len(items):
+        raise ModelError(
+            f"{part} items are {items.dtype} {items.shape}; need uint8 (at least 1, {', '.join(map(str, item.shape))})"
+        )
+
+
+def _check_weights(path: Path, expected: str) -> None:
+    try:
+        with path.open("rb") as file:
+            found = file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"no weights at {path} ({error.strerror}); next: register the model again") from error
+    if found != expected:
+        raise ModelError(
+            f"{path} has SHA-256 {found[:12]}; the registry names {expected[:12]}: these are not the weights that "
+            "were registered; next: restore the file, or register the model again"
+        )

@@ -1,0 +1,165 @@
+"""Meta-train the configured learner, in one process or several, and keep the best weights on meta_val."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from pydantic import TypeAdapter
+
+import kshot
+from kshot.algorithms import Learner
+from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
+from kshot.checkpoint import CheckpointFolder, ModelConfig, build_learner, save_model
+from kshot.config import MetaTrainSettings, Params, load_params
+from kshot.cpu_runtime import keep_freed_memory
+from kshot.datasets.packed import PackedDataset
+from kshot.distributed import choose_device, joined_workers, torchrun_command
+from kshot.episode import EpisodeShape
+from kshot.episode_loader import EpisodeLoader, image_gather
+from kshot.errors import EpisodeError, KshotError, TrainingError
+from kshot.figures import training_curves
+from kshot.lifeline import die_with_parent
+from kshot.live_lines import LiveLines, silent_lines
+from kshot.seeding import stream_key
+from kshot.stages.task_pool import load_pool, train_pool
+from kshot.task_pool import FrozenPool
+from kshot.training import Progress, TrainingJob, meta_train
+
+_REFUSAL = Path(".kshot/training-refused.txt")
+
+
+def run(params: Params, root: Path) -> None:
+    """Train here, or launch torchrun where several processes are asked for.
+
+    What cannot be trained as configured is refused before any worker starts.
+    """
+    dataset = PackedDataset.open(root / "data" / params.dataset.name)
+    check_ways(build_learner(_model_config(params, dataset)), params.task_pool.shapes())
+    choose_device(params.meta_train.device)
+    load_pool(root, "meta_val", dataset)
+    n_processes = params.meta_train.n_processes
+    if n_processes == 1:
+        train(params, root)
+        return
+    refusal = root / _REFUSAL
+    refusal.unlink(missing_ok=True)
+    command, environment = torchrun_command(__name__, n_processes)
+    code = subprocess.run(command, env=environment, cwd=root, check=False).returncode
+    if refusal.exists():
+        raise TrainingError(refusal.read_text(encoding="utf-8"))
+    if code != 0:
+        raise TrainingError(f"torchrun with {n_processes} processes exited with {code}; its lines above say why")
+
+
+def check_ways(learner: Learner[Any], shapes: Mapping[str, tuple[EpisodeShape, ...]]) -> None:
+    """Raise EpisodeError when a configured episode has more classes than the learner can tell apart."""
+    for split, shape in ((split, shape) for split, group in shapes.items() for shape in group):
+        if learner.max_way is not None and shape.n_way > learner.max_way:
+            raise EpisodeError(
+                f"{split} asks for {shape}; this learner, trained {learner.max_way}-way, tells at most "
+                f"{learner.max_way} classes apart; next: raise task_pool.meta_train.shape.n_way or take the setting out"
+            )
+
+
+def train(params: Params, root: Path) -> None:
+    """One worker's part; the first worker writes model/, history.parquet, metrics.json and curves.png."""
+    settings = params.meta_train
+    if settings.keep_freed_memory:
+        keep_freed_memory()
+    device = choose_device(settings.device)
+    dataset = PackedDataset.open(root / "data" / params.dataset.name)
+    config = _model_config(params, dataset)
+    gather = image_gather(dataset, device)
+    val_pool = load_pool(root, "meta_val", dataset)
+    checkpoints = root / ".kshot" / "checkpoints" / _training_key(params, dataset, val_pool)
+    with joined_workers(device) as workers:
+        job = TrainingJob(
+            learner=build_learner(config, init_seed=int(stream_key(params.seed, "init")) % 2**63).to(device),
+            train=EpisodeLoader(pool=train_pool(dataset, params), gather=gather),
+            val=EpisodeLoader(pool=val_pool, gather=gather),
+            val_pool=val_pool,
+            settings=settings.training,
+            checkpoints=CheckpointFolder(checkpoints),
+            workers=workers,
+            lines=LiveLines(_print_line) if workers.is_first else silent_lines(),
+        )
+        progress = meta_train(job)
+    if workers.is_first:
+        folder = root / "artifacts" / "meta_train"
+        save_model(folder / "model", job.learner, config)
+        _write_history(folder, job, progress)
+        shutil.rmtree(checkpoints)
+
+
+def _model_config(params: Params, dataset: PackedDataset) -> ModelConfig:
+    return ModelConfig(
+        algorithm=params.meta_train.algorithm,
+        backbone=params.meta_train.backbone,
+        item=dataset.item,
+        train_shape=params.task_pool.meta_train.shape,
+    )
+
+
+def _training_key(params: Params, dataset: PackedDataset, val_pool: FrozenPool) -> str:
+    """Names everything that the weights depend on, so that no other run resumes from this one's checkpoints."""
+    description = {
+        "seed": params.seed,
+        "meta_train": TypeAdapter(MetaTrainSettings).dump_python(params.meta_train, mode="json"),
+        "train_pool": repr(params.task_pool.meta_train),
+        "val_pool": val_pool.hash,
+        "data": dataset.content_hash,
+        "source": _source_hash(),
+    }
+    return sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _source_hash() -> str:
+    package = Path(kshot.__file__).parent
+    digest = sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _write_history(folder: Path, job: TrainingJob, progress: Progress) -> None:
+    """No clock enters these files: the same training gives the same bytes."""
+    history = pd.DataFrame([asdict(point) for point in progress.history])
+    history.to_parquet(folder / "history.parquet", index=False)
+    best = max(progress.history, key=lambda point: point.val_accuracy)
+    metrics = {
+        "best_step": best.step,
+        "best_val_accuracy": best.val_accuracy,
+        "steps": progress.step,
+        "val_mode": TRANSDUCTIVE if job.learner.transductive else NON_TRANSDUCTIVE,
+        "processes": job.workers.world_size,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu",
+        "stopped_early": progress.step < job.settings.n_steps,
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    training_curves(history).savefig(folder / "curves.png", dpi=120)
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)
+
+
+def _main() -> None:
+    """A torchrun worker. A refusal is left for `run` to raise: torchrun would only try it again."""
+    die_with_parent()
+    try:
+        train(load_params(Path("params.yaml")), Path())
+    except KshotError as error:
+        _REFUSAL.parent.mkdir(exist_ok=True)
+        _REFUSAL.write_text(str(error), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,78 @@
+"""Freeze the meta_val and meta_test episodes, and write down how the train episodes are drawn."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from kshot.config import Params
+from kshot.datasets.packed import PackedDataset
+from kshot.episode import EpisodeShape
+from kshot.errors import DataError
+from kshot.sampling import SamplerConfig
+from kshot.task_pool import FrozenPool, SampledPool
+
+
+def run(params: Params, root: Path) -> None:
+    """Write one file a frozen pool, and pools.json with the hash of each."""
+    dataset = PackedDataset.open(root / "data" / params.dataset.name)
+    folder = root / "artifacts" / "task_pool"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    val, test, seed = params.task_pool.meta_val, params.task_pool.meta_test, params.task_pool.seed
+    frozen = {"meta_val": _pool(dataset, "meta_val", val.shape, val.sampler, seed=seed).freeze(val.n_episodes)}
+    for shape in test.shapes():
+        sampled = _pool(dataset, "meta_test", shape, test.sampler, seed=seed)
+        frozen[test_pool_name(shape)] = sampled.freeze(test.n_episodes)
+    for name, pool in frozen.items():
+        (folder / f"{name}.safetensors").write_bytes(pool.to_bytes())
+        print(f"{name}: {len(pool):,} episodes {pool.shape}, {pool.hash[:12]}")
+
+    description = {
+        "data_hash": dataset.content_hash,
+        "frozen": {name: _frozen_entry(pool) for name, pool in frozen.items()},
+        "meta_train": {
+            "seed": params.seed,
+            "shape": _plain(EpisodeShape, params.task_pool.meta_train.shape),
+            "sampler": _plain(SamplerConfig, params.task_pool.meta_train.sampler),
+            "n_classes": len(dataset.class_ids("meta_train")),
+        },
+    }
+    (folder / "pools.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def test_pool_name(shape: EpisodeShape) -> str:
+    """File name, without its ending, of the frozen pool for this shape."""
+    return f"meta_test-{shape.n_way}w{shape.k_shot}s"
+
+
+def load_pool(root: Path, name: str, dataset: PackedDataset) -> FrozenPool:
+    """A frozen pool by its file name. Raises DataError when it was not drawn from this state of the dataset."""
+    folder = root / "artifacts" / "task_pool"
+    pool = FrozenPool.load(folder / f"{name}.safetensors")
+    drawn_from = json.loads((folder / "pools.json").read_text(encoding="utf-8"))["data_hash"]
+    if drawn_from != dataset.content_hash:
+        raise DataError(
+            f"the task pools were drawn from data {drawn_from[:12]}; {dataset.folder} is {dataset.content_hash[:12]}; "
+            "next: kshot validate, kshot pool"
+        )
+    return pool
+
+
+def train_pool(dataset: PackedDataset, params: Params) -> SampledPool:
+    """The endless pool that pools.json describes under meta_train."""
+    settings = params.task_pool.meta_train
+    return _pool(dataset, "meta_train", settings.shape, settings.sampler, seed=params.seed)
+
+
+def _pool(dataset: PackedDataset, split: str, shape: EpisodeShape, sampler: SamplerConfig, *, seed: int) -> SampledPool:
+    return SampledPool.of_split(dataset.class_table(split), shape, sampler, seed=seed, split=split)
+
+
+def _frozen_entry(pool: FrozenPool) -> dict[str, Any]:
+    return {"hash": pool.hash, "episodes": len(pool), "shape": _plain(EpisodeShape, pool.shape)}
+
+
+def _plain(kind: Any, value: Any) -> Any:
+    return TypeAdapter(kind).dump_python(value, mode="json")

@@ -1,0 +1,168 @@
+"""Task pools: sequences of episodes by index, generated on the fly or frozen to disk with a hash."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
+from safetensors import safe_open
+from safetensors.numpy import save as safetensors_bytes
+
+from kshot.episode import EpisodeShape
+from kshot.errors import DataError
+from kshot.sampling import ClassTable, EpisodeIndices, Int, SamplerConfig, Uniform, sample_episodes
+from kshot.seeding import stream_key
+from kshot.settings import STRICT
+
+_FREEZE_AT_ONCE = 256  # episodes drawn together: bounds the size of the random keys in memory
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class TrainPoolSettings:
+    """Episodes drawn on the fly from the meta_train classes."""
+
+    shape: EpisodeShape
+    sampler: SamplerConfig = Field(default_factory=Uniform)
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class ValPoolSettings:
+    """Frozen episodes of the meta_val classes, for model selection."""
+
+    shape: EpisodeShape
+    n_episodes: Annotated[int, Field(ge=2)]
+    sampler: SamplerConfig = Field(default_factory=Uniform)
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class WayAndShot:
+    n_way: Annotated[int, Field(ge=2)]
+    k_shot: Annotated[int, Field(ge=1)]
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class TestPoolSettings:
+    """Frozen episodes of the meta_test classes, one pool for each setting."""
+
+    n_episodes: Annotated[int, Field(ge=2)]
+    n_query: Annotated[int, Field(ge=1)]
+    settings: Annotated[tuple[WayAndShot, ...], Field(min_length=1)]
+    sampler: SamplerConfig = Field(default_factory=Uniform)
+
+    def shapes(self) -> tuple[EpisodeShape, ...]:
+        return tuple(EpisodeShape(n_way=s.n_way, k_shot=s.k_shot, n_query=self.n_query) for s in self.settings)
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class TaskPoolSettings:
+    """`seed` draws the frozen pools alone: runs that differ in params.seed are scored on the same episodes."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    meta_train: TrainPoolSettings
+    meta_val: ValPoolSettings
+    meta_test: TestPoolSettings
+
+    def shapes(self) -> dict[str, tuple[EpisodeShape, ...]]:
+        """Every configured episode shape, by split."""
+        return {
+            "meta_train": (self.meta_train.shape,),
+            "meta_val": (self.meta_val.shape,),
+            "meta_test": self.meta_test.shapes(),
+        }
+
+    def samplers(self) -> dict[str, SamplerConfig]:
+        return {
+            "meta_train": self.meta_train.sampler,
+            "meta_val": self.meta_val.sampler,
+            "meta_test": self.meta_test.sampler,
+        }
+
+
+class TaskPool(Protocol):
+    """A sequence of episodes of one shape, addressable in any order."""
+
+    @property
+    def shape(self) -> EpisodeShape: ...
+
+    def episodes(self, numbers: Int) -> EpisodeIndices:
+        """The episodes numbered `numbers` (E,)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledPool:
+    """An endless pool: episode i is drawn when asked for, always the same."""
+
+    table: ClassTable
+    shape: EpisodeShape
+    sampler: SamplerConfig
+    key: np.uint64
+
+    @classmethod
+    def of_split(
+        cls, table: ClassTable, shape: EpisodeShape, sampler: SamplerConfig, *, seed: int, split: str
+    ) -> "SampledPool":
+        return cls(table=table, shape=shape, sampler=sampler, key=stream_key(seed, "task_pool", split, str(shape)))
+
+    def episodes(self, numbers: Int) -> EpisodeIndices:
+        return sample_episodes(self.table, self.shape, self.sampler, self.key, numbers)
+
+    def freeze(self, n_episodes: int) -> "FrozenPool":
+        """The first `n_episodes` episodes, as a pool that can be saved."""
+        parts = [
+            self.episodes(np.arange(start, min(start + _FREEZE_AT_ONCE, n_episodes)))
+            for start in range(0, n_episodes, _FREEZE_AT_ONCE)
+        ]
+        indices = EpisodeIndices(
+            support=np.concatenate([part.support for part in parts]),
+            query=np.concatenate([part.query for part in parts]),
+            class_ids=np.concatenate([part.class_ids for part in parts]),
+        )
+        return FrozenPool(indices=indices, shape=self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenPool:
+    """A fixed list of episodes; two models scored on it are scored on the very same episodes."""
+
+    indices: EpisodeIndices
+    shape: EpisodeShape
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def episodes(self, numbers: Int) -> EpisodeIndices:
+        return self.indices[numbers]
+
+    def to_bytes(self) -> bytes:
+        """The file's content: a pure function of the episodes."""
+        tensors = {
+            "support": self.indices.support.astype(np.int32),
+            "query": self.indices.query.astype(np.int32),
+            "class_ids": self.indices.class_ids.astype(np.int32),
+        }
+        shape = {"n_way": self.shape.n_way, "k_shot": self.shape.k_shot, "n_query": self.shape.n_query}
+        return safetensors_bytes(tensors, metadata={"shape": json.dumps(shape)})
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the file's content, 64 hex digits."""
+        return sha256(self.to_bytes()).hexdigest()
+
+    @classmethod
+    def load(cls, path: Path) -> "FrozenPool":
+        """Read a pool; raises DataError when the file is missing or is not a pool."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                shape: Mapping[str, Any] = json.loads(file.metadata()["shape"])
+                arrays = {name: file.get_tensor(name).astype(np.int64) for name in ("support", "query", "class_ids")}
+        except FileNotFoundError:
+            raise DataError(f"no task pool at {path}; next: kshot pool") from None
+        except Exception as error:
+            raise DataError(f"{path} is not a task pool ({error}); next: kshot pool") from error
+        return cls(indices=EpisodeIndices(**arrays), shape=EpisodeShape(**shape))

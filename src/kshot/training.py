@@ -1,0 +1,287 @@
+"""Meta-training: the outer loop, in one place. Knows no MLflow, Prefect or DVC.
+
+Every number that a step needs is a function of the step and of what a checkpoint holds, so a run that
+was killed and resumed goes on exactly as one that was not.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import partial
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor, nn
+
+from kshot.algorithms.learner import Learner
+from kshot.backbones.backbone import calibrate
+from kshot.distributed import Workers
+from kshot.episode_loader import EpisodeLoader
+from kshot.errors import TrainingError
+from kshot.evaluation import score_episodes
+from kshot.live_lines import LiveLines
+from kshot.settings import STRICT
+from kshot.task_pool import FrozenPool
+
+_CALIBRATION_EPISODES = 16
+
+Tensors = dict[str, Tensor]
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class TrainingSettings:
+    """Adam over `n_steps` of `episodes_per_step` episodes; the best weights on meta_val are kept."""
+
+    n_steps: Annotated[int, Field(ge=1)]
+    episodes_per_step: Annotated[int, Field(ge=1)] = 1
+    outer_lr: Annotated[float, Field(gt=0)] = 1e-3
+    schedule: Literal["constant", "halving", "cosine"] = "constant"
+    halve_every: Annotated[int, Field(ge=1)] = 2000  # steps, for the halving schedule
+    validate_every: Annotated[int, Field(ge=1)] = 200  # steps
+    patience: Annotated[int, Field(ge=1)] = 10  # validations in a row without a better accuracy
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 30.0
+
+    def learning_rate(self, step: int) -> float:
+        match self.schedule:
+            case "constant":
+                return self.outer_lr
+            case "halving":
+                return self.outer_lr * 0.5 ** (step // self.halve_every)
+            case "cosine":
+                return self.outer_lr * 0.5 * (1 + math.cos(math.pi * step / self.n_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationPoint:
+    """What was known when the weights after `step` steps were validated."""
+
+    step: int
+    loss: float  # mean over the steps since the point before
+    learning_rate: float
+    val_accuracy: float  # fraction, mean over the frozen meta_val episodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far training is, beside its tensors."""
+
+    step: int = 0
+    loss_sum: float = 0.0  # over the steps since the last validation
+    seconds: float = 0.0  # of training since the last validation
+    best_accuracy: float = -1.0
+    validations_since_best: int = 0
+    history: tuple[ValidationPoint, ...] = ()
+
+    @property
+    def steps_since_validation(self) -> int:
+        return self.step - (self.history[-1].step if self.history else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """Everything that the next step needs, and the best weights so far."""
+
+    progress: Progress
+    weights: Tensors
+    optimizer: Tensors
+    best_weights: Tensors
+
+
+class CheckpointStore(Protocol):
+    def latest(self) -> TrainingState | None:
+        """The newest intact state, or None before the first save."""
+        ...
+
+    def save(self, state: TrainingState) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What to train, on which episodes, how, and where to keep the way back."""
+
+    learner: Learner[Any]
+    train: EpisodeLoader
+    val: EpisodeLoader
+    val_pool: FrozenPool
+    settings: TrainingSettings
+    checkpoints: CheckpointStore
+    workers: Workers = field(default_factory=Workers)
+    lines: LiveLines = field(default_factory=lambda: LiveLines(print))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.learner.parameters()).device
+
+
+def meta_train(job: TrainingJob) -> Progress:
+    """Train `job.learner` in place and leave it with the weights that were best on meta_val.
+
+    Every worker draws the same numbers of episodes and learns from its share of them; the gradients
+    are summed, so the weights are the same on all. Raises TrainingError on a loss or gradient that is
+    not finite.
+    """
+    settings, workers = job.settings, job.workers
+    optimizer = torch.optim.Adam(job.learner.parameters(), lr=settings.outer_lr)
+    progress, best_weights = _resume(job, optimizer)
+    saved_step = progress.step
+    last_save = time.monotonic()
+
+    while progress.step < settings.n_steps and progress.validations_since_best < settings.patience:
+        started = time.monotonic()
+        numbers = progress.step * settings.episodes_per_step + np.arange(settings.episodes_per_step)
+        loss = _accumulate_gradients(job, workers.share(numbers))
+        workers.sum_([loss, *_gradients(job.learner)])
+        _check_finite(loss, job.learner, progress.step)
+        _set_learning_rate(optimizer, settings.learning_rate(progress.step))
+        optimizer.step()
+        now = time.monotonic()
+        progress = replace(
+            progress,
+            step=progress.step + 1,
+            loss_sum=progress.loss_sum + float(loss),
+            seconds=progress.seconds + now - started,
+        )
+
+        if progress.step % settings.validate_every == 0 or progress.step == settings.n_steps:
+            rate = _episodes_per_s(progress, settings)
+            progress = _after_validation(progress, settings, _validate(job))
+            if progress.validations_since_best == 0:
+                best_weights = _copy(job.learner.state_dict())
+            job.lines.say(_validation_line(progress, settings, rate))
+        job.lines.mention(partial(_step_line, progress, settings))
+        if workers.is_first and now - last_save >= settings.checkpoint_every_s:
+            job.checkpoints.save(_state(job.learner, optimizer, progress, best_weights))
+            saved_step, last_save = progress.step, time.monotonic()
+
+    if workers.is_first and progress.step != saved_step:
+        job.checkpoints.save(_state(job.learner, optimizer, progress, best_weights))
+    job.learner.load_state_dict(best_weights)
+    return progress
+
+
+def _accumulate_gradients(job: TrainingJob, numbers: np.ndarray) -> Tensor:
+    """Set the gradients to this worker's part of the mean over the step's episodes; return that of the loss.
+
+    One episode at a time, so that memory does not grow with their number.
+    """
+    n_episodes = job.settings.episodes_per_step
+    total = torch.zeros((), device=job.device)
+    job.learner.train()
+    for parameter in job.learner.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for number in numbers:
+        episode = job.train.load(np.array([number]))
+        with torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.settings.precision == "bfloat16"):
+            loss = job.learner.meta_loss(episode).sum() / n_episodes
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
+
+
+def _gradients(learner: nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
+
+
+def _check_finite(loss: Tensor, learner: nn.Module, step: int) -> None:
+    norm = torch.nn.utils.get_total_norm(_gradients(learner))
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        raise TrainingError(
+            f"step {step}: loss {float(loss):.4g}, gradient norm {float(norm):.4g}; need finite numbers; "
+            "next: lower meta_train.training.outer_lr (or the algorithm's inner_lr) in params.yaml and run again"
+        )
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def _validate(job: TrainingJob) -> float:
+    """Mean accuracy over the frozen meta_val episodes, each scored by one worker."""
+    job.learner.eval()
+    if job.learner.needs_population_statistics:
+        episodes = job.train.load(np.arange(_CALIBRATION_EPISODES))
+        calibrate(job.learner.backbone, torch.cat([episodes.support_x, episodes.query_x], dim=1))
+    share = job.workers.share(np.arange(len(job.val_pool)))
+    scores = score_episodes(job.learner, job.val_pool.episodes(share), job.val.gather, lines=job.lines)
+    correct = torch.tensor(scores.correct.sum(), device=job.device, dtype=torch.int64)
+    job.workers.sum_([correct])
+    shape = job.val_pool.shape
+    return int(correct) / (len(job.val_pool) * shape.n_way * shape.n_query)
+
+
+def _after_validation(progress: Progress, settings: TrainingSettings, accuracy: float) -> Progress:
+    steps = progress.steps_since_validation
+    point = ValidationPoint(
+        step=progress.step,
+        loss=progress.loss_sum / steps,
+        learning_rate=settings.learning_rate(progress.step - 1),
+        val_accuracy=accuracy,
+    )
+    better = accuracy > progress.best_accuracy
+    return Progress(
+        step=progress.step,
+        best_accuracy=max(accuracy, progress.best_accuracy),
+        validations_since_best=0 if better else progress.validations_since_best + 1,
+        history=(*progress.history, point),
+    )
+
+
+def _episodes_per_s(progress: Progress, settings: TrainingSettings) -> float:
+    return progress.steps_since_validation * settings.episodes_per_step / max(progress.seconds, 1e-9)
+
+
+def _step_line(progress: Progress, settings: TrainingSettings) -> str:
+    steps = progress.steps_since_validation
+    rate = _episodes_per_s(progress, settings)
+    left_s = (settings.n_steps - progress.step) * settings.episodes_per_step / rate
+    return (
+        f"step {progress.step:,}/{settings.n_steps:,}  loss {progress.loss_sum / steps:.4f}  "
+        f"{rate:.1f} episodes/s  at most {timedelta(seconds=round(left_s))} left"
+    )
+
+
+def _validation_line(progress: Progress, settings: TrainingSettings, episodes_per_s: float) -> str:
+    point = progress.history[-1]
+    return (
+        f"step {point.step:,}/{settings.n_steps:,}  loss {point.loss:.4f}  "
+        f"meta_val accuracy {point.val_accuracy:.2%}, best {progress.best_accuracy:.2%}  "
+        f"{episodes_per_s:.1f} episodes/s"
+    )
+
+
+def _state(
+    learner: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, best_weights: Tensors
+) -> TrainingState:
+    moments = {
+        f"{number}.{name}": tensor
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, tensor in values.items()
+    }
+    return TrainingState(
+        progress=progress, weights=dict(learner.state_dict()), optimizer=moments, best_weights=best_weights
+    )
+
+
+def _resume(job: TrainingJob, optimizer: torch.optim.Optimizer) -> tuple[Progress, Tensors]:
+    """Put the newest checkpoint into the learner and the optimiser, where there is one."""
+    state = job.checkpoints.latest()
+    if state is None:
+        return Progress(), _copy(job.learner.state_dict())
+    job.lines.say(f"resuming from the checkpoint of step {state.progress.step:,}")
+    job.learner.load_state_dict(state.weights)
+    moments: dict[int, Tensors] = {}
+    for key, tensor in state.optimizer.items():
+        number, name = key.split(".")
+        moments.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    return state.progress, state.best_weights
+
+
+def _copy(tensors: Tensors) -> Tensors:
+    return {name: tensor.clone() for name, tensor in tensors.items()}

@@ -1,0 +1,32 @@
+"""What every test gets: no telemetry, few threads, and a project folder with a ready model registry."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking database without a run. Making one takes seconds, copying it does not."""
+    from kshot.tracking import prepare_store
+
+    root = tmp_path_factory.mktemp("registry")
+    prepare_store(root)
+    return root / ".kshot" / "mlflow.db"
+
+
+@pytest.fixture
+def project(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder: the model's code and card, and a registry of its own."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / ".kshot").mkdir()
+    shutil.copyfile(migrated_database, tmp_path / ".kshot" / "mlflow.db")
+    shutil.copytree(REPOSITORY / "mlflow", tmp_path / "mlflow")
+    return tmp_path

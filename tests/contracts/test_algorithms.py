@@ -1,0 +1,198 @@
+"""What every algorithm promises. A new name in `AlgorithmConfig` is tested here without a further line."""
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from kshot.algorithms import AlgorithmConfig, Learner
+from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
+from kshot.backbones import Conv4Config
+from kshot.backbones.backbone import calibrate
+from kshot.distributed import Workers
+from kshot.episode import EpisodeShape, Support
+from kshot.episode_loader import EpisodeLoader
+from kshot.errors import EpisodeError
+from kshot.evaluation import score_episodes
+from kshot.training import TrainingJob, TrainingSettings, _accumulate_gradients, meta_train
+from tests.toy_episodes import SHAPE, LinearBackbone, image_pools, point_pools
+from tests.training_fakes import NoCheckpoints
+
+CONFIGS = [config() for config in get_args(get_args(AlgorithmConfig)[0])]
+every_algorithm = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+
+
+def on_points(config: Any) -> Learner[Any]:
+    torch.manual_seed(0)
+    return config.build(LinearBackbone(), n_features=8, train_way=SHAPE.n_way)
+
+
+def on_images(config: Any) -> Learner[Any]:
+    torch.manual_seed(0)
+    backbone = Conv4Config(width=8).build(channels=1, image_size=16)
+    learner = config.build(backbone, n_features=backbone.n_features, train_way=SHAPE.n_way)
+    loader, _, _ = image_pools()
+    episodes = loader.load(np.arange(4))
+    images = torch.cat([episodes.support_x, episodes.query_x], dim=1)
+    calibrate(backbone, images.to(torch.get_default_dtype()))
+    return learner.eval()
+
+
+def modes() -> list[Any]:
+    return [
+        pytest.param(config, mode, id=f"{config.name}-{mode}")
+        for config in CONFIGS
+        for mode in on_points(config).normalization_modes()
+    ]
+
+
+@every_algorithm
+def test_learns_a_separable_problem(config: Any) -> None:
+    loader, pool, gather = point_pools()
+    learner = on_points(config)
+    assert score_episodes(learner, pool.indices, gather).accuracy.mean() < 0.75
+    settings = TrainingSettings(n_steps=300, episodes_per_step=4, outer_lr=0.03, validate_every=300)
+    job = TrainingJob(
+        learner=learner, train=loader, val=loader, val_pool=pool, settings=settings, checkpoints=NoCheckpoints()
+    )
+    meta_train(job)
+    assert score_episodes(learner, pool.indices, gather).accuracy.mean() > 0.95
+
+
+@pytest.mark.parametrize(("config", "mode"), modes())
+def test_the_order_and_number_of_queries_matter_only_to_a_transductive_mode(config: Any, mode: str) -> None:
+    learner = on_images(config).normalization_modes()[mode]
+    assert learner.transductive == (mode == TRANSDUCTIVE)
+    loader, _, _ = image_pools()
+    episodes = loader.load(np.arange(2))
+    with torch.no_grad():
+        adapted = learner.adapt(episodes.support)
+        logits = learner.classify(adapted, episodes.query_x)
+        order = torch.randperm(logits.shape[1], generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(
+            learner.classify(adapted, episodes.query_x[:, order]), logits[:, order], atol=1e-4, rtol=1e-4
+        )
+        alone = learner.classify(adapted, episodes.query_x[:, :1])
+        same = torch.allclose(alone, logits[:, :1], atol=1e-4, rtol=1e-4)
+    assert same == (mode == NON_TRANSDUCTIVE)
+
+
+@pytest.mark.parametrize(("config", "mode"), modes())
+def test_evaluation_reports_what_adapt_and_classify_answer(config: Any, mode: str) -> None:
+    learner = on_images(config).normalization_modes()[mode]
+    loader, pool, gather = image_pools()
+    scores = score_episodes(learner, pool.indices, gather)
+    by_hand = []
+    with torch.no_grad():
+        for number in range(len(pool)):
+            episode = type(loader)(pool=pool, gather=gather).load(np.array([number]))
+            predicted = learner.classify(learner.adapt(episode.support), episode.query_x).argmax(2)
+            by_hand.append(float((predicted == episode.query_y).double().mean()))
+    assert scores.accuracy.tolist() == pytest.approx(by_hand)
+
+
+@every_algorithm
+def test_a_batch_of_episodes_is_the_episodes_one_by_one(config: Any) -> None:
+    learner = on_images(config)
+    loader, _, _ = image_pools()
+    batch = loader.load(np.arange(3))
+    losses = learner.meta_loss(batch)
+    assert losses.shape == (3,)
+    alone = torch.cat([learner.meta_loss(episode) for episode in batch.one_by_one()])
+    torch.testing.assert_close(losses, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if on_points(c).max_way is None], ids=lambda config: config.name)
+def test_without_a_head_of_fixed_size_relabelling_the_classes_relabels_the_answers(config: Any) -> None:
+    learner = on_images(config)
+    loader, _, _ = image_pools()
+    episode = loader.load(np.arange(1))
+    permutation = torch.tensor([2, 0, 1])
+    relabelled = Support(x=episode.support_x, y=permutation[episode.support_y], n_way=3)
+    with torch.no_grad():
+        before = learner.classify(learner.adapt(episode.support), episode.query_x)
+        after = learner.classify(learner.adapt(relabelled), episode.query_x)
+    torch.testing.assert_close(after[:, :, permutation], before)
+
+
+@every_algorithm
+def test_adapting_leaves_no_trace_on_the_learner(config: Any) -> None:
+    learner = on_images(config)
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    loader, _, _ = image_pools()
+    with torch.no_grad():
+        adapted = [learner.adapt(episode.support) for episode in loader.load(np.arange(2)).one_by_one()]
+        query = loader.load(np.arange(1)).query_x
+        first = learner.classify(adapted[0], query)
+        learner.classify(adapted[1], query)
+        again = learner.classify(adapted[0], query)
+    assert torch.equal(first, again)
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
+    assert all(parameter.grad is None for parameter in learner.parameters())
+
+
+@every_algorithm
+def test_fewer_classes_than_in_training_are_welcome_and_more_only_within_the_limit(config: Any) -> None:
+    learner = on_points(config)
+    for n_way in (2, SHAPE.n_way + 1):
+        loader, _, _ = point_pools(EpisodeShape(n_way=n_way, k_shot=1, n_query=2))
+        episode = loader.load(np.arange(1))
+        if learner.max_way is not None and n_way > learner.max_way:
+            with pytest.raises(EpisodeError, match=f"found {n_way} classes; .* trained for {SHAPE.n_way}"):
+                learner.adapt(episode.support)
+        else:
+            assert learner.classify(learner.adapt(episode.support), episode.query_x).shape == (1, 2 * n_way, n_way)
+
+
+@every_algorithm
+def test_every_parameter_receives_a_gradient(config: Any) -> None:
+    learner = on_images(config)
+    loader, _, _ = image_pools()
+    learner.meta_loss(loader.load(np.arange(2))).sum().backward()
+    assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in learner.parameters())
+
+
+@every_algorithm
+def test_the_workers_parts_of_the_gradient_sum_to_that_of_one_process(config: Any) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        loader, pool, gather = image_pools()
+        loader = EpisodeLoader(pool=loader.pool, gather=lambda items: gather(items).double())
+        learner = on_images(config)
+        settings = TrainingSettings(n_steps=1, episodes_per_step=5)
+        job = TrainingJob(
+            learner=learner, train=loader, val=loader, val_pool=pool, settings=settings, checkpoints=NoCheckpoints()
+        )
+        numbers = np.arange(5)
+        whole = gradient_of(job, numbers)
+        parts = [gradient_of(job, Workers(rank, 2).share(numbers)) for rank in range(2)]
+        mean = torch.autograd.grad(learner.meta_loss(loader.load(numbers)).mean(), list(learner.parameters()))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(parts[0] + parts[1], whole, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(torch.cat([g.flatten() for g in mean]), whole, rtol=1e-10, atol=1e-14)
+
+
+def gradient_of(job: TrainingJob, numbers: Any) -> torch.Tensor:
+    _accumulate_gradients(job, numbers)
+    return torch.cat([p.grad.flatten() for p in job.learner.parameters() if p.grad is not None])
+
+
+@every_algorithm
+def test_a_step_in_bfloat16_is_close_to_one_in_float32(config: Any) -> None:
+    loader, pool, _ = image_pools()
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        settings = TrainingSettings(n_steps=2, episodes_per_step=2, validate_every=2, precision=precision)
+        job = TrainingJob(
+            learner=on_images(config),
+            train=loader,
+            val=loader,
+            val_pool=pool,
+            settings=settings,
+            checkpoints=NoCheckpoints(),
+        )
+        losses.append(meta_train(job).history[0].loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert losses[1] != losses[0]

@@ -1,0 +1,201 @@
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kshot.datasets.images import open_checked, read_item, to_item
+from kshot.datasets.packed import ItemSpec
+from kshot.errors import DataError
+from tests.datasets.toys import encoded, photo
+
+COLOUR = ItemSpec(image_size=16, channels=3)
+GREY = ItemSpec(image_size=16, channels=1)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that declares its size and ends before its pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_every_supported_format_becomes_an_item(file_format: str) -> None:
+    decoded = read_item(encoded(Image.new("RGB", (40, 30), (200, 100, 50)), file_format), COLOUR)
+    assert decoded.pixels.shape == (16, 16, 3)
+    assert decoded.pixels.dtype == np.uint8
+    assert (decoded.width, decoded.height, decoded.mode) == (40, 30, "RGB")
+    assert np.abs(decoded.pixels.astype(int) - (200, 100, 50)).max() <= 4
+
+
+def test_a_file_is_read_like_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(encoded(photo(1)))
+    from_file, from_bytes = read_item(tmp_path / "photo", COLOUR), read_item(encoded(photo(1)), COLOUR)
+    assert np.array_equal(from_file.pixels, from_bytes.pixels)
+
+
+@pytest.mark.parametrize(
+    ("image", "grey_level"),
+    [
+        (Image.new("1", (20, 20), 1), 255),
+        (Image.new("L", (20, 20), 77), 77),
+        (Image.new("LA", (20, 20), (10, 0)), 255),
+        (Image.new("RGBA", (20, 20), (0, 0, 0, 51)), 204),
+        (Image.fromarray(np.full((20, 20), 77 * 256 + 200, dtype=np.uint16)), 77),
+        (Image.new("P", (20, 20), 3), 255),
+    ],
+    ids=["1", "L", "LA", "RGBA", "I;16", "P"],
+)
+@pytest.mark.parametrize("item", [GREY, COLOUR], ids=["grey", "colour"])
+def test_every_mode_is_converted_by_one_rule(image: Image.Image, grey_level: int, item: ItemSpec) -> None:
+    if image.mode == "P":
+        image.putpalette([0, 0, 0] * 3 + [255, 255, 255])
+    pixels = read_item(encoded(image), item).pixels
+    assert pixels.shape == item.shape
+    assert (pixels == grey_level).all()
+
+
+def test_a_palette_image_with_transparency_is_laid_on_white() -> None:
+    image = Image.new("P", (20, 20), 0)
+    image.putpalette([10, 20, 30])
+    assert (read_item(encoded(image, transparency=0), COLOUR).pixels == 255).all()
+
+
+def test_cmyk_becomes_rgb() -> None:
+    pixels = read_item(encoded(Image.new("CMYK", (20, 20), (0, 255, 255, 0)), "JPEG"), COLOUR).pixels
+    assert (np.abs(pixels.astype(int) - (255, 0, 0)) <= 4).all()
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.new("RGB", (32, 32), "black")
+    image.paste((255, 255, 255), (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: what is on top goes right
+    pixels = read_item(encoded(image, "JPEG", exif=exif), GREY).pixels[:, :, 0]
+    assert pixels[:, 9:].min() > 200
+    assert pixels[:, :7].max() < 55
+
+
+def test_the_shorter_side_is_fitted_and_the_middle_kept() -> None:
+    stripes = np.zeros((16, 48), dtype=np.uint8)
+    stripes[:, 16:32] = 255
+    item = ItemSpec(image_size=16, channels=1)
+    assert (to_item(Image.fromarray(stripes), item) == 255).all()
+    assert (to_item(Image.fromarray(stripes.T), item) == 255).all()
+    wide = to_item(Image.fromarray(np.repeat(np.repeat(stripes, 3, 0), 3, 1)), item)
+    assert wide[:, 1:-1].min() >= 250  # the antialiased edges may ring a little
+
+
+def test_small_images_are_enlarged() -> None:
+    assert (to_item(Image.new("L", (3, 2), 90), GREY) == 90).all()
+
+
+def test_inversion_is_the_last_step() -> None:
+    inverted = ItemSpec(image_size=16, channels=3, invert=True)
+    image = photo(5)
+    assert np.array_equal(to_item(image, inverted), 255 - to_item(image, COLOUR))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.95])
+def test_a_truncated_file_is_refused(file_format: str, part: float) -> None:
+    whole = encoded(photo(3, 64, 64), file_format)
+    with pytest.raises(DataError, match="damaged|not a PNG"):
+        read_item(whole[: int(len(whole) * part)], COLOUR)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "0 bytes"),
+        (b"this is a text, whatever its name", "not a PNG, JPEG, WEBP, BMP or TIFF image"),
+        (b"\x00" * 5000, "not a PNG"),
+        (encoded(Image.new("L", (9, 9)), "GIF"), "not a PNG"),
+        (encoded(Image.new("L", (9, 9)), "PPM"), "not a PNG"),
+        (png_header(13_000, 13_000), "13000x13000 is more than 64000000 pixels"),
+        (png_header(60_000, 60_000), "more than 64000000 pixels"),
+        (png_header(0, 10), "damaged|not a PNG"),
+        (encoded(Image.new("F", (9, 9)), "TIFF"), "mode F is not supported"),
+    ],
+    ids=["empty", "text", "zeros", "gif", "ppm", "bomb", "huge bomb", "no width", "float"],
+)
+def test_what_is_no_usable_image_is_refused_with_its_reason(content: bytes, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        read_item(content, COLOUR)
+
+
+def test_a_bomb_is_refused_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(image: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(DataError, match="13000x13000"):
+        open_checked(png_header(13_000, 13_000))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+def test_more_than_one_frame_is_refused(file_format: str) -> None:
+    frames = [photo(number) for number in range(3)]
+    content = encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match="more than one frame"):
+        read_item(content, COLOUR)
+
+
+def test_a_phone_photo_with_a_second_picture_counts_as_one() -> None:
+    content = encoded(photo(1), "MPO", save_all=True, append_images=[photo(2)])
+    assert read_item(content, COLOUR).pixels.shape == (16, 16, 3)
+
+
+def test_a_huge_text_chunk_is_refused() -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("comment", "x" * 80_000_000, zip=True)
+    with pytest.raises(DataError, match="damaged"):
+        read_item(encoded(photo(1), pnginfo=info), COLOUR)
+
+
+def test_a_file_over_the_byte_limit_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kshot.datasets.images.MAX_FILE_BYTES", 100)
+    (tmp_path / "big.png").write_bytes(encoded(photo(1)))
+    with pytest.raises(DataError, match="the file has 101 bytes; at most 100"):
+        read_item(tmp_path / "big.png", COLOUR)
+
+
+def test_what_is_no_plain_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    for path in (tmp_path, tmp_path / "pipe.png", tmp_path / "broken.png"):
+        with pytest.raises(DataError, match="not a plain file"):
+            read_item(path, COLOUR)
+
+
+def test_random_damage_is_refused_or_decoded_but_never_crashes() -> None:
+    random = np.random.default_rng(0)
+    originals = [encoded(photo(7, 24, 24), file_format) for file_format in ("PNG", "JPEG", "WEBP", "BMP", "TIFF")]
+    outcomes = set()
+    for trial in range(300):
+        content = bytearray(originals[trial % 5])
+        for position in random.integers(0, len(content), size=4):
+            content[position] = random.integers(256)
+        try:
+            read_item(bytes(content), GREY)
+            outcomes.add("decoded")
+        except DataError:
+            outcomes.add("refused")
+    assert outcomes == {"decoded", "refused"}
+
+
+def test_nothing_is_printed_for_a_damaged_file(capfd: pytest.CaptureFixture[str]) -> None:
+    whole = encoded(photo(3, 64, 64), "TIFF")
+    with pytest.raises(DataError, match="damaged"):
+        read_item(io.BytesIO(whole).read(len(whole) // 2), COLOUR)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,296 @@
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kshot.datasets import packed, writer
+from kshot.datasets.packed import ItemSpec, PackedDataset, Quarantined, Rotations, Splits
+from kshot.datasets.writer import PackedWriter, Record
+from kshot.errors import DataError
+from tests.datasets.toys import GREY8, record
+
+FOUR_ITEMS = 4 * GREY8.size_bytes
+
+
+def write(
+    folder: Path, records: Iterable[Record], splits: Splits, rotations: Rotations = (0,), item: ItemSpec = GREY8
+) -> PackedWriter:
+    with PackedWriter(
+        folder,
+        item=item,
+        source="toy",
+        licence="images: CC0; fonts: OFL",
+        rotations=rotations,
+        shard_limit_bytes=FOUR_ITEMS,
+    ) as packing:
+        for one in records:
+            packing.add(one)
+        packing.publish(splits)
+    return packing
+
+
+def records_of(*classes: str, images: int = 5) -> list[Record]:
+    return [record(f"{name}/{image}", name, group=name[0]) for name in classes for image in range(images)]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    records = records_of("x1", "y1", "y2")
+    write(tmp_path / "toy", records, Splits(meta_train=("x1",), meta_val=("y1",), meta_test=("y2",)))
+    dataset = PackedDataset.open(tmp_path / "toy")
+
+    assert dataset.name == "toy"
+    assert dataset.item == GREY8
+    assert dataset.classes == ("x1", "y1", "y2")
+    assert dataset.group_names == ("x", "y")
+    assert dataset.class_groups.tolist() == [0, 1, 1]
+    assert dataset.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert dataset.manifest["id"].tolist() == [one.id for one in records]
+    assert np.array_equal(dataset.gather(np.arange(15)), np.stack([one.pixels for one in records]))
+
+
+def test_shards_stay_under_their_limit_and_gather_crosses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "RESIDENT_LIMIT_BYTES", 0)
+    records = records_of("x1", "y1")
+    write(tmp_path / "toy", records, Splits(meta_train=("x1", "y1")))
+    dataset = PackedDataset.open(tmp_path / "toy")
+
+    assert [shard.items for shard in dataset.info.shards] == [4, 4, 2]
+    indices = np.array([[9, 0, 4], [3, 8, 5]])
+    gathered = dataset.gather(indices)
+    assert gathered.shape == (2, 3, 8, 8, 1)
+    assert np.array_equal(gathered[0, 2], records[4].pixels)
+    assert np.array_equal(gathered.reshape(6, 8, 8, 1), np.stack([records[i].pixels for i in indices.ravel()]))
+
+
+def test_mapped_and_resident_datasets_gather_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "toy", records_of("x1", "y1"), Splits(meta_train=("x1", "y1")), rotations=(0, 90, 180, 270))
+    indices = np.array([39, 0, 17, 17, 22])
+    resident = PackedDataset.open(tmp_path / "toy").gather(indices)
+    monkeypatch.setattr(packed, "RESIDENT_LIMIT_BYTES", 0)
+    assert np.array_equal(PackedDataset.open(tmp_path / "toy").gather(indices), resident)
+
+
+def test_each_rotation_is_a_class_of_its_own_and_gathers_rotated_pixels(tmp_path: Path) -> None:
+    records = records_of("x1", "y1")
+    splits = Splits(meta_train=("y1",), meta_test=("x1",))
+    write(tmp_path / "toy", records, splits, rotations=(0, 90, 180, 270))
+    dataset = PackedDataset.open(tmp_path / "toy")
+
+    assert dataset.classes[:5] == ("x1/rot000", "x1/rot090", "x1/rot180", "x1/rot270", "y1/rot000")
+    assert dataset.class_ids("meta_train").tolist() == [4, 5, 6, 7]
+    assert dataset.class_groups.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    for rotation in range(4):
+        virtual = rotation * 10 + np.arange(10)
+        assert dataset.labels[virtual].tolist() == [rotation] * 5 + [4 + rotation] * 5
+        expected = np.stack([np.rot90(one.pixels, k=rotation) for one in records])
+        assert np.array_equal(dataset.gather(virtual), expected)
+
+
+def test_class_table_lists_the_items_of_a_split(tmp_path: Path) -> None:
+    splits = Splits(meta_train=("y1",), meta_test=("x1",))
+    write(tmp_path / "toy", records_of("x1", "y1"), splits, rotations=(0, 180))
+    table = PackedDataset.open(tmp_path / "toy").class_table("meta_test")
+    assert table.class_ids.tolist() == [0, 1]
+    assert table.items.tolist() == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]]
+
+
+def test_indices_outside_the_dataset_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    with pytest.raises(IndexError, match=r"0\.\.4"):
+        PackedDataset.open(tmp_path / "toy").gather(np.array([5]))
+    with pytest.raises(IndexError, match=r"0\.\.4"):
+        PackedDataset.open(tmp_path / "toy").gather(np.array([-1]))
+
+
+def test_an_append_leaves_every_old_shard_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    write(folder, records_of("x1"), Splits(meta_train=("x1",)))
+    before = snapshot(folder)
+    packing = write(folder, records_of("x1", "y1"), Splits(meta_train=("x1", "y1")))
+
+    after = snapshot(folder)
+    assert (packing.added, packing.skipped) == (5, 5)
+    for name in ("items-00000.npy", "items-00001.npy"):
+        assert after[name] == before[name]
+    assert sorted(set(after) - set(before)) == ["items-00002.npy", "items-00003.npy"]
+    dataset = PackedDataset.open(folder)
+    assert dataset.manifest["version"].tolist() == [1] * 5 + [2] * 5
+    assert np.array_equal(dataset.gather(np.arange(10)), np.stack([one.pixels for one in records_of("x1", "y1")]))
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    for parent in ("one", "two"):
+        write(tmp_path / parent / "toy", records_of("x1", "y1"), Splits(meta_train=("x1", "y1")))
+    assert snapshot(tmp_path / "one" / "toy") == snapshot(tmp_path / "two" / "toy")
+
+
+def test_ingesting_the_same_records_again_changes_no_byte(tmp_path: Path) -> None:
+    write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    before = snapshot(tmp_path / "toy")
+    packing = write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    assert (packing.added, packing.skipped) == (0, 5)
+    assert snapshot(tmp_path / "toy") == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (record("x1/0", "x1", group="x", value=9), "already in .* with other pixels"),
+        (record("x1/0", "y1", group="y"), "as class 'x1', now 'y1'"),
+        (record("new", "x1", group="z"), "class 'x1' is in group 'x'"),
+    ],
+)
+def test_a_contradiction_is_refused_and_nothing_changes(tmp_path: Path, changed: Record, message: str) -> None:
+    write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    before = snapshot(tmp_path / "toy")
+    fresh = [record(f"x1/new{number}", "x1", group="x") for number in range(6)]
+    with pytest.raises(DataError, match=message):
+        write(tmp_path / "toy", [*fresh, changed], Splits(meta_train=("x1",)))
+    assert snapshot(tmp_path / "toy") == before
+
+
+def test_items_of_another_kind_cannot_be_appended(tmp_path: Path) -> None:
+    write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    with pytest.raises(DataError, match="image_size=8.*not .*image_size=16"):
+        write(tmp_path / "toy", [], Splits(), item=ItemSpec(image_size=16, channels=1))
+    with pytest.raises(DataError, match=r"rotations \[0\], not .*\[0, 90\]"):
+        write(tmp_path / "toy", [], Splits(), rotations=(0, 90))
+
+
+def test_a_first_ingest_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no item to write"):
+        write(tmp_path / "toy", [], Splits())
+    assert not (tmp_path / "toy").exists()
+
+
+def test_two_writers_cannot_hold_one_folder(tmp_path: Path) -> None:
+    def second() -> PackedWriter:
+        return PackedWriter(tmp_path / "toy", item=GREY8, source="toy", licence="")
+
+    with second() as first, pytest.raises(DataError, match="another ingest is writing"), second():
+        first.publish(Splits())
+
+
+class Crash(BaseException):
+    """Ends the process as far as the writer can tell."""
+
+
+def crash_at_replacement(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Die before the `number`-th rename of the writer, and let it clean nothing up."""
+    calls = iter(range(1, 100))
+    real = writer.os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if next(calls) == number:
+            raise Crash("died here")
+        real(source, target)
+
+    monkeypatch.setattr(writer.os, "replace", replace)
+    monkeypatch.setattr(PackedWriter, "_sweep", lambda self: None)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])  # two shards, the manifest, dataset.json
+def test_a_crash_at_any_step_leaves_the_old_version_and_the_next_ingest_heals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = tmp_path / "toy"
+    write(folder, records_of("x1"), Splits(meta_train=("x1",)))
+    old = PackedDataset.open(folder)
+    old_hash, old_pixels = old.content_hash, old.gather(np.arange(5))
+    with monkeypatch.context() as patch:
+        crash_at_replacement(number, patch)
+        with pytest.raises(Crash, match="died here"):
+            write(folder, records_of("y1"), Splits(meta_train=("x1", "y1")))
+
+    survivor = PackedDataset.open(folder)
+    survivor.verify()
+    assert survivor.content_hash == old_hash
+    assert survivor.classes == ("x1",)
+    assert np.array_equal(survivor.gather(np.arange(5)), old_pixels)
+
+    write(folder, records_of("y1"), Splits(meta_train=("x1", "y1")))
+    write(tmp_path / "unbroken" / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    write(tmp_path / "unbroken" / "toy", records_of("y1"), Splits(meta_train=("x1", "y1")))
+    assert snapshot(folder) == snapshot(tmp_path / "unbroken" / "toy")
+
+
+def test_rows_of_a_crashed_ingest_do_not_outlive_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "toy"
+    write(folder, records_of("x1"), Splits(meta_train=("x1",)))
+    before = snapshot(folder)
+    with monkeypatch.context() as patch:
+        crash_at_replacement(4, patch)
+        with pytest.raises(Crash, match="died here"):
+            write(folder, records_of("y1"), Splits(meta_train=("x1", "y1")))
+    write(folder, records_of("x1"), Splits(meta_train=("x1",)))
+    assert snapshot(folder) == before
+
+
+def test_the_content_hash_follows_pixels_labels_and_splits(tmp_path: Path) -> None:
+    variants = {
+        "same": (records_of("x1"), Splits(meta_train=("x1",))),
+        "pixels": ([*records_of("x1")[:4], record("x1/4", "x1", "x", value=0)], Splits(meta_train=("x1",))),
+        "splits": (records_of("x1"), Splits(meta_test=("x1",))),
+        "labels": ([*records_of("x1")[:4], record("x1/4", "x2", "x")], Splits(meta_train=("x1",))),
+    }
+    hashes = {}
+    for name, (records, splits) in variants.items():
+        write(tmp_path / name / "toy", records, splits)
+        hashes[name] = PackedDataset.open(tmp_path / name / "toy").content_hash
+    assert len(set(hashes.values())) == 4
+
+
+def test_a_missing_dataset_says_what_is_there_and_what_to_do(tmp_path: Path) -> None:
+    write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    with pytest.raises(DataError, match="found: toy; next: kshot ingest PATH --name defects"):
+        PackedDataset.open(tmp_path / "defects")
+    with pytest.raises(DataError, match="next: kshot ingest glyphs"):
+        PackedDataset.open(tmp_path / "glyphs")
+
+
+def test_a_truncated_shard_is_found_on_opening_and_a_flipped_bit_on_verifying(tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    write(folder, records_of("x1"), Splits(meta_train=("x1",)))
+    shard = folder / "items-00000.npy"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    dataset = PackedDataset.open(folder)
+    with pytest.raises(DataError, match=r"items-00000\.npy has sha256"):
+        dataset.verify()
+    shard.write_bytes(good[:-1])
+    with pytest.raises(DataError, match="has 383 bytes; dataset.json needs 384"):
+        PackedDataset.open(folder)
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"format_version": 2}', "[]", "\udcff"])
+def test_an_unreadable_description_is_refused(tmp_path: Path, damage: str) -> None:
+    write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    (tmp_path / "toy" / "dataset.json").write_bytes(damage.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match="is not format version 1"):
+        PackedDataset.open(tmp_path / "toy")
+
+
+def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    manifest = tmp_path / "toy" / "manifest.parquet"
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"manifest\.parquet cannot be read"):
+        PackedDataset.open(tmp_path / "toy").labels  # noqa: B018
+
+
+def test_the_description_is_sorted_json_for_people(tmp_path: Path) -> None:
+    with PackedWriter(tmp_path / "toy", item=GREY8, source="toy", licence="CC0") as packing:
+        packing.add(record("Ä/1", "Ä"))
+        packing.publish(Splits(meta_train=("Ä",)), (Quarantined(source="Ä/2", reason="the file has 0 bytes"),))
+    text = (tmp_path / "toy" / "dataset.json").read_text(encoding="utf-8")
+    value = json.loads(text)
+    assert list(value) == sorted(value)
+    assert text.endswith("}\n")
+    assert '"Ä/2"' in text
+    assert value["item"] == {"channels": 1, "image_size": 8, "invert": False}

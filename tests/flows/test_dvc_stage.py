@@ -1,0 +1,120 @@
+"""One stage of dvc.yaml, run with the real DVC."""
+
+import fcntl
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from flows.dvc_stage import RejectedStageError, TransientStageError, failure, run_dvc, run_stage, stage_order
+from kshot.errors import StageError
+from tests.processes import wait_for_text, wait_until_gone
+
+HEAD = ["Running stage 'fit':", "> python fit.py"]
+
+
+def test_stages_are_ordered_by_what_they_read_not_by_the_file(workspace: Path) -> None:
+    assert stage_order(workspace) == ("check", "fit", "score")
+
+
+def test_an_unreadable_dvc_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: [")
+    with pytest.raises(StageError, match=r"cannot read the stages of .*dvc\.yaml"):
+        stage_order(tmp_path)
+
+
+def test_a_stage_runs_once_then_is_cached_and_its_lines_are_heard(checked: Path) -> None:
+    heard: list[str] = []
+    assert run_stage("fit", checked, heard.append).outcome == "ran"
+    assert heard == ["Running stage 'fit':", "> python fit.py", "fitted"]
+    assert run_stage("fit", checked, heard.append).outcome == "cached"
+
+
+def test_outputs_restored_from_an_earlier_run_count_as_cached(checked: Path) -> None:
+    (checked / "input").write_text("2")
+    assert run_stage("check", checked, print).outcome == "ran"
+    (checked / "input").write_text("1")
+    assert run_stage("check", checked, print).outcome == "cached"
+    assert (checked / "artifacts/check/facts").read_text() == "1"
+
+
+def test_a_stage_that_rejects_its_input_says_why_in_its_own_words(checked: Path) -> None:
+    (checked / "fit.py").write_text("import sys; print('error: 3 classes; need 5', file=sys.stderr); sys.exit(2)")
+    with pytest.raises(RejectedStageError, match=r"^fit failed: 3 classes; need 5$"):
+        run_stage("fit", checked, print)
+
+
+def test_a_stage_that_is_killed_may_be_tried_again(checked: Path) -> None:
+    (checked / "fit.py").write_text("import os; print('step 7', flush=True); os.kill(os.getpid(), 9)")
+    with pytest.raises(TransientStageError, match=r"^fit was stopped by SIGKILL.*step 7$"):
+        run_stage("fit", checked, print)
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind", "message"),
+    [
+        (
+            [*HEAD, "ValueError: no", "ERROR: failed to reproduce 'fit': failed to run: x, exited with 1"],
+            StageError,
+            "no",
+        ),
+        ([*HEAD, "ERROR: failed to reproduce 'fit': failed to run: x, exited with 3"], StageError, "exit code 3"),
+        (
+            [*HEAD, "ERROR: failed to reproduce 'fit': failed to run: x, exited with 137"],
+            TransientStageError,
+            "SIGKILL",
+        ),
+        (["ERROR: failed to reproduce 'fit': [Errno 2] No such file: 'a'"], StageError, "No such file: 'a'"),
+        (["ERROR: failed to push: Read timed out"], TransientStageError, "timed out"),
+        (
+            ["ERROR: unexpected error - Please reduce your request rate: SlowDown (503)"],
+            TransientStageError,
+            "SlowDown",
+        ),
+        (
+            ["ERROR: unexpected error - Forbidden: An error occurred (403) when calling"],
+            StageError,
+            "next: check access_key_id",
+        ),
+        (["ERROR: Unable to acquire lock."], TransientStageError, "lock"),
+        ([], TransientStageError, "without a word"),
+    ],
+)
+def test_only_faults_that_may_pass_are_transient(lines: list[str], kind: type[StageError], message: str) -> None:
+    error = failure("fit", lines)
+    assert type(error) is kind
+    assert message in str(error)
+    assert "\n" not in str(error)
+
+
+def test_a_stage_waits_for_another_dvc_however_long_that_takes(checked: Path) -> None:
+    with (checked / ".dvc/tmp/lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        longer_than_dvc_waits_by_itself = threading.Timer(3.5, fcntl.flock, [lock, fcntl.LOCK_UN])
+        longer_than_dvc_waits_by_itself.start()
+        assert run_stage("check", checked, print).outcome == "cached"
+        longer_than_dvc_waits_by_itself.join()
+
+
+def test_killing_the_runner_ends_its_stage_and_the_next_run_succeeds(checked: Path) -> None:
+    fit = (checked / "fit.py").read_text()
+    (checked / "fit.py").write_text(
+        "import os, time\nfrom kshot.lifeline import die_with_pipeline\ndie_with_pipeline()\n"
+        "open('pid.new', 'w').write(str(os.getpid())); os.rename('pid.new', 'pid')\ntime.sleep(600)\n"
+    )
+    runner = "from pathlib import Path; from flows.dvc_stage import run_stage; run_stage('fit', Path.cwd(), print)"
+    with subprocess.Popen([sys.executable, "-c", runner], cwd=checked, stdout=subprocess.DEVNULL) as process:
+        stage = int(wait_for_text(checked / "pid"))
+        process.send_signal(signal.SIGKILL)
+    wait_until_gone(stage)
+    (checked / "fit.py").write_text(fit)
+    assert run_stage("fit", checked, print).outcome == "ran"
+
+
+def test_dvc_other_than_repro_is_heard_without_its_advice(workspace: Path) -> None:
+    heard: list[str] = []
+    run_dvc(["repro", "check"], workspace, heard.append, doing="dvc repro")
+    assert not [line for line in heard if "git add" in line or "dvc push" in line]

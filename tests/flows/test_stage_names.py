@@ -1,0 +1,47 @@
+"""A stage has one name: its key in dvc.yaml, module, section of params.yaml, folder of outputs and task."""
+
+import pkgutil
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+import kshot.stages
+from flows.dvc_stage import stage_order
+from kshot.config import Params, load_params
+
+REPOSITORY = Path(__file__).parents[2]
+NAMES = ("validate", "task_pool", "meta_train", "evaluate")
+
+
+def test_the_flow_runs_the_stages_of_dvc_yaml_in_the_order_of_the_pipeline() -> None:
+    assert stage_order(REPOSITORY) == NAMES
+
+
+def test_every_stage_has_a_module_of_its_name() -> None:
+    assert {module.name for module in pkgutil.iter_modules(kshot.stages.__path__)} == set(NAMES)
+
+
+def test_every_stage_has_a_section_of_its_name_in_the_settings() -> None:
+    assert set(NAMES) <= {field.name for field in fields(Params)}
+
+
+@pytest.mark.parametrize("params", sorted(REPOSITORY.glob("presets/*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_complete(params: Path) -> None:
+    load_params(params)
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_every_stage_reads_its_own_section_and_writes_its_own_folder(stage: str) -> None:
+    described = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][stage]
+    assert stage in described["params"]
+    assert described["outs"] == [f"artifacts/{stage}"]
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_every_source_that_a_stage_names_exists(stage: str) -> None:
+    described = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][stage]
+    sources = [dep for dep in described["deps"] if dep.startswith("src/")]
+    assert f"src/kshot/stages/{stage}.py" in sources
+    assert [source for source in sources if not (REPOSITORY / source).exists()] == []

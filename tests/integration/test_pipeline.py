@@ -1,0 +1,121 @@
+"""The whole pipeline, as `make train` runs it, with the real Prefect, DVC and MLflow on a tiny dataset."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.tiny_project import tiny_params, write_project
+
+REPOSITORY = Path(__file__).parents[2]
+CODE = ("dvc.yaml", "flows", "mlflow", "src", ".dvc/config", ".dvcignore", ".gitignore")
+
+
+def git(root: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
+
+
+def workspace(root: Path, params: dict[str, Any]) -> Path:
+    """A clone of the project with a tiny dataset and these params."""
+    for name in CODE:
+        source, target = REPOSITORY / name, root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
+    write_project(root, params)
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "--message", "tiny")
+    return root
+
+
+def environment(root: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1", "HOME": str(root / "home")}
+
+
+def start_flow(root: Path, log: Path) -> subprocess.Popen[bytes]:
+    (root / "home").mkdir(exist_ok=True)
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.train"],
+            cwd=root,
+            env=environment(root),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def run_flow(root: Path) -> str:
+    log = root / "flow.log"
+    code = start_flow(root, log).wait(timeout=240)
+    output = log.read_text()
+    assert code == 0, output
+    return output
+
+
+def versions(root: Path) -> list[str]:
+    client = MlflowClient(f"sqlite:///{root}/.kshot/mlflow.db")
+    return [version.version for version in client.search_model_versions("name = 'tiny'")]
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_a_run_registers_a_champion_and_a_second_one_does_nothing(tmp_path: Path) -> None:
+    root = workspace(tmp_path, tiny_params())
+    first = run_flow(root)
+    assert "tiny version 1 (champion), new" in first
+    lock = (root / "dvc.lock").read_bytes()
+    assert len(list((root / ".kshot/dvc-remote").rglob("*"))) > 10
+    second = run_flow(root)
+    assert "tiny version 1 (champion), already registered" in second
+    assert second.count("Completed('cached')") == 4
+    assert (root / "dvc.lock").read_bytes() == lock
+    assert len(versions(root)) == 1
+
+
+def test_a_flow_killed_while_it_trains_is_finished_by_the_next_and_registers_one_version(tmp_path: Path) -> None:
+    params = tiny_params()
+    params["meta_train"]["training"] |= {"n_steps": 600, "validate_every": 600, "checkpoint_every_s": 0.2}
+    root = workspace(tmp_path, params)
+    process = start_flow(root, root / "killed.log")
+    wait_for_checkpoint(root, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    output = run_flow(root)
+    assert "resuming from the checkpoint of step" in output
+    assert "tiny version 1 (champion), new" in output
+    assert len(versions(root)) == 1
+
+
+def test_bad_data_stops_the_flow_with_one_line_and_exit_2(tmp_path: Path) -> None:
+    params = tiny_params()
+    params["task_pool"]["meta_test"]["settings"] = [{"n_way": 3, "k_shot": 9}]
+    root = workspace(tmp_path, params)
+    log = root / "flow.log"
+    assert start_flow(root, log).wait(timeout=240) == 2
+    errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "images_per_class" in errors[0] and "6 of 11" in errors[0]
+    assert not (root / "artifacts/task_pool").exists()
+    assert not (root / ".kshot/mlflow.db").exists()
+
+
+def wait_for_checkpoint(root: Path, process: subprocess.Popen[bytes]) -> None:
+    while not list((root / ".kshot/checkpoints").glob("*/step-?????????")):
+        assert process.poll() is None, (root / "killed.log").read_text()
+        time.sleep(0.02)

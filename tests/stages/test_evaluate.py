@@ -1,0 +1,106 @@
+"""The task_pool and evaluate stages on a tiny dataset, with real files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from kshot.checkpoint import load_model
+from kshot.config import load_params
+from kshot.datasets.packed import PackedDataset
+from kshot.errors import DataError, ModelError
+from kshot.stages import evaluate, meta_train, task_pool
+from kshot.task_pool import FrozenPool
+from tests.tiny_project import tiny_params, write_project
+
+
+def evaluated(root: Path, algorithm: dict[str, Any]) -> Path:
+    torch.set_num_threads(1)
+    params = tiny_params()
+    params["meta_train"]["algorithm"] = algorithm
+    write_project(root, params)
+    loaded = load_params(root / "params.yaml")
+    task_pool.run(loaded, root)
+    meta_train.run(loaded, root)
+    evaluate.run(loaded, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def protonet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return evaluated(tmp_path_factory.mktemp("protonet"), {"name": "protonet"})
+
+
+@pytest.fixture(scope="module")
+def maml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return evaluated(tmp_path_factory.mktemp("maml"), {"name": "maml", "first_order": True})
+
+
+def metrics(root: Path) -> Any:
+    return json.loads((root / "artifacts/evaluate/metrics.json").read_text())
+
+
+def test_every_setting_is_reported_with_its_interval_baseline_and_pool(protonet: Path) -> None:
+    results = metrics(protonet)["results"]
+    pools = json.loads((protonet / "artifacts/task_pool/pools.json").read_text())["frozen"]
+    assert [(r["n_way"], r["k_shot"], r["mode"]) for r in results] == [
+        (3, 1, "non-transductive"),
+        (2, 2, "non-transductive"),
+    ]
+    assert [r["pool_hash"] for r in results] == [pools["meta_test-3w1s"]["hash"], pools["meta_test-2w2s"]["hash"]]
+    assert all(r["episodes"] == 10 and r["ci95"] > 0 and 0 < r["baseline_accuracy"] <= 1 for r in results)
+
+
+def test_maml_is_scored_with_and_without_query_statistics(maml: Path) -> None:
+    assert {r["mode"] for r in metrics(maml)["results"]} == {"transductive", "non-transductive"}
+
+
+def test_episode_and_class_tables_agree_with_the_metrics(protonet: Path) -> None:
+    episodes = pd.read_parquet(protonet / "artifacts/evaluate/episodes.parquet")
+    classes = pd.read_parquet(protonet / "artifacts/evaluate/per_class.parquet")
+    for result in metrics(protonet)["results"]:
+        rows = episodes[(episodes["n_way"] == result["n_way"]) & (episodes["k_shot"] == result["k_shot"])]
+        assert rows["accuracy"].mean() == pytest.approx(result["accuracy"])
+        per_class = classes[(classes["n_way"] == result["n_way"]) & (classes["k_shot"] == result["k_shot"])]
+        right = (per_class["accuracy"] * per_class["queries"]).sum()
+        assert right / per_class["queries"].sum() == pytest.approx(result["accuracy"])
+        assert set(per_class["class"]) <= {f"test/c{number}" for number in range(5)}
+
+
+def test_the_report_stands_alone_and_shows_the_numbers(protonet: Path) -> None:
+    page = (protonet / "artifacts/evaluate/report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    assert f"{100 * metrics(protonet)['results'][0]['accuracy']:.2f}" in page
+
+
+def test_pools_are_the_same_bytes_again_and_draw_from_their_own_split(protonet: Path) -> None:
+    folder = protonet / "artifacts/task_pool"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    task_pool.run(load_params(protonet / "params.yaml"), protonet)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    dataset = PackedDataset.open(protonet / "data/tiny")
+    for name, split in (("meta_val", "meta_val"), ("meta_test-3w1s", "meta_test")):
+        used = FrozenPool.load(folder / f"{name}.safetensors").indices
+        assert set(used.class_ids.ravel()) <= set(dataset.class_ids(split))
+        assert (dataset.labels[used.query] == used.class_ids[:, :, None]).all()
+
+
+def test_a_model_is_chosen_without_a_look_at_the_test_pools(tmp_path: Path) -> None:
+    root = write_project(tmp_path, tiny_params())
+    params = load_params(root / "params.yaml")
+    task_pool.run(params, root)
+    for pool in (root / "artifacts/task_pool").glob("meta_test*"):
+        pool.unlink()
+    meta_train.run(params, root)
+    load_model(root / "artifacts/meta_train/model")
+    with pytest.raises(DataError, match="no task pool at .*meta_test-3w1s"):
+        evaluate.run(params, root)
+
+
+def test_without_a_model_the_next_command_is_named(tmp_path: Path) -> None:
+    root = write_project(tmp_path, tiny_params())
+    with pytest.raises(ModelError, match="no model in .*next: kshot train"):
+        evaluate.run(load_params(root / "params.yaml"), root)

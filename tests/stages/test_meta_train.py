@@ -1,0 +1,177 @@
+"""The stage with real processes: two torchrun workers, a kill in the middle, a killed worker."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kshot.config import load_params
+from kshot.errors import DataError, EpisodeError
+from kshot.stages import meta_train, task_pool
+from tests.processes import wait_until_gone
+from tests.tiny_dataset import tiny_dataset
+from tests.tiny_project import tiny_params, write_project
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def project(root: Path, **meta_train_settings: Any) -> Path:
+    params = tiny_params()
+    training = params["meta_train"]["training"] | meta_train_settings.pop("training", {})
+    params["meta_train"] |= meta_train_settings | {"training": training}
+    write_project(root, params)
+    task_pool.run(load_params(root / "params.yaml"), root)
+    return root
+
+
+def weights(root: Path) -> dict[str, torch.Tensor]:
+    return load_file(root / "artifacts/meta_train/model/weights.safetensors")
+
+
+def train_command(root: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "kshot", "train"],
+        cwd=root,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose training ran through in one process."""
+    torch.set_num_threads(1)
+    root = project(tmp_path_factory.mktemp("unbroken"))
+    meta_train.run(load_params(root / "params.yaml"), root)
+    return root
+
+
+def test_the_stage_writes_model_history_metrics_and_curves(unbroken: Path) -> None:
+    folder = unbroken / "artifacts/meta_train"
+    written = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
+    assert written == {"model/model.json", "model/weights.safetensors", "history.parquet", "metrics.json", "curves.png"}
+
+
+def test_two_processes_see_the_episodes_and_losses_of_one(tmp_path: Path, unbroken: Path) -> None:
+    """Sums in another order differ in the last bit, which Adam's first steps magnify: weights are not compared."""
+    root = project(tmp_path, n_processes=2)
+    done = train_command(root)
+    output, _ = done.communicate(timeout=120)
+    assert done.returncode == 0, output
+    one, two = (pd.read_parquet(p / "artifacts/meta_train/history.parquet") for p in (unbroken, root))
+    assert two["loss"].tolist() == pytest.approx(one["loss"].tolist(), rel=1e-3)
+    assert json.loads((root / "artifacts/meta_train/metrics.json").read_text())["processes"] == 2
+
+
+def test_killed_and_run_again_the_weights_are_equal_to_the_bit(tmp_path: Path, unbroken: Path) -> None:
+    root = project(tmp_path)
+    process = train_command(root)
+    wait_for_checkpoint(root)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (root / "artifacts/meta_train/model").exists()
+    done = train_command(root)
+    output, _ = done.communicate(timeout=120)
+    assert done.returncode == 0, output
+    assert "resuming from the checkpoint of step" in output
+    expected = weights(unbroken)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(root).items())
+
+
+def test_a_changed_setting_does_not_resume_from_the_checkpoints_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = project(tmp_path)
+    meta_train.run(load_params(root / "params.yaml"), root)
+    changed = (root / "params.yaml").read_text().replace("seed: 1", "seed: 2")
+    (root / "params.yaml").write_text(changed)
+    capsys.readouterr()
+    meta_train.run(load_params(root / "params.yaml"), root)
+    assert "resuming" not in capsys.readouterr().out
+
+
+def test_killed_in_two_processes_no_worker_goes_on(tmp_path: Path) -> None:
+    root = project(tmp_path, n_processes=2, training={"n_steps": 100_000, "validate_every": 100_000, "patience": 1})
+    process = train_command(root)
+    wait_for_checkpoint(root)
+    workers = [pid for pid in descendants(process.pid) if "meta_train" in command_line(pid)]
+    assert len(workers) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    for pid in workers:
+        wait_until_gone(pid)
+
+
+def test_training_goes_on_after_a_worker_was_killed(tmp_path: Path, unbroken: Path) -> None:
+    root = project(tmp_path, n_processes=2, training={"n_steps": 400, "validate_every": 200, "patience": 10})
+    process = train_command(root)
+    wait_for_checkpoint(root)
+    workers = [pid for pid in descendants(process.pid) if command_line(pid).endswith("kshot.stages.meta_train")]
+    os.kill(max(workers), signal.SIGKILL)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert "resuming from the checkpoint of step" in output
+    assert json.loads((root / "artifacts/meta_train/metrics.json").read_text())["steps"] == 400
+
+
+def test_a_loss_that_is_not_finite_is_one_line_also_from_two_processes(tmp_path: Path) -> None:
+    settings = {"outer_lr": 1e30, "n_steps": 50, "validate_every": 50}
+    root = project(tmp_path, n_processes=2, training=settings)
+    process = train_command(root)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, output
+    assert "error: step" in output and "need finite numbers" in output
+    assert "Traceback" not in output
+    assert not (root / "artifacts/meta_train").exists()
+
+
+def test_a_setting_that_the_learner_cannot_take_is_refused_before_training(tmp_path: Path) -> None:
+    root = project(tmp_path, algorithm={"name": "maml"})
+    text = (root / "params.yaml").read_text().replace("- k_shot: 1\n      n_way: 3", "- k_shot: 1\n      n_way: 5")
+    (root / "params.yaml").write_text(text)
+    with pytest.raises(EpisodeError, match="meta_test asks for 5-way 1-shot; this learner, trained 3-way"):
+        meta_train.run(load_params(root / "params.yaml"), root)
+
+
+def test_pools_of_another_state_of_the_data_are_refused(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    shutil.rmtree(root / "data/tiny")
+    tiny_dataset(n_classes=5, n_images=7).write(root / "data/tiny")
+    with pytest.raises(DataError, match="the task pools were drawn from data .*next: kshot validate, kshot pool"):
+        meta_train.run(load_params(root / "params.yaml"), root)
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+
+
+def wait_for_checkpoint(root: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list((root / ".kshot/checkpoints").glob("*/step-?????????")):
+            return
+        time.sleep(0.005)
+    raise AssertionError("no checkpoint within two minutes")

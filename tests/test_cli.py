@@ -1,0 +1,149 @@
+"""The command line: its frozen surface, its one-line errors and exit codes."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from PIL import Image
+
+from kshot.cli import app, main
+from tests.tiny_project import tiny_params, write_project
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Kshot = Callable[..., Done]
+
+
+@pytest.fixture
+def kshot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Kshot:
+    """Runs `kshot ARGUMENT...` in a folder, in this process."""
+
+    def run(root: Path, *arguments: str) -> Done:
+        monkeypatch.chdir(root)
+        monkeypatch.setattr(sys, "argv", ["kshot", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return Done(int(ended.value.code or 0), out, err)
+
+    return run
+
+
+def test_commands_and_options_are_these() -> None:
+    """Settings of a run belong into params.yaml: a new option has to be meant."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    found = {name: sorted(p.name for p in command.params) for name, command in commands.items()}
+    ingest = ["image_size", "invert", "licence", "mode", "name", "rotations", "seed", "source", "split_by", "splits"]
+    assert found == {
+        "ingest": ingest,
+        "validate": [],
+        "pool": [],
+        "train": [],
+        "evaluate": [],
+        "register": [],
+        "predict": ["model", "queries", "support"],
+        "doctor": [],
+        "preset": ["name"],
+    }
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("scratch", "dent", "stain", "crack", "hole"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg")
+    (tmp_path / "photos" / "dent" / "broken.png").write_text("not an image")
+    return tmp_path / "photos"
+
+
+def test_ingest_packs_photos_lists_damaged_files_and_says_what_to_do_next(
+    kshot: Kshot, tmp_path: Path, photos: Path
+) -> None:
+    done = kshot(tmp_path, "ingest", str(photos), "--name", "defects", "--image-size", "32")
+    assert done.returncode == 0, done.stderr
+    assert "data/defects: 20 items (20 new), 5 classes" in done.stdout
+    assert "refused: dent/broken.png" in done.stderr
+    assert "set dataset.name: defects in params.yaml, then make train" in done.stdout
+    again = kshot(tmp_path, "ingest", str(photos), "--name", "defects")
+    assert "20 items (0 new)" in again.stdout, again.stderr
+
+
+def test_ingest_without_a_name_or_with_a_bad_source_is_one_line_and_exit_2(
+    kshot: Kshot, tmp_path: Path, photos: Path
+) -> None:
+    for arguments in ([str(photos)], [str(tmp_path / "none"), "--name", "x"], [str(photos), "--name", "../x"]):
+        done = kshot(tmp_path, "ingest", *arguments)
+        assert done.returncode == 2
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and "Traceback" not in done.stderr
+    assert not (tmp_path / "data" / "x").exists()
+
+
+def test_a_stage_without_params_or_data_is_one_line_and_exit_2(kshot: Kshot, tmp_path: Path) -> None:
+    done = kshot(tmp_path, "pool")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no params.yaml" in done.stderr
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
+    done = kshot(tmp_path, "pool")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "kshot ingest" in done.stderr
+
+
+def test_debug_shows_the_trace(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kshot", "--debug", "pool"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_preset_replaces_a_preset_but_never_the_users_edits(kshot: Kshot, tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "presets", tmp_path / "presets")
+    assert kshot(tmp_path, "preset", "demo").returncode == 0
+    assert kshot(tmp_path, "preset", "omniglot-maml").returncode == 0
+    assert (tmp_path / "params.yaml").read_bytes() == (tmp_path / "presets/omniglot-maml.yaml").read_bytes()
+    (tmp_path / "params.yaml").write_text("mine")
+    done = kshot(tmp_path, "preset", "demo")
+    assert done.returncode == 2 and "params.yaml has edits of yours" in done.stderr
+    assert (tmp_path / "params.yaml").read_text() == "mine"
+    done = kshot(tmp_path, "preset", "demmo")
+    assert done.returncode == 2 and "known: demo, omniglot-maml, omniglot-protonet" in done.stderr
+
+
+def test_stages_by_hand_then_predict_from_the_model_folder(kshot: Kshot, tmp_path: Path) -> None:
+    root = write_project(tmp_path, tiny_params())
+    for stage in ("pool", "train", "evaluate"):
+        done = kshot(root, stage)
+        assert done.returncode == 0, done.stderr
+    rng = np.random.default_rng(1)
+    patterns = {name: rng.integers(0, 256, (16, 16), dtype=np.uint8) for name in ("zig", "zag")}
+    for name, pattern in patterns.items():
+        (root / "support" / name).mkdir(parents=True)
+        Image.fromarray(pattern).save(root / "support" / name / "1.png")
+        Image.fromarray(pattern).save(root / f"query-{name}.png")
+    done = kshot(root, "predict", "artifacts/meta_train/model", "support", "query-zig.png", "query-zag.png")
+    assert done.returncode == 0, done.stderr
+    answers = [line.split() for line in done.stdout.splitlines() if "query-" in line]
+    assert [(words[1], words[3]) for words in answers] == [("query-zig.png", "zig"), ("query-zag.png", "zag")]
+
+
+def test_the_presets_include_the_default_params() -> None:
+    assert (REPOSITORY / "params.yaml").read_bytes() == (REPOSITORY / "presets/demo.yaml").read_bytes()

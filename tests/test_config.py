@@ -1,0 +1,85 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kshot.config import load_params, params_from
+from kshot.errors import ConfigError
+from kshot.sampling import WithinGroup
+
+REPOSITORY = Path(__file__).parent.parent
+PRESETS = sorted((REPOSITORY / "presets").glob("*.yaml"))
+
+
+def raw() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((REPOSITORY / "presets" / "demo.yaml").read_text())
+    return loaded
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_is_valid_and_says_its_command(path: Path) -> None:
+    load_params(path)
+    assert "Command: make" in path.read_text().split("seed:")[0]
+
+
+def test_shapes_and_samplers_of_every_split_are_listed() -> None:
+    raw_params = raw()
+    raw_params["task_pool"]["meta_test"]["sampler"] = {"name": "within_group"}
+    pools = params_from(raw_params, source="params.yaml").task_pool
+    assert [str(s) for s in pools.shapes()["meta_test"]] == [
+        "5-way 1-shot",
+        "5-way 5-shot",
+        "20-way 1-shot",
+        "20-way 5-shot",
+    ]
+    assert pools.samplers()["meta_test"] == WithinGroup()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("sed", 1, r"unknown key sed; did you mean seed\?"),
+        ("task_pool.meta_train.shape.n_wey", 5, r"unknown key task_pool.meta_train.shape.n_wey; did you mean n_way\?"),
+        ("meta_train.training.outer_lrr", 5, r"unknown key meta_train.training.outer_lrr; did you mean outer_lr\?"),
+        ("meta_train.algorithm.inner_lr", 0.4, r"unknown key meta_train.algorithm.inner_lr; known: name"),
+        (
+            "task_pool.meta_test.settings.0.shots",
+            1,
+            r"unknown key task_pool.meta_test.settings.0.shots; did you mean k_shot\?",
+        ),
+        ("meta_train.training.n_steps", "many", r"meta_train.training.n_steps is 'many': .*integer"),
+        ("meta_train.training.n_steps", 0, r"meta_train.training.n_steps is 0: .*greater than or equal to 1"),
+        ("meta_train.algorithm.name", "protonett", r"meta_train.algorithm.*protonett.*'protonet', 'maml'"),
+        ("meta_train.training.schedule", "linear", r"'linear': .*'constant', 'halving' or 'cosine'"),
+        ("dataset.name", "../x", r"dataset.name is '../x'"),
+    ],
+)
+def test_a_bad_setting_is_named_in_full(path: str, value: object, message: str) -> None:
+    params = raw()
+    node: Any = params
+    *parents, last = path.split(".")
+    for part in parents:
+        node = node[int(part)] if part.isdigit() else node[part]
+    node[last] = value
+    with pytest.raises(ConfigError, match=message) as caught:
+        params_from(params, source="params.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_setting_is_named_in_full() -> None:
+    params = raw()
+    del params["task_pool"]["meta_val"]["n_episodes"]
+    with pytest.raises(ConfigError, match="params.yaml: task_pool.meta_val.n_episodes is missing"):
+        params_from(params, source="params.yaml")
+
+
+def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no .*params.yaml; need a params file"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1\nb: }")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="params.yaml"):
+        load_params(tmp_path / "params.yaml")

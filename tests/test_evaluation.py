@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import torch
+
+from kshot.algorithms.learner import Flatten
+from kshot.algorithms.protonet import ProtoNet
+from kshot.episode import EpisodeShape
+from kshot.evaluation import EpisodeScores, class_accuracy, mean_interval, score_episodes, score_pixels
+from kshot.sampling import EpisodeIndices
+from tests.toy_episodes import image_pools, point_gather
+
+
+def test_the_interval_is_students() -> None:
+    found = mean_interval(np.array([0.0, 1.0, 1.0, 0.0]))
+    assert found.mean == 0.5
+    assert found.half_width == pytest.approx(3.182446 * 0.577350 / 2, rel=1e-5)  # t(0.975, 3) * sd / sqrt(4)
+
+
+def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = [abs(i.mean - 0.7) <= i.half_width for i in (mean_interval(rng.normal(0.7, 0.1, 30)) for _ in range(2000))]
+    assert 0.935 < np.mean(hits) < 0.965
+
+
+def test_scores_count_right_answers_of_each_class() -> None:
+    points = torch.tensor([[0.0], [1.0], [10.0], [11.0], [4.0], [9.0]])
+    indices = EpisodeIndices(
+        support=np.array([[[0], [2]]]), query=np.array([[[1, 5], [3, 4]]]), class_ids=np.array([[7, 3]])
+    )
+    scores = score_episodes(ProtoNet(Flatten()), indices, point_gather(points))
+    assert scores.correct.tolist() == [[1, 1]]  # 9.0 is nearer to 10.0, 4.0 nearer to 0.0
+    assert scores.accuracy.tolist() == [0.5]
+
+
+def test_class_accuracy_adds_up_over_episodes() -> None:
+    scores = EpisodeScores(correct=np.array([[2, 1], [0, 2]]), class_ids=np.array([[5, 9], [9, 5]]), n_query=2)
+    classes, asked, accuracy = class_accuracy(scores)
+    assert classes.tolist() == [5, 9]
+    assert asked.tolist() == [4, 4]
+    assert accuracy.tolist() == [1.0, 0.25]
+
+
+def test_the_pixel_baseline_is_the_nearest_centroid_of_the_pixels() -> None:
+    shape = EpisodeShape(n_way=4, k_shot=3, n_query=2)
+    _, pool, gather = image_pools(shape)
+    found = score_pixels(pool.indices, gather).accuracy
+    expected = []
+    for support, query in zip(pool.indices.support, pool.indices.query, strict=True):
+        centroids = gather(support).flatten(2).mean(1)
+        nearest = torch.cdist(gather(query).flatten(2).flatten(0, 1), centroids).argmin(1).view(4, 2)
+        expected.append(float((nearest == torch.arange(4)[:, None]).double().mean()))
+    assert found.tolist() == pytest.approx(expected)

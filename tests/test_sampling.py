@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kshot.episode import EpisodeShape
+from kshot.errors import EpisodeError
+from kshot.sampling import ClassTable, ClassWeighted, Uniform, WithinGroup, sample_episodes
+from kshot.seeding import stream_key
+
+KEY = stream_key(1, "test")
+SAMPLERS = [Uniform(), ClassWeighted(), WithinGroup()]
+
+
+def table(counts: list[int], groups: list[int] | None = None) -> ClassTable:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    shuffled = np.random.default_rng(0).permutation(labels)
+    return ClassTable.from_labels(shuffled, np.arange(len(counts)), np.array(groups or [0] * len(counts)))
+
+
+def test_the_table_lists_every_item_under_its_class() -> None:
+    labels = np.array([2, 0, 2, 1, 0, 2])
+    found = ClassTable.from_labels(labels, np.array([0, 2]), np.array([7, 8, 9]))
+    assert found.counts.tolist() == [2, 3]
+    assert found.items.tolist() == [[1, 4, -1], [0, 2, 5]]
+    assert found.groups.tolist() == [7, 9]
+
+
+@given(
+    n_way=st.integers(2, 5),
+    k_shot=st.integers(1, 3),
+    n_query=st.integers(1, 3),
+    counts=st.lists(st.integers(6, 9), min_size=5, max_size=12),
+    seed=st.integers(0, 2**32),
+)
+def test_every_episode_has_distinct_classes_and_items_of_the_right_class(
+    n_way: int, k_shot: int, n_query: int, counts: list[int], seed: int
+) -> None:
+    classes = table(counts)
+    label_of = {int(i): c for c, row in enumerate(classes.items) for i in row if i >= 0}
+    shape = EpisodeShape(n_way=n_way, k_shot=k_shot, n_query=n_query)
+    for sampler in SAMPLERS:
+        episodes = sample_episodes(classes, shape, sampler, stream_key(seed, "x"), np.arange(6))
+        for support, query, class_ids in zip(episodes.support, episodes.query, episodes.class_ids, strict=True):
+            assert len(set(class_ids.tolist())) == n_way
+            items = np.concatenate([support, query], axis=1)
+            assert len(set(items.ravel().tolist())) == items.size
+            found = [[label_of[i] for i in row] for row in items.tolist()]
+            assert found == [[c] * shape.items_per_class for c in class_ids.tolist()]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
+def test_an_episode_is_the_same_alone_in_a_batch_and_in_another_order(sampler: Uniform) -> None:
+    classes, shape = table([8] * 30, [0] * 15 + [1] * 15), EpisodeShape(n_way=5, k_shot=2, n_query=3)
+    batch = sample_episodes(classes, shape, sampler, KEY, np.arange(50))
+    backwards = sample_episodes(classes, shape, sampler, KEY, np.arange(50)[::-1])
+    alone = sample_episodes(classes, shape, sampler, KEY, np.array([17]))
+    assert (batch.support[17] == alone.support[0]).all() and (batch.query[17] == alone.query[0]).all()
+    assert (backwards.query[::-1] == batch.query).all()
+
+
+def test_classes_items_and_label_positions_are_equally_likely() -> None:
+    classes, shape = table([6] * 10), EpisodeShape(n_way=4, k_shot=1, n_query=2)
+    episodes = sample_episodes(classes, shape, Uniform(), KEY, np.arange(20_000))
+    for position in range(4):
+        counts = np.bincount(episodes.class_ids[:, position], minlength=10)
+        assert np.abs(counts - 2000).max() < 5 * np.sqrt(2000)
+    items = np.bincount(episodes.support.ravel(), minlength=60)
+    assert np.abs(items - 20_000 * 4 / 60).max() < 5 * np.sqrt(20_000 * 4 / 60)
+
+
+def test_weighted_sampling_prefers_classes_with_more_items() -> None:
+    classes, shape = table([4, 16] * 10), EpisodeShape(n_way=2, k_shot=1, n_query=1)
+    episodes = sample_episodes(classes, shape, ClassWeighted(exponent=1.0), KEY, np.arange(20_000))
+    first = np.bincount(episodes.class_ids[:, 0] % 2)
+    assert first[1] / first[0] == pytest.approx(4.0, rel=0.06)
+
+
+def test_within_group_episodes_keep_to_one_group_and_visit_groups_by_size() -> None:
+    groups = [0] * 4 + [1] * 12 + [2] * 2
+    classes, shape = table([5] * 18, groups), EpisodeShape(n_way=3, k_shot=1, n_query=1)
+    episodes = sample_episodes(classes, shape, WithinGroup(), KEY, np.arange(8000))
+    found = np.array(groups)[episodes.class_ids]
+    assert (found == found[:, :1]).all()
+    share = np.bincount(found[:, 0], minlength=3) / 8000
+    assert share[2] == 0
+    assert share[1] == pytest.approx(0.75, abs=0.03)
+
+
+def test_too_few_items_classes_or_group_members_are_refused() -> None:
+    shape = EpisodeShape(n_way=3, k_shot=2, n_query=2)
+    with pytest.raises(EpisodeError, match="1 classes have fewer than 4 items, the smallest 3"):
+        sample_episodes(table([4, 4, 3]), shape, Uniform(), KEY, np.arange(1))
+    with pytest.raises(EpisodeError, match="found 2 classes; 3-way 2-shot needs 3"):
+        sample_episodes(table([4, 4]), shape, Uniform(), KEY, np.arange(1))
+    with pytest.raises(EpisodeError, match="largest group has 2 classes"):
+        sample_episodes(table([4] * 4, [0, 0, 1, 1]), shape, WithinGroup(), KEY, np.arange(1))

@@ -1,0 +1,67 @@
+"""Episodes whose answer is known: points around class centres, and a backbone that does next to nothing."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kshot.episode import EpisodeShape
+from kshot.episode_loader import EpisodeLoader, Gather, images_from_items
+from kshot.sampling import ClassTable, Int, Uniform
+from kshot.task_pool import FrozenPool, SampledPool
+
+NOISE = 1.5
+SHAPE = EpisodeShape(n_way=3, k_shot=2, n_query=4)
+
+
+class LinearBackbone(nn.Module):
+    """Items (B, D) -> features (B, 8), by one matrix; has no statistics to share between items."""
+
+    def __init__(self, n_inputs: int = 16) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_inputs, 8, dtype=torch.get_default_dtype())
+
+    def forward(self, items: Tensor, n_reference: int | None) -> Tensor:
+        return self.linear(items)
+
+
+def separable_points(n_classes: int = 24, n_items: int = 12) -> tuple[Tensor, Int]:
+    """Points (items, 16) and the class of each: six numbers tell the class, ten are noise that drowns them."""
+    generator = torch.Generator().manual_seed(3)
+    telling = torch.randn(n_classes, 1, 6, generator=generator).expand(-1, n_items, -1)
+    telling = telling + 0.05 * torch.randn(n_classes, n_items, 6, generator=generator)
+    noise = NOISE * torch.randn(n_classes, n_items, 10, generator=generator)
+    points = torch.cat([telling, noise], dim=2)
+    return points.flatten(0, 1), np.repeat(np.arange(n_classes), n_items)
+
+
+def class_table(labels: Int, class_ids: Int) -> ClassTable:
+    return ClassTable.from_labels(labels, class_ids, np.zeros(labels.max() + 1, dtype=np.int64))
+
+
+def point_gather(points: Tensor) -> Gather:
+    return lambda indices: points[torch.from_numpy(indices)]
+
+
+def point_pools(shape: EpisodeShape = SHAPE) -> tuple[EpisodeLoader, FrozenPool, Gather]:
+    """A train loader over the first half of the classes, a frozen pool over the rest, and their items."""
+    points, labels = separable_points()
+    gather = point_gather(points)
+    train = SampledPool.of_split(class_table(labels, np.arange(12)), shape, Uniform(), seed=1, split="meta_train")
+    test = SampledPool.of_split(class_table(labels, np.arange(12, 24)), shape, Uniform(), seed=1, split="meta_test")
+    return EpisodeLoader(pool=train, gather=gather), test.freeze(40), gather
+
+
+def image_pools(shape: EpisodeShape = SHAPE) -> tuple[EpisodeLoader, FrozenPool, Gather]:
+    """The same over 16x16 grey images: each class a random pattern, its items with noise."""
+    rng = np.random.default_rng(5)
+    patterns = rng.integers(0, 256, (16, 1, 16, 16, 1))
+    noise = rng.normal(0, 20, (16, 10, 16, 16, 1))
+    items = np.clip(patterns + noise, 0, 255).astype(np.uint8).reshape(-1, 16, 16, 1)
+    labels = np.repeat(np.arange(16), 10)
+
+    def gather(indices: Int) -> Tensor:
+        return images_from_items(items[indices], torch.device("cpu"))
+
+    train = SampledPool.of_split(class_table(labels, np.arange(8)), shape, Uniform(), seed=1, split="meta_train")
+    val = SampledPool.of_split(class_table(labels, np.arange(8, 16)), shape, Uniform(), seed=1, split="meta_val")
+    return EpisodeLoader(pool=train, gather=gather), val.freeze(12), gather
