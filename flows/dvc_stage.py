@@ -48,6 +48,7 @@ _NEXT = (  # what to look at, by what DVC says of the remote
     (re.compile(r"NoSuchBucket"), "check the url of the DVC remote, or make the bucket"),
     (re.compile(r"[Cc]ould not connect"), "check the endpointurl of the DVC remote, and that its server runs"),
 )
+_LACKING = re.compile("cache files do not exist neither locally nor on remote")
 _ADVICE = re.compile(  # what DVC tells a person at a prompt, and the flow does itself
     r"^(Updating lock file|Generating lock file|To track the changes with git|\s*git add |To enable auto staging"
     r"|\s*dvc config core\.autostage|Use `dvc push`|Data and pipelines are up to date|Having any troubles)"
@@ -120,6 +121,28 @@ def run_dvc(arguments: Sequence[str], root: Path, on_line: Callable[[str], None]
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
     if run_live(command, root, _environment(), hear):
         raise failure(doing, list(tail))
+
+
+def push(root: Path, on_line: Callable[[str], None]) -> None:
+    """Send data, artifacts and the run-cache to the default remote. What is there already is not sent again.
+
+    DVC only warns of files that neither cache nor remote hold, and counts the push as done; here that is
+    a StageError.
+    """
+    lacking: list[str] = []
+
+    def hear(line: str) -> None:
+        if lacking or _LACKING.search(line):
+            lacking.append(line)
+        on_line(line)
+
+    run_dvc(["push", "--run-cache"], root, hear, doing="dvc push")
+    hashes = [line.removeprefix("md5: ") for line in lacking if line.startswith("md5: ")]
+    if lacking:
+        raise StageError(
+            f"dvc push: neither the cache nor the remote holds {len(hashes)} of the files that dvc.lock and data.dvc "
+            f"name ({', '.join(hashes[:3])}); need them all; next: dvc commit, or dvc checkout"
+        )
 
 
 def failure(doing: str, lines: Sequence[str]) -> StageError:

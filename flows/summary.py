@@ -1,12 +1,13 @@
 """What a run of the train flow came to, as a table on the terminal and in Markdown."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,7 @@ from kshot.errors import StageError
 
 REPORTS = (Path("artifacts/validate/report.html"), Path("artifacts/evaluate/report.html"))
 _METRICS = Path("artifacts/evaluate/metrics.json")
+_COLUMNS_OF_A_LOG = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,11 @@ def to_terminal(summary: Summary, root: Path) -> RenderableType:
     facts.add_row("reports", Text("\n".join(str(path.relative_to(root)) for path in summary.reports)))
     facts.add_row("UIs", "make ui opens MLflow and Prefect")
     return Group(scores, facts)
+
+
+def terminal() -> Console:
+    """As wide as the terminal; where there is none, a log gets lines of 120."""
+    return Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_A_LOG)
 
 
 def _cells(evaluation: Evaluation, row: str) -> list[str]:

@@ -13,8 +13,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
-from rich.console import Console
 
+from flows import dvc_stage
 from flows.dvc_stage import (
     RETRY_DELAYS_S,
     StageRun,
@@ -22,11 +22,10 @@ from flows.dvc_stage import (
     failed,
     may_pass,
     run_as_task,
-    run_dvc,
     stage_order,
 )
 from flows.prefect_server import prefect_api
-from flows.summary import REPORTS, Registered, Summary, read_evaluation, to_markdown, to_terminal
+from flows.summary import REPORTS, Registered, Summary, read_evaluation, terminal, to_markdown, to_terminal
 from flows.workspace import alone_in
 from kshot.errors import KshotError, StageError
 
@@ -57,11 +56,11 @@ def train_flow(root: Path = Path()) -> Summary:
     task_run_name="push",
 )
 def push(root: Path) -> None:
-    """Send data, artifacts and the run-cache to the default remote. What is there already is not sent again."""
+    """Send what the default remote lacks."""
     logger = get_run_logger()
     logger.info("sending what the default remote lacks ...")
     try:
-        run_dvc(["push", "--run-cache"], root, logger.info, doing="dvc push")
+        dvc_stage.push(root, logger.info)
     except StageError as error:
         return failed(error, type(None))
     return completed("pushed", None)
@@ -103,7 +102,7 @@ def close_lost_run(root: Path) -> None:
 
 def main() -> int:
     root = Path.cwd()
-    console = Console()
+    console = terminal()
     try:
         with prefect_api(root, console.print):
             summary = train_flow(root, return_state=True).result()

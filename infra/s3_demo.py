@@ -16,8 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flows.dvc_stage import run_dvc
+from flows.dvc_stage import push, run_dvc
 from flows.prefect_server import prefect_api
+from flows.summary import terminal
 from flows.train import train_flow
 from infra.s3_server import s3_server
 from kshot.errors import KshotError, StageError
@@ -40,14 +41,14 @@ def run(root: Path, console: Console) -> Table:
         before = file_hashes(root)
 
         console.rule("push")
-        _dvc(["push", "--run-cache"], root, console)
+        push(root, lambda line: console.print(line, markup=False))
         sent = [path for path in (state / "server" / bucket.name).rglob("*") if path.is_file()]
         proof.add_row("push", f"{len(sent)} objects, {sum(path.stat().st_size for path in sent) / 1e6:.1f} MB")
 
         with set_aside(root, aside):
             proof.add_row("wipe", f"{_CACHE}, {', '.join(map(str, _TRACKED))}")
             console.rule("pull")
-            _dvc(["pull", "--run-cache"], root, console)
+            run_dvc(["pull", "--run-cache"], root, lambda line: console.print(line, markup=False), doing="dvc pull")
             same = _compare(before, file_hashes(root))
             proof.add_row("pull", f"{same} files, every SHA-256 as before")
 
@@ -135,7 +136,7 @@ def file_hashes(root: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    console = Console()
+    console = terminal()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is put back
     started = time.monotonic()
     try:
@@ -146,10 +147,6 @@ def main() -> int:
     console.print(proof)
     console.print(f"The default remote is the local folder again. {time.monotonic() - started:.0f} s.")
     return 0
-
-
-def _dvc(arguments: list[str], root: Path, console: Console) -> None:
-    run_dvc(arguments, root, lambda line: console.print(line, markup=False), doing=f"dvc {arguments[0]}")
 
 
 def _compare(before: dict[str, str], after: dict[str, str]) -> int:

@@ -66,10 +66,10 @@ def ingest(
     data = Path("data")
     _fetch_other_datasets(data)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"ingest {name or source}", total=None)
+        task = bar.add_task(f"ingest {name or source}", total=None, visible=False)
 
         def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            bar.update(task, completed=done, total=total, visible=True)
 
         if source in BUILT_IN and not Path(source).exists():
             _check_no_options(source, name, image_size, mode, invert, rotations, splits, licence)
@@ -165,7 +165,9 @@ def doctor() -> None:
     from kshot.doctor import checks
 
     results = checks(Path.cwd())
-    table = Table("", "check", "found", "needed", "next")
+    table = Table("", "check")
+    for column in ("found", "needed", "next"):
+        table.add_column(column, overflow="fold")
     for check in results:
         mark = "[green]ok[/]" if check.ok else "[red]missing[/]"
         table.add_row(mark, *map(escape, (check.name, check.found, check.needed, check.fix)))

@@ -1,6 +1,7 @@
 """One stage of dvc.yaml, run with the real DVC."""
 
 import fcntl
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.dvc_stage import RejectedStageError, TransientStageError, failure, run_dvc, run_stage, stage_order
+from flows.dvc_stage import RejectedStageError, TransientStageError, failure, push, run_dvc, run_stage, stage_order
 from kshot.errors import StageError
 from tests.processes import wait_for_text, wait_until_gone
 
@@ -112,6 +113,15 @@ def test_killing_the_runner_ends_its_stage_and_the_next_run_succeeds(checked: Pa
     wait_until_gone(stage)
     (checked / "fit.py").write_text(fit)
     assert run_stage("fit", checked, print).outcome == "ran"
+
+
+def test_a_push_of_files_that_are_nowhere_is_refused(checked: Path) -> None:
+    push(checked, print)
+    shutil.rmtree(checked / ".dvc" / "cache" / "files")
+    push(checked, print)  # the remote holds them
+    shutil.rmtree(checked / ".kshot" / "dvc-remote" / "files")
+    with pytest.raises(StageError, match="neither the cache nor the remote holds 2 of the files"):
+        push(checked, print)
 
 
 def test_dvc_other_than_repro_is_heard_without_its_advice(workspace: Path) -> None:

@@ -62,7 +62,7 @@ def open_checked(source: Path | bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns of large sizes, which are checked below
             image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise DataError(f"more than {MAX_PIXELS} pixels: {_reason(error)}") from error
+        raise DataError(f"more than {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:
         raise DataError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
     except Exception as error:  # a damaged header surfaces as a dozen unrelated types

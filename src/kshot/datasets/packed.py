@@ -67,6 +67,10 @@ class ItemSpec:
     def size_bytes(self) -> int:
         return self.image_size * self.image_size * self.channels
 
+    def __str__(self) -> str:
+        colour = {1: "grey", 3: "colour"}[self.channels]
+        return f"{'inverted ' * self.invert}{colour} items of {self.image_size} pixels"
+
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class Shard:

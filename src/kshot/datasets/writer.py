@@ -156,8 +156,8 @@ class PackedWriter:
     def _continue(self, before: DatasetInfo) -> None:
         if before.item != self._item or before.rotations != self._rotations:
             raise DataError(
-                f"{self.folder} holds items of {before.item} with rotations {list(before.rotations)}, not "
-                f"{self._item} with {list(self._rotations)}; append with the same settings, "
+                f"{self.folder} holds {_kind(before.item, before.rotations)}, "
+                f"not {_kind(self._item, self._rotations)}; append with the same settings, "
                 "or ingest under a new --name"
             )
         manifest = read_manifest(self.folder, before)
@@ -225,6 +225,10 @@ def write_atomically(path: Path, *parts: bytes) -> str:
     with _folder(path.parent) as descriptor:
         os.fsync(descriptor)
     return digest.hexdigest()
+
+
+def _kind(item: ItemSpec, rotations: Rotations) -> str:
+    return f"{item}, {'with' if len(rotations) > 1 else 'without'} rotations"
 
 
 def _lock(folder: Path) -> int:
