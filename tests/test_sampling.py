@@ -30,7 +30,7 @@ def test_the_table_lists_every_item_under_its_class() -> None:
     n_way=st.integers(2, 5),
     k_shot=st.integers(1, 3),
     n_query=st.integers(1, 3),
-    counts=st.lists(st.integers(6, 9), min_size=5, max_size=12),
+    counts=st.lists(st.integers(6, 40), min_size=5, max_size=30),
     seed=st.integers(0, 2**32),
 )
 def test_every_episode_has_distinct_classes_and_items_of_the_right_class(
@@ -59,14 +59,26 @@ def test_an_episode_is_the_same_alone_in_a_batch_and_in_another_order(sampler: U
     assert (backwards.query[::-1] == batch.query).all()
 
 
-def test_classes_items_and_label_positions_are_equally_likely() -> None:
-    classes, shape = table([6] * 10), EpisodeShape(n_way=4, k_shot=1, n_query=2)
+@pytest.mark.parametrize(("n_classes", "n_items"), [(10, 6), (20, 6), (10, 20)], ids=["few", "classes", "items"])
+def test_classes_items_and_label_positions_are_equally_likely(n_classes: int, n_items: int) -> None:
+    """Few candidates are drawn by keys, many as the first distinct ones of a sequence."""
+    classes, shape = table([n_items] * n_classes), EpisodeShape(n_way=4, k_shot=1, n_query=2)
     episodes = sample_episodes(classes, shape, Uniform(), KEY, np.arange(20_000))
     for position in range(4):
-        counts = np.bincount(episodes.class_ids[:, position], minlength=10)
-        assert np.abs(counts - 2000).max() < 5 * np.sqrt(2000)
-    items = np.bincount(episodes.support.ravel(), minlength=60)
-    assert np.abs(items - 20_000 * 4 / 60).max() < 5 * np.sqrt(20_000 * 4 / 60)
+        counts = np.bincount(episodes.class_ids[:, position], minlength=n_classes)
+        assert np.abs(counts - 20_000 / n_classes).max() < 5 * np.sqrt(20_000 / n_classes)
+    for drawn in (episodes.support, episodes.query[:, :, :1], episodes.query[:, :, 1:]):
+        items = np.bincount(drawn.ravel(), minlength=n_classes * n_items)
+        expected = drawn.size / (n_classes * n_items)
+        assert np.abs(items - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_classes_of_very_unequal_size_share_an_episode() -> None:
+    classes, shape = table([3, 200, 3, 200, 3, 200] * 4), EpisodeShape(n_way=4, k_shot=1, n_query=2)
+    episodes = sample_episodes(classes, shape, Uniform(), KEY, np.arange(200))
+    items = np.concatenate([episodes.support, episodes.query], axis=2)
+    assert all(len(set(row.ravel().tolist())) == 12 for row in items)
+    assert (items >= 0).all()
 
 
 def test_weighted_sampling_prefers_classes_with_more_items() -> None:

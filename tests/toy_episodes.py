@@ -60,7 +60,7 @@ def image_pools(shape: EpisodeShape = SHAPE) -> tuple[EpisodeLoader, FrozenPool,
     labels = np.repeat(np.arange(16), 10)
 
     def gather(indices: Int) -> Tensor:
-        return images_from_items(items[indices], torch.device("cpu"))
+        return images_from_items(torch.from_numpy(items[indices]))
 
     train = SampledPool.of_split(class_table(labels, np.arange(8)), shape, Uniform(), seed=1, split="meta_train")
     val = SampledPool.of_split(class_table(labels, np.arange(8, 16)), shape, Uniform(), seed=1, split="meta_val")

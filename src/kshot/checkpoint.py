@@ -30,6 +30,8 @@ from kshot.errors import CheckpointError, ModelError
 from kshot.settings import STRICT
 from kshot.training import Progress, TrainingState
 
+SPEED_FILE = Path(".kshot/meta_train/speed.json")  # throughput and memory of the last training here
+
 _FORMAT_VERSION = 1
 _KEPT = 2
 _MANIFEST = "manifest.json"

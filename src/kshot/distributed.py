@@ -7,11 +7,12 @@ hour for them.
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
@@ -34,18 +35,53 @@ class Workers:
         return self.rank == 0
 
     def share(self, numbers: Int) -> Int:
-        """This worker's part of `numbers`: the parts of all workers are disjoint and complete."""
-        return numbers[self.rank :: self.world_size]
+        """This worker's part of `numbers`: those of all workers, one after the other, are `numbers`."""
+        return np.array_split(numbers, self.world_size)[self.rank]
 
-    def sum_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over all workers, in one message."""
+    def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The sum of each tensor over all workers, in one message.
+
+        On the CPU it is a `PairwiseSum` in the order of the ranks, so that the bits do not depend on how
+        many workers there are; GPUs reduce in an order of their own.
+        """
         if self.world_size == 1:
-            return
-        tensors = list(tensors)
+            return list(tensors)
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        distributed.all_reduce(flat)
-        for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(summed.view_as(tensor))
+        if flat.is_cuda:
+            distributed.all_reduce(flat)
+        else:
+            of_all = [torch.empty_like(flat) for _ in range(self.world_size)]
+            distributed.all_gather(of_all, flat)
+            total = PairwiseSum()
+            for one in of_all:
+                total.add([one])
+            (flat,) = total.result()
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+class PairwiseSum:
+    """A sum of lists of tensors, added two by two like the rounds of a tournament.
+
+    A power of two of neighbours is summed by itself, whatever follows. So 2 or 4 workers that each sum
+    their part of 8 terms, and then sum the parts, get the bits of one worker that sums all 8.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[tuple[int, list[Tensor]]] = []  # how many terms, and their sum; the counts fall
+
+    def add(self, term: Sequence[Tensor]) -> None:
+        count, sums = 1, list(term)
+        while self._sums and self._sums[-1][0] == count:
+            count, sums = 2 * count, list(torch._foreach_add(self._sums.pop()[1], sums))
+        self._sums.append((count, sums))
+
+    def result(self) -> list[Tensor]:
+        """The sum of at least one term."""
+        total = self._sums[-1][1]
+        for _, sums in reversed(self._sums[:-1]):
+            total = list(torch._foreach_add(sums, total))
+        return total
 
 
 def choose_device(name: str) -> torch.device:

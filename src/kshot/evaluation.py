@@ -72,7 +72,7 @@ def score_episodes(
     """
     if isinstance(learner, MetricLearner):
         items, positions = _used_items(indices)
-        features = torch.cat([learner.embed(gather(chunk)) for chunk in _chunks(items)]).float()
+        features = torch.cat([learner.embed(gather(chunk)) for chunk in _chunks(items)])
         return _score(
             learner.on_features(), positions, lambda index: features[torch.from_numpy(index)], lines or silent_lines()
         )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
+from kshot.checkpoint import SPEED_FILE
 from kshot.config import Params, params_from
 from kshot.datasets.packed import SPLITS, ItemSpec, PackedDataset
 from kshot.errors import StageError
@@ -65,6 +66,7 @@ class FinishedRun:
     evaluation: Mapping[str, Any]
     history: pd.DataFrame
     weights_sha256: str
+    speed: Mapping[str, float]  # nothing, where the training ran on another machine
 
     @property
     def pool_hashes(self) -> dict[str, str]:
@@ -121,7 +123,7 @@ def read_finished_run(root: Path, params: Params) -> FinishedRun:
             f"{dataset.folder} has content hash {dataset.content_hash[:12]}; this run used {pools['data_hash'][:12]}; "
             f"need them equal; {_NEXT}"
         )
-    weights = _needed(_model_folder(root) / "weights.safetensors", root)
+    weights_sha256 = sha256(_needed(_model_folder(root) / "weights.safetensors", root).read_bytes()).hexdigest()
     return FinishedRun(
         lock_sha256=sha256(lock_bytes).hexdigest(),
         dataset=dataset,
@@ -129,7 +131,8 @@ def read_finished_run(root: Path, params: Params) -> FinishedRun:
         training=_read_json(root / "artifacts" / "meta_train" / "metrics.json"),
         evaluation=_read_json(root / "artifacts" / "evaluate" / "metrics.json"),
         history=pd.read_parquet(root / "artifacts" / "meta_train" / "history.parquet"),
-        weights_sha256=sha256(weights.read_bytes()).hexdigest(),
+        weights_sha256=weights_sha256,
+        speed=_speed(root, weights_sha256),
     )
 
 
@@ -280,7 +283,15 @@ def _metrics(run: FinishedRun) -> dict[str, float]:
         metrics[f"{prefix}/ci95{suffix}"] = result["ci95"]
         metrics[f"{prefix}/baseline_accuracy"] = result["baseline_accuracy"]
     numbers = {name: float(value) for name, value in run.training.items() if isinstance(value, int | float)}
+    numbers |= run.speed
     return metrics | {f"meta_train/final/{name}": value for name, value in numbers.items()}
+
+
+def _speed(root: Path, weights_sha256: str) -> dict[str, float]:
+    """Throughput and memory of the training that made these weights, where it ran here."""
+    path = root / SPEED_FILE
+    measured = _read_json(path) if path.exists() else {}
+    return measured if measured.pop("weights_sha256", None) == weights_sha256 else {}
 
 
 def _setting(result: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """(labels, shape, seed, episode index) -> item indices. Vectorised over episodes; reads no image.
 
-Every choice is "give each candidate a random key, take the smallest": a pure function of the pool's
-key, the episode index and the candidate's number, so episodes are addressable in any order.
+Every choice is a pure function of the pool's key, the episode index and a counter, so episodes are
+addressable in any order. Few out of many are the first distinct numbers of a random sequence, whose cost
+does not depend on how many there are; else each candidate gets a random key and the smallest are taken.
 
 Shapes: E episodes, N way, K shot, Q queries a class, C classes, M items of the largest class.
 """
@@ -22,6 +23,7 @@ from kshot.settings import STRICT
 
 Int = NDArray[np.int64]
 _CLASSES, _ITEMS, _GROUPS = 0, 1, 2  # the three draws of an episode, as the first counter
+_MANY = 4  # times as many candidates as are drawn: a sequence of them has few repetitions
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -121,16 +123,11 @@ def sample_episodes(
     """
     check_feasible(table, shape, sampler)
     episodes = np.asarray(episodes, dtype=np.int64)
-    chosen = _smallest(_class_keys(table, shape, sampler, key, episodes), shape.n_way)  # (E, N)
-    item_keys = uniform(
-        key, _ITEMS, episodes[:, None, None], table.class_ids[chosen][:, :, None], np.arange(table.items.shape[1])
-    )
-    item_keys[np.arange(table.items.shape[1]) >= table.counts[chosen][:, :, None]] = np.inf
-    columns = _smallest(item_keys, shape.items_per_class)  # (E, N, K+Q)
+    chosen = _draw_classes(table, shape, sampler, key, episodes)  # (E, N)
+    class_ids = table.class_ids[chosen]
+    columns = _draw_items(table, shape.items_per_class, chosen, random_bits(key, _ITEMS, episodes[:, None], class_ids))
     items = table.items[chosen[:, :, None], columns]
-    return EpisodeIndices(
-        support=items[:, :, : shape.k_shot], query=items[:, :, shape.k_shot :], class_ids=table.class_ids[chosen]
-    )
+    return EpisodeIndices(support=items[:, :, : shape.k_shot], query=items[:, :, shape.k_shot :], class_ids=class_ids)
 
 
 def check_feasible(table: ClassTable, shape: EpisodeShape, sampler: Uniform | ClassWeighted | WithinGroup) -> None:
@@ -150,33 +147,63 @@ def check_feasible(table: ClassTable, shape: EpisodeShape, sampler: Uniform | Cl
         )
 
 
-def _class_keys(
+def _draw_classes(
     table: ClassTable,
     shape: EpisodeShape,
     sampler: Uniform | ClassWeighted | WithinGroup,
     key: np.uint64,
     episodes: Int,
-) -> NDArray[np.float64]:
-    """Random keys (E, C); classes that an episode may not use get infinity."""
+) -> Int:
+    """Rows of the table (E, N), distinct within an episode."""
+    n_classes = len(table.class_ids)
+    if isinstance(sampler, Uniform) and n_classes > _MANY * shape.n_way:
+        return _first_distinct(random_bits(key, _CLASSES, episodes), np.full(len(episodes), n_classes), shape.n_way)
     keys = uniform(key, _CLASSES, episodes[:, None], table.class_ids)
     match sampler:
         case Uniform():
-            return keys
+            pass
         case ClassWeighted():
-            return -np.log(keys) / table.counts.astype(np.float64) ** sampler.exponent
+            keys = -np.log(keys) / table.counts.astype(np.float64) ** sampler.exponent
         case WithinGroup():
             numbers, sizes = table.group_sizes
             numbers, sizes = numbers[sizes >= shape.n_way], sizes[sizes >= shape.n_way]
             draw = random_bits(key, _GROUPS, episodes) % np.uint64(sizes.sum())
             group = numbers[np.searchsorted(np.cumsum(sizes), draw.astype(np.int64), side="right")]
-            return np.where(table.groups == group[:, None], keys, np.inf)
+            keys = np.where(table.groups == group[:, None], keys, np.inf)
+    return _smallest(keys, shape.n_way)
+
+
+def _draw_items(table: ClassTable, count: int, chosen: Int, keys: NDArray[np.uint64]) -> Int:
+    """Columns of the table (E, N, count) for the classes `chosen` (E, N), each class's draw by its key (E, N)."""
+    n_columns = table.items.shape[1]
+    if n_columns > _MANY * count:
+        flat = _first_distinct(keys.ravel(), table.counts[chosen].ravel(), count)
+        return flat.reshape(*chosen.shape, count)
+    item_keys = uniform(keys[:, :, None], np.arange(n_columns))
+    if table.counts.min() < n_columns:
+        item_keys[np.arange(n_columns) >= table.counts[chosen][:, :, None]] = np.inf
+    return _smallest(item_keys, count)
+
+
+def _first_distinct(keys: NDArray[np.uint64], sizes: Int, count: int) -> Int:
+    """The first `count` distinct numbers below each of `sizes` (R,), of the random sequence that each key names."""
+    n_drawn = count + 8
+    while True:
+        drawn = (random_bits(keys[:, None], np.arange(n_drawn)) % sizes[:, None].astype(np.uint64)).astype(np.int64)
+        order = np.argsort(drawn, axis=1, kind="stable")
+        in_order = np.take_along_axis(drawn, order, axis=1)
+        repeated = np.zeros(drawn.shape, dtype=bool)
+        np.put_along_axis(repeated, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
+        if (~repeated).sum(axis=1).min(initial=count) >= count:
+            first = np.argsort(repeated, axis=1, kind="stable")[:, :count]
+            return np.take_along_axis(drawn, first, axis=1)
+        n_drawn *= 2
 
 
 def _smallest(keys: NDArray[np.float64], count: int) -> Int:
     """Positions of the `count` smallest keys along the last axis, in order of their keys."""
-    if count < keys.shape[-1]:
-        nearest = np.argpartition(keys, count - 1, axis=-1)[..., :count]
-    else:
-        nearest = np.broadcast_to(np.arange(keys.shape[-1]), keys.shape)
-    order = np.argsort(np.take_along_axis(keys, nearest, axis=-1), axis=-1, kind="stable")
+    if _MANY * count >= keys.shape[-1]:
+        return np.argsort(keys, axis=-1)[..., :count]
+    nearest = np.argpartition(keys, count - 1, axis=-1)[..., :count]
+    order = np.argsort(np.take_along_axis(keys, nearest, axis=-1), axis=-1)
     return np.take_along_axis(nearest, order, axis=-1)

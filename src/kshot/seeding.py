@@ -20,8 +20,8 @@ def stream_key(seed: int, *names: str | int) -> np.uint64:
     return U64(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little"))
 
 
-def random_bits(key: np.uint64, *counters: NDArray[np.integer] | int) -> NDArray[np.uint64]:
-    """Uniform uint64 of the counters' broadcast shape; equal counters give equal bits."""
+def random_bits(key: np.uint64 | NDArray[np.uint64], *counters: NDArray[np.integer] | int) -> NDArray[np.uint64]:
+    """Uniform uint64 of the broadcast shape of key and counters; equal ones give equal bits."""
     with np.errstate(over="ignore"):
         state = np.asarray(key, dtype=U64)
         for counter in counters:
@@ -29,8 +29,8 @@ def random_bits(key: np.uint64, *counters: NDArray[np.integer] | int) -> NDArray
     return np.asarray(state)
 
 
-def uniform(key: np.uint64, *counters: NDArray[np.integer] | int) -> NDArray[np.float64]:
-    """Uniform float64 in (0, 1), of the counters' broadcast shape."""
+def uniform(key: np.uint64 | NDArray[np.uint64], *counters: NDArray[np.integer] | int) -> NDArray[np.float64]:
+    """Uniform float64 in (0, 1), of the broadcast shape of key and counters."""
     return ((random_bits(key, *counters) >> U64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 

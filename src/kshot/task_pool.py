@@ -126,6 +126,30 @@ class SampledPool:
         return FrozenPool(indices=indices, shape=self.shape)
 
 
+class ReadAhead:
+    """A pool whose episodes are drawn a block at a time: many small requests then cost like a few large ones."""
+
+    def __init__(self, pool: SampledPool, n_block: int = 64) -> None:
+        self._pool, self._n_block = pool, n_block
+        self._start, self._block = 0, pool.episodes(np.arange(0))
+
+    @property
+    def shape(self) -> EpisodeShape:
+        return self._pool.shape
+
+    def episodes(self, numbers: Int) -> EpisodeIndices:
+        numbers = np.asarray(numbers, dtype=np.int64)
+        if len(numbers) >= self._n_block:
+            return self._pool.episodes(numbers)
+        if not self._holds(numbers):
+            self._start = int(numbers.min(initial=0))
+            self._block = self._pool.episodes(np.arange(self._start, self._start + self._n_block))
+        return self._block[numbers - self._start] if self._holds(numbers) else self._pool.episodes(numbers)
+
+    def _holds(self, numbers: Int) -> bool:
+        return bool(((self._start <= numbers) & (numbers < self._start + len(self._block))).all())
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrozenPool:
     """A fixed list of episodes; two models scored on it are scored on the very same episodes."""

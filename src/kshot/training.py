@@ -5,6 +5,7 @@ was killed and resumed goes on exactly as one that was not.
 """
 
 import math
+import resource
 import time
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from kshot.algorithms.learner import Learner
 from kshot.backbones.backbone import calibrate
-from kshot.distributed import Workers
+from kshot.distributed import PairwiseSum, Workers
 from kshot.episode_loader import EpisodeLoader
 from kshot.errors import TrainingError
 from kshot.evaluation import score_episodes
@@ -28,6 +29,7 @@ from kshot.settings import STRICT
 from kshot.task_pool import FrozenPool
 
 _CALIBRATION_EPISODES = 16
+_STEPS_QUEUED = 16  # on a GPU, which runs behind the host
 
 Tensors = dict[str, Tensor]
 
@@ -72,7 +74,7 @@ class Progress:
 
     step: int = 0
     loss_sum: float = 0.0  # over the steps since the last validation
-    seconds: float = 0.0  # of training since the last validation
+    seconds: float = 0.0  # of training, without validation, also before a resume
     best_accuracy: float = -1.0
     validations_since_best: int = 0
     history: tuple[ValidationPoint, ...] = ()
@@ -126,34 +128,30 @@ def meta_train(job: TrainingJob) -> Progress:
     not finite.
     """
     settings, workers = job.settings, job.workers
-    optimizer = torch.optim.Adam(job.learner.parameters(), lr=settings.outer_lr)
+    optimizer = make_optimizer(job)
     progress, best_weights = _resume(job, optimizer)
     saved_step = progress.step
     last_save = time.monotonic()
 
     while progress.step < settings.n_steps and progress.validations_since_best < settings.patience:
         started = time.monotonic()
-        numbers = progress.step * settings.episodes_per_step + np.arange(settings.episodes_per_step)
-        loss = _accumulate_gradients(job, workers.share(numbers))
-        workers.sum_([loss, *_gradients(job.learner)])
-        _check_finite(loss, job.learner, progress.step)
-        _set_learning_rate(optimizer, settings.learning_rate(progress.step))
-        optimizer.step()
+        steps = range(progress.step, progress.step + _steps_until_a_look(job, progress))
+        outcomes = [training_step(job, optimizer, step) for step in steps]
+        losses = _checked_losses(outcomes, steps)
         now = time.monotonic()
         progress = replace(
             progress,
-            step=progress.step + 1,
-            loss_sum=progress.loss_sum + float(loss),
+            step=steps.stop,
+            loss_sum=progress.loss_sum + sum(losses),
             seconds=progress.seconds + now - started,
         )
 
         if progress.step % settings.validate_every == 0 or progress.step == settings.n_steps:
-            rate = _episodes_per_s(progress, settings)
             progress = _after_validation(progress, settings, _validate(job))
             if progress.validations_since_best == 0:
                 best_weights = _copy(job.learner.state_dict())
-            job.lines.say(_validation_line(progress, settings, rate))
-        job.lines.mention(partial(_step_line, progress, settings))
+            job.lines.say(_validation_line(progress, settings))
+        job.lines.mention(partial(_step_line, progress, job))
         if workers.is_first and now - last_save >= settings.checkpoint_every_s:
             job.checkpoints.save(_state(job.learner, optimizer, progress, best_weights))
             saved_step, last_save = progress.step, time.monotonic()
@@ -164,36 +162,63 @@ def meta_train(job: TrainingJob) -> Progress:
     return progress
 
 
-def _accumulate_gradients(job: TrainingJob, numbers: np.ndarray) -> Tensor:
-    """Set the gradients to this worker's part of the mean over the step's episodes; return that of the loss.
-
-    One episode at a time, so that memory does not grow with their number.
+def make_optimizer(job: TrainingJob) -> torch.optim.Optimizer:
+    """Adam. Not torch's fused one: it takes parameter, gradient and moments for memory of one order, and a
+    channels-last weight and its restored moments are not.
     """
-    n_episodes = job.settings.episodes_per_step
-    total = torch.zeros((), device=job.device)
+    return torch.optim.Adam(job.learner.parameters(), lr=job.settings.outer_lr, foreach=True)
+
+
+def training_step(job: TrainingJob, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
+    """One step of the outer loop, number `step` from 0: episodes, gradients, their sum over workers, update.
+
+    Returns the mean loss over the step's episodes and the norm of its gradient, (2,) on the learner's device.
+    """
+    numbers = step * job.settings.episodes_per_step + np.arange(job.settings.episodes_per_step)
+    loss, *gradients = job.workers.sum(_loss_and_gradients(job, job.workers.share(numbers)))
+    for parameter, gradient in zip(job.learner.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    norm = torch.nn.utils.get_total_norm(gradients)
+    _set_learning_rate(optimizer, job.settings.learning_rate(step))
+    optimizer.step()
+    return torch.stack([loss, norm])
+
+
+def _loss_and_gradients(job: TrainingJob, numbers: np.ndarray) -> list[Tensor]:
+    """This worker's part of the mean loss over the step's episodes, and of its gradient by each parameter.
+
+    A few episodes at a time, so that memory does not grow with their number.
+    """
+    parameters = list(job.learner.parameters())
     job.learner.train()
-    for parameter in job.learner.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    for number in numbers:
-        episode = job.train.load(np.array([number]))
+    total = PairwiseSum()
+    if not len(numbers):  # more workers than episodes
+        total.add([torch.zeros((), device=job.device), *map(torch.zeros_like, parameters)])
+    for episodes in job.train.load_in_parts(numbers, job.learner.episodes_at_once):
         with torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.settings.precision == "bfloat16"):
-            loss = job.learner.meta_loss(episode).sum() / n_episodes
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    return total
+            loss = job.learner.meta_loss(episodes).sum() / job.settings.episodes_per_step
+        total.add([loss.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)])
+    return total.result()
 
 
-def _gradients(learner: nn.Module) -> list[Tensor]:
-    return [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
+def _steps_until_a_look(job: TrainingJob, progress: Progress) -> int:
+    """Steps to give the device before the host waits for their losses; never beyond the next validation."""
+    if job.device.type == "cpu":
+        return 1
+    every = job.settings.validate_every
+    return min(_STEPS_QUEUED, every - progress.step % every, job.settings.n_steps - progress.step)
 
 
-def _check_finite(loss: Tensor, learner: nn.Module, step: int) -> None:
-    norm = torch.nn.utils.get_total_norm(_gradients(learner))
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise TrainingError(
-            f"step {step}: loss {float(loss):.4g}, gradient norm {float(norm):.4g}; need finite numbers; "
-            "next: lower meta_train.training.outer_lr (or the algorithm's inner_lr) in params.yaml and run again"
-        )
+def _checked_losses(outcomes: list[Tensor], steps: range) -> list[float]:
+    losses = []
+    for step, (loss, norm) in zip(steps, torch.stack(outcomes).tolist(), strict=True):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; need finite numbers; "
+                "next: lower meta_train.training.outer_lr (or the algorithm's inner_lr) in params.yaml and run again"
+            )
+        losses.append(loss)
+    return losses
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -209,8 +234,7 @@ def _validate(job: TrainingJob) -> float:
         calibrate(job.learner.backbone, torch.cat([episodes.support_x, episodes.query_x], dim=1))
     share = job.workers.share(np.arange(len(job.val_pool)))
     scores = score_episodes(job.learner, job.val_pool.episodes(share), job.val.gather, lines=job.lines)
-    correct = torch.tensor(scores.correct.sum(), device=job.device, dtype=torch.int64)
-    job.workers.sum_([correct])
+    (correct,) = job.workers.sum([torch.tensor(scores.correct.sum(), device=job.device, dtype=torch.int64)])
     shape = job.val_pool.shape
     return int(correct) / (len(job.val_pool) * shape.n_way * shape.n_query)
 
@@ -226,32 +250,44 @@ def _after_validation(progress: Progress, settings: TrainingSettings, accuracy: 
     better = accuracy > progress.best_accuracy
     return Progress(
         step=progress.step,
+        seconds=progress.seconds,
         best_accuracy=max(accuracy, progress.best_accuracy),
         validations_since_best=0 if better else progress.validations_since_best + 1,
         history=(*progress.history, point),
     )
 
 
-def _episodes_per_s(progress: Progress, settings: TrainingSettings) -> float:
-    return progress.steps_since_validation * settings.episodes_per_step / max(progress.seconds, 1e-9)
+def episodes_per_s(progress: Progress, settings: TrainingSettings) -> float:
+    """Throughput of the training steps, all workers together."""
+    return progress.step * settings.episodes_per_step / max(progress.seconds, 1e-9)
 
 
-def _step_line(progress: Progress, settings: TrainingSettings) -> str:
-    steps = progress.steps_since_validation
-    rate = _episodes_per_s(progress, settings)
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has held: on the GPU where it has one, else resident in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _step_line(progress: Progress, job: TrainingJob) -> str:
+    settings = job.settings
+    rate = episodes_per_s(progress, settings)
     left_s = (settings.n_steps - progress.step) * settings.episodes_per_step / rate
+    validated = f"meta_val {progress.history[-1].val_accuracy:.2%}  " if progress.history else ""
     return (
-        f"step {progress.step:,}/{settings.n_steps:,}  loss {progress.loss_sum / steps:.4f}  "
-        f"{rate:.1f} episodes/s  at most {timedelta(seconds=round(left_s))} left"
+        f"step {progress.step:,}/{settings.n_steps:,}  "
+        f"loss {progress.loss_sum / max(progress.steps_since_validation, 1):.4f}  {validated}"
+        f"{rate:.1f} episodes/s  at most {timedelta(seconds=round(left_s))} left  "
+        f"{peak_memory_bytes(job.device) / 2**30:.2f} GiB"
     )
 
 
-def _validation_line(progress: Progress, settings: TrainingSettings, episodes_per_s: float) -> str:
+def _validation_line(progress: Progress, settings: TrainingSettings) -> str:
     point = progress.history[-1]
     return (
         f"step {point.step:,}/{settings.n_steps:,}  loss {point.loss:.4f}  "
         f"meta_val accuracy {point.val_accuracy:.2%}, best {progress.best_accuracy:.2%}  "
-        f"{episodes_per_s:.1f} episodes/s"
+        f"{episodes_per_s(progress, settings):.1f} episodes/s"
     )
 
 

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -43,6 +42,12 @@ def weights(root: Path) -> dict[str, torch.Tensor]:
     return load_file(root / "artifacts/meta_train/model/weights.safetensors")
 
 
+def assert_same_weights(root: Path, other: Path) -> None:
+    found, expected = weights(root), weights(other)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
 def train_command(root: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "kshot", "train"],
@@ -70,15 +75,34 @@ def test_the_stage_writes_model_history_metrics_and_curves(unbroken: Path) -> No
     assert written == {"model/model.json", "model/weights.safetensors", "history.parquet", "metrics.json", "curves.png"}
 
 
-def test_two_processes_see_the_episodes_and_losses_of_one(tmp_path: Path, unbroken: Path) -> None:
-    """Sums in another order differ in the last bit, which Adam's first steps magnify: weights are not compared."""
-    root = project(tmp_path, n_processes=2)
+@pytest.mark.parametrize("n_processes", [2, 4])
+def test_several_processes_end_with_the_weights_of_one_to_the_bit(
+    tmp_path: Path, unbroken: Path, n_processes: int
+) -> None:
+    root = project(tmp_path, n_processes=n_processes)
     done = train_command(root)
     output, _ = done.communicate(timeout=120)
     assert done.returncode == 0, output
-    one, two = (pd.read_parquet(p / "artifacts/meta_train/history.parquet") for p in (unbroken, root))
-    assert two["loss"].tolist() == pytest.approx(one["loss"].tolist(), rel=1e-3)
-    assert json.loads((root / "artifacts/meta_train/metrics.json").read_text())["processes"] == 2
+    assert_same_weights(root, unbroken)
+    assert json.loads((root / "artifacts/meta_train/metrics.json").read_text())["processes"] == n_processes
+
+
+def test_killed_in_two_processes_and_gone_on_in_one_the_weights_are_equal_to_the_bit(
+    tmp_path: Path, unbroken: Path
+) -> None:
+    root = project(tmp_path, n_processes=2)
+    process = train_command(root)
+    wait_for_checkpoint(root)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (root / "artifacts/meta_train/model").exists()
+    settings = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(settings.replace("n_processes: 2", "n_processes: 1"))
+    done = train_command(root)
+    output, _ = done.communicate(timeout=120)
+    assert done.returncode == 0, output
+    assert "resuming from the checkpoint of step" in output
+    assert_same_weights(root, unbroken)
 
 
 def test_killed_and_run_again_the_weights_are_equal_to_the_bit(tmp_path: Path, unbroken: Path) -> None:
@@ -92,8 +116,7 @@ def test_killed_and_run_again_the_weights_are_equal_to_the_bit(tmp_path: Path, u
     output, _ = done.communicate(timeout=120)
     assert done.returncode == 0, output
     assert "resuming from the checkpoint of step" in output
-    expected = weights(unbroken)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(root).items())
+    assert_same_weights(root, unbroken)
 
 
 def test_a_changed_setting_does_not_resume_from_the_checkpoints_of_another(

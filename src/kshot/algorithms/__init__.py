@@ -4,10 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from kshot.algorithms.anil import ANILConfig
 from kshot.algorithms.learner import Learner
 from kshot.algorithms.maml import MAMLConfig
 from kshot.algorithms.protonet import ProtoNetConfig
 
-AlgorithmConfig = Annotated[ProtoNetConfig | MAMLConfig, Field(discriminator="name")]
+AlgorithmConfig = Annotated[ProtoNetConfig | MAMLConfig | ANILConfig, Field(discriminator="name")]
 
-__all__ = ["AlgorithmConfig", "Learner", "MAMLConfig", "ProtoNetConfig"]
+__all__ = ["ANILConfig", "AlgorithmConfig", "Learner", "MAMLConfig", "ProtoNetConfig"]

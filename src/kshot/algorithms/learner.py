@@ -4,12 +4,15 @@ Shapes: B episodes, S support items, Q query items, N way, D features.
 """
 
 from abc import ABC, abstractmethod
-from typing import Generic, Self, TypeVar
+from collections.abc import Mapping
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kshot.episode import EpisodeBatch, Support
+from kshot.errors import EpisodeError
 
 AdaptedT = TypeVar("AdaptedT")
 
@@ -31,6 +34,8 @@ class Learner(nn.Module, ABC, Generic[AdaptedT]):
     """Whether `adapt` and `classify` read the backbone's population statistics."""
     max_way: int | None
     """The most classes that an episode may have; None without a limit."""
+    episodes_at_once: int = 1
+    """How many episodes `meta_loss` is best given; memory grows with it."""
 
     @property
     def transductive(self) -> bool:
@@ -62,9 +67,34 @@ class MetricLearner(Learner[AdaptedT]):
         features: Tensor = self.backbone(images, None)
         return features
 
+    def embed_jointly(self, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        """Features of support (B, S, D) and query (B, Q, D) in training: normalised by the episode's own images."""
+        images = torch.cat([episodes.support_x, episodes.query_x], dim=1)
+        features = torch.stack([self.backbone(episode, len(episode)) for episode in images])
+        n_support = episodes.support_x.shape[1]
+        return features[:, :n_support], features[:, n_support:]
+
+    def embed_episodes(self, items: Tensor) -> Tensor:
+        """Features (B, I, D) of items (B, I, *item), each embedded alone."""
+        return self.embed(items.flatten(0, 1)).view(*items.shape[:2], -1)
+
     @abstractmethod
     def on_features(self) -> Self:
         """The same learner for episodes whose items are already features."""
+
+
+@runtime_checkable
+class EpisodeWise(Protocol):
+    """A backbone that runs several episodes, each under weights of its own, in one pass."""
+
+    def forward_each(self, weights: Mapping[str, Tensor], images: Tensor, n_reference: int) -> Tensor:
+        """(T, B, D) of images (T, B, C, H, W); weights: (T, *shape) for each parameter by its name."""
+        ...
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Autocast off, for what follows the backbone: distances and inner steps want float32."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class Flatten(nn.Module):
@@ -72,6 +102,15 @@ class Flatten(nn.Module):
 
     def forward(self, items: Tensor, n_reference: int | None) -> Tensor:
         return items.flatten(1)
+
+
+def check_max_way(algorithm: str, n_way: int, max_way: int) -> None:
+    """Raise EpisodeError when an episode has more classes than a head of `max_way` rows tells apart."""
+    if n_way > max_way:
+        raise EpisodeError(
+            f"found {n_way} classes; this {algorithm} head was trained for {max_way}; "
+            f"next: train with task_pool.meta_train.shape.n_way: {n_way}, or use protonet"
+        )
 
 
 def cross_entropy(logits: Tensor, query_y: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: B episodes, S support items, Q query items, N way, D features.
 """
 
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,11 +13,17 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
-from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE, Learner, cross_entropy
+from kshot.algorithms.learner import (
+    NON_TRANSDUCTIVE,
+    TRANSDUCTIVE,
+    EpisodeWise,
+    Learner,
+    check_max_way,
+    cross_entropy,
+    full_precision,
+)
 from kshot.episode import EpisodeBatch, Support
-from kshot.errors import EpisodeError
 from kshot.settings import STRICT
 
 Weights = dict[str, Tensor]
@@ -38,10 +45,16 @@ class MAMLConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptedWeights:
-    """Fast weights of each of B episodes, and the support items (B, S, *item) that made them."""
+    """Fast weights of B episodes, (B, *shape) by the parameter's name, and the support items (B, S, *item)."""
 
-    weights: tuple[Weights, ...]
+    weights: Weights
     support_x: Tensor
+
+    def one_by_one(self) -> Iterator["AdaptedWeights"]:
+        for i, support_x in enumerate(self.support_x):
+            yield AdaptedWeights(
+                weights={name: weight[i : i + 1] for name, weight in self.weights.items()}, support_x=support_x[None]
+            )
 
 
 class MAML(Learner[AdaptedWeights]):
@@ -52,9 +65,14 @@ class MAML(Learner[AdaptedWeights]):
     first rows. The paper normalises queries by the statistics of all queries, which is transductive:
     `normalization_modes` scores the same weights also with the statistics of the support set, where a
     prediction depends on no other query.
+
+    The inner loop runs a few episodes side by side where the backbone can (`EpisodeWise`), else one by
+    one. The query pass is differentiated at the adapted weights and its graph dropped, episode by episode;
+    its gradient then goes back through the inner loop alone. By the chain rule that is the meta-gradient.
     """
 
     needs_population_statistics = False
+    episodes_at_once = 4
 
     def __init__(self, backbone: nn.Module, config: MAMLConfig, *, n_features: int, n_way: int) -> None:
         super().__init__()
@@ -69,66 +87,95 @@ class MAML(Learner[AdaptedWeights]):
         return self.query_statistics
 
     def adapt(self, support: Support) -> AdaptedWeights:
-        return self._adapt(support, self.config.eval_inner_steps)
+        return self._inner_loop(support, self.config.eval_inner_steps)
 
     def classify(self, adapted: AdaptedWeights, query_x: Tensor) -> Tensor:
         logits = [
-            self._query_logits(weights, support, query)
-            for weights, support, query in zip(adapted.weights, adapted.support_x, query_x, strict=True)
+            self._query_logits(episode, query[None])
+            for episode, query in zip(adapted.one_by_one(), query_x, strict=True)
         ]
-        return torch.stack(logits)
+        return torch.cat(logits)
 
     def meta_loss(self, episodes: EpisodeBatch) -> Tensor:
-        adapted = self._adapt(episodes.support, self.config.inner_steps)
-        return cross_entropy(self.classify(adapted, episodes.query_x), episodes.query_y)
+        adapted = self._inner_loop(episodes.support, self.config.inner_steps)
+        losses, gradients = zip(
+            *(
+                self._query_gradients(one, episode)
+                for one, episode in zip(adapted.one_by_one(), episodes.one_by_one(), strict=True)
+            ),
+            strict=True,
+        )
+        return _with_gradients(torch.cat(losses), list(adapted.weights.values()), list(zip(*gradients, strict=True)))
 
     def normalization_modes(self) -> dict[str, Learner[AdaptedWeights]]:
         with_queries, with_support = copy(self), copy(self)
         with_queries.query_statistics, with_support.query_statistics = True, False
         return {TRANSDUCTIVE: with_queries, NON_TRANSDUCTIVE: with_support}
 
-    def _adapt(self, support: Support, n_steps: int) -> AdaptedWeights:
-        if support.n_way > self.head.out_features:
-            raise EpisodeError(
-                f"found {support.n_way} classes; this MAML head was trained for {self.head.out_features}; "
-                f"next: train with task_pool.meta_train.shape.n_way: {support.n_way}, or use protonet"
-            )
-        weights = tuple(
-            self._inner_loop(x, y, support.n_way, n_steps) for x, y in zip(support.x, support.y, strict=True)
-        )
-        return AdaptedWeights(weights=weights, support_x=support.x)
-
-    def _inner_loop(self, support_x: Tensor, support_y: Tensor, n_way: int, n_steps: int) -> Weights:
+    def _inner_loop(self, support: Support, n_steps: int) -> AdaptedWeights:
         """Fast weights after `n_steps` of gradient descent; differentiable where gradients are on."""
+        check_max_way("MAML", support.n_way, self.head.out_features)
         differentiable = torch.is_grad_enabled()
-        weights = self._initial_weights(n_way)
+        second_order = differentiable and not self.config.first_order
+        weights = self._initial_weights(len(support.x), support.n_way)
         for _ in range(n_steps):
-            with torch.enable_grad():
+            with torch.enable_grad(), full_precision(support.x):
                 if not differentiable:
-                    weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-                loss = F.cross_entropy(self._logits(weights, support_x, len(support_x)), support_y)
-                gradients = torch.autograd.grad(
-                    loss, list(weights.values()), create_graph=differentiable and not self.config.first_order
-                )
+                    weights = _leaves(weights)
+                loss = cross_entropy(self._logits(weights, support.x, support.x.shape[1]), support.y).sum()
+                gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order)
             weights = {
                 name: weight - self.config.inner_lr * gradient
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
             }
-        return weights
+        return AdaptedWeights(weights=weights, support_x=support.x)
 
-    def _initial_weights(self, n_way: int) -> Weights:
-        weights = {_BACKBONE + name: parameter for name, parameter in self.backbone.named_parameters()}
-        return weights | {_HEAD_WEIGHT: self.head.weight[:n_way], _HEAD_BIAS: self.head.bias[:n_way]}
+    def _initial_weights(self, n_episodes: int, n_way: int) -> Weights:
+        weights: Weights = {_BACKBONE + name: parameter for name, parameter in self.backbone.named_parameters()}
+        weights |= {_HEAD_WEIGHT: self.head.weight[:n_way], _HEAD_BIAS: self.head.bias[:n_way]}
+        return {name: weight.expand(n_episodes, *weight.shape) for name, weight in weights.items()}
 
-    def _query_logits(self, weights: Weights, support_x: Tensor, query_x: Tensor) -> Tensor:
-        """(Q, N). The support set goes first where its statistics normalise the queries."""
+    def _query_gradients(self, adapted: AdaptedWeights, episode: EpisodeBatch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Loss (1,) of one episode's queries, and its gradients with respect to the adapted weights."""
+        weights = _leaves(adapted.weights)
+        logits = self._query_logits(AdaptedWeights(weights=weights, support_x=adapted.support_x), episode.query_x)
+        loss = cross_entropy(logits, episode.query_y)
+        return loss.detach(), torch.autograd.grad(loss.sum(), list(weights.values()))
+
+    def _query_logits(self, adapted: AdaptedWeights, query_x: Tensor) -> Tensor:
+        """(B, Q, N). The support set goes first where its statistics normalise the queries."""
         if self.query_statistics:
-            return self._logits(weights, query_x, len(query_x))
-        images = torch.cat([support_x, query_x])
-        return self._logits(weights, images, len(support_x))[len(support_x) :]
+            return self._logits(adapted.weights, query_x, query_x.shape[1])
+        n_support = adapted.support_x.shape[1]
+        return self._logits(adapted.weights, torch.cat([adapted.support_x, query_x], dim=1), n_support)[:, n_support:]
 
     def _logits(self, weights: Weights, images: Tensor, n_reference: int) -> Tensor:
-        """(I, N) of images (I, C, H, W) under `weights`."""
+        """(B, I, N) of images (B, I, C, H, W), each episode under its own weights."""
         backbone = {name.removeprefix(_BACKBONE): w for name, w in weights.items() if name.startswith(_BACKBONE)}
-        features = functional_call(self.backbone, backbone, (images, n_reference))
-        return F.linear(features, weights[_HEAD_WEIGHT], weights[_HEAD_BIAS])
+        if len(images) > 1 and isinstance(self.backbone, EpisodeWise):
+            features = self.backbone.forward_each(backbone, images, n_reference)
+        else:
+            features = forward_one_by_one(self.backbone, backbone, images, n_reference)
+        with full_precision(features):
+            return torch.baddbmm(weights[_HEAD_BIAS][:, None], features, weights[_HEAD_WEIGHT].transpose(1, 2))
+
+
+def forward_one_by_one(backbone: nn.Module, weights: Weights, images: Tensor, n_reference: int) -> Tensor:
+    """What an `EpisodeWise` backbone does in one pass, for any backbone."""
+    features = [
+        functional_call(backbone, {name: weight[i] for name, weight in weights.items()}, (episode, n_reference))
+        for i, episode in enumerate(images)
+    ]
+    return torch.stack(features)
+
+
+def _leaves(weights: Weights) -> Weights:
+    return {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+
+
+def _with_gradients(losses: Tensor, weights: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+    """`losses` (B,) whose gradients with respect to `weights`, (B, *shape) each, are the given ones."""
+    for weight, parts in zip(weights, gradients, strict=True):
+        no_change = (weight - weight.detach()) * torch.cat(list(parts))
+        losses = losses + no_change.flatten(1).sum(1)
+    return losses

@@ -5,11 +5,10 @@ Shapes: B episodes, S support items, Q query items, N way, D features.
 
 from typing import Literal
 
-import torch
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import Flatten, MetricLearner, cross_entropy
+from kshot.algorithms.learner import Flatten, MetricLearner, cross_entropy, full_precision
 from kshot.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
@@ -39,24 +38,19 @@ class ProtoNet(MetricLearner[Tensor]):
 
     def adapt(self, support: Support) -> Tensor:
         """Prototypes (B, N, D)."""
-        return prototypes(self._embed_episodes(support.x), support.y, support.n_way)
+        return prototypes(self.embed_episodes(support.x), support.y, support.n_way)
 
     def classify(self, adapted: Tensor, query_x: Tensor) -> Tensor:
-        return -squared_distances(self._embed_episodes(query_x), adapted)
+        return -squared_distances(self.embed_episodes(query_x), adapted)
 
     def meta_loss(self, episodes: EpisodeBatch) -> Tensor:
-        n_support = episodes.support_x.shape[1]
-        images = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-        features = torch.stack([self.backbone(episode, len(episode)) for episode in images]).float()
-        centres = prototypes(features[:, :n_support], episodes.support_y, episodes.n_way)
-        return cross_entropy(-squared_distances(features[:, n_support:], centres), episodes.query_y)
+        support, query = self.embed_jointly(episodes)
+        with full_precision(query):
+            centres = prototypes(support, episodes.support_y, episodes.n_way)
+            return cross_entropy(-squared_distances(query, centres), episodes.query_y)
 
     def on_features(self) -> "ProtoNet":
         return ProtoNet(Flatten())
-
-    def _embed_episodes(self, items: Tensor) -> Tensor:
-        """(B, I, *item) -> (B, I, D)."""
-        return self.embed(items.flatten(0, 1)).float().view(*items.shape[:2], -1)
 
 
 def prototypes(features: Tensor, labels: Tensor, n_way: int) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kshot.backbones.conv_block import at_least_float32
+
 
 class Backbone(nn.Module, ABC):
     """Images to features. `n_reference` says whose statistics normalise the batch:
@@ -23,7 +25,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, n_reference: int | None) -> Tensor:
-        """(B, C, H, W) float -> (B, D) float."""
+        """(B, C, H, W) float -> (B, D), float32 or wider also under autocast."""
 
 
 class ReferenceNorm(nn.Module):
@@ -38,6 +40,8 @@ class ReferenceNorm(nn.Module):
     def __init__(self, n_channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
+        self.observed = False
+        """While `calibrate` listens: what normalises by other means must then pass its images through here."""
         self.weight = nn.Parameter(torch.ones(n_channels))
         self.bias = nn.Parameter(torch.zeros(n_channels))
         self.population_mean: Tensor
@@ -52,14 +56,15 @@ class ReferenceNorm(nn.Module):
             )
         if n_reference == len(x):
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0, self.eps)
-        var, mean = torch.var_mean(_at_least_float32(x[:n_reference]), dim=(0, 2, 3), correction=0)
+        var, mean = torch.var_mean(at_least_float32(x[:n_reference]), dim=(0, 2, 3), correction=0)
         scale = self.weight * (var + self.eps).rsqrt()
         shift = self.bias - mean * scale
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
 
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    def population_affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift (C,) that the population statistics amount to."""
+        scale = self.weight * (self.population_var + self.eps).rsqrt()
+        return scale, self.bias - self.population_mean * scale
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -97,12 +102,15 @@ def _recording(norms: list[ReferenceNorm]) -> Iterator[dict[ReferenceNorm, list[
 
     def record(norm: nn.Module, inputs: tuple[Tensor, int | None]) -> None:
         assert isinstance(norm, ReferenceNorm)
-        var, mean = torch.var_mean(_at_least_float32(inputs[0]), dim=(0, 2, 3), correction=0)
+        var, mean = torch.var_mean(at_least_float32(inputs[0]), dim=(0, 2, 3), correction=0)
         seen[norm].append((mean, var))
 
     handles = [norm.register_forward_pre_hook(record) for norm in norms]
+    for norm in norms:
+        norm.observed = True
     try:
         yield seen
     finally:
-        for handle in handles:
+        for norm, handle in zip(norms, handles, strict=True):
+            norm.observed = False
             handle.remove()

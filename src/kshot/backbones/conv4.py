@@ -1,6 +1,7 @@
 """Conv4: the four-block convolutional network of Vinyals et al., "Matching Networks", 2016, section 4.1."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kshot.backbones.backbone import Backbone, ReferenceNorm, channels_last
+from kshot.backbones.conv_block import at_least_float32, conv_block, conv_block_folded
 from kshot.errors import ConfigError
 from kshot.settings import STRICT
 
@@ -44,6 +46,47 @@ class Conv4(Backbone):
 
     def forward(self, images: Tensor, n_reference: int | None) -> Tensor:
         x = channels_last(images)
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = F.relu(F.max_pool2d(norm(convolution(x), n_reference), 2))  # same values, a quarter of the work
-        return x.flatten(1)
+        for convolution, norm in self._layers():
+            x = _block(x, convolution, norm, n_reference)
+        return at_least_float32(x.flatten(1))
+
+    def forward_each(self, weights: Mapping[str, Tensor], images: Tensor, n_reference: int) -> Tensor:
+        """Features (T, B, D) of T episodes, each under weights of its own, side by side as groups of channels.
+
+        weights: a tensor (T, *parameter.shape) for each parameter by its name; images (T, B, C, H, W).
+        """
+        n_episodes, n_images = images.shape[:2]
+        x = _side_by_side(images)
+        for i, (_, norm) in enumerate(self._layers()):
+            x = conv_block(
+                x,
+                _stacked_kernels(weights[f"convolutions.{i}.weight"]),
+                weights[f"norms.{i}.weight"].flatten(),
+                weights[f"norms.{i}.bias"].flatten(),
+                n_reference=n_reference,
+                eps=norm.eps,
+                groups=n_episodes,
+            )
+        return at_least_float32(x.reshape(n_images, n_episodes, self.n_features).transpose(0, 1))
+
+    def _layers(self) -> "zip[tuple[nn.Conv2d, ReferenceNorm]]":
+        return cast("zip[tuple[nn.Conv2d, ReferenceNorm]]", zip(self.convolutions, self.norms, strict=True))
+
+
+def _block(x: Tensor, convolution: nn.Conv2d, norm: ReferenceNorm, n_reference: int | None) -> Tensor:
+    if norm.observed:
+        return F.relu(F.max_pool2d(norm(convolution(x), n_reference), 2))
+    if n_reference is None:
+        return conv_block_folded(x, convolution.weight, *norm.population_affine())
+    return conv_block(x, convolution.weight, norm.weight, norm.bias, n_reference=n_reference, eps=norm.eps)
+
+
+def _side_by_side(images: Tensor) -> Tensor:
+    """(T, B, C, H, W) -> (B, T*C, H, W), channels-last."""
+    t, b, c, h, w = images.shape
+    return channels_last(images.permute(1, 0, 2, 3, 4).reshape(b, t * c, h, w))
+
+
+def _stacked_kernels(kernels: Tensor) -> Tensor:
+    """(T, O, I, 3, 3) -> (T*O, I, 3, 3) with the strides of channels-last."""
+    return kernels.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)

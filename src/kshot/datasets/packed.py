@@ -157,6 +157,11 @@ class PackedDataset:
     def n_stored(self) -> int:
         return self.info.n_items
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all stored items, without rotations."""
+        return self.n_stored * self.item.size_bytes
+
     @cached_property
     def manifest(self) -> pd.DataFrame:
         """One row per stored item, in shard order; columns id, class, group, sha256, source, width, ..."""
@@ -241,7 +246,7 @@ class PackedDataset:
     @cached_property
     def _shards(self) -> tuple[Pixels, ...]:
         mapped = [np.load(self.folder / shard.file, mmap_mode="r") for shard in self.info.shards]
-        if self.n_stored * self.item.size_bytes > RESIDENT_LIMIT_BYTES:
+        if self.size_bytes > RESIDENT_LIMIT_BYTES:
             return tuple(mapped)
         return (np.concatenate(mapped),)
 

@@ -48,7 +48,7 @@ class AdaptedClassifier:
         device = next(self.learner.parameters()).device
         parts = []
         for start in range(0, len(query_items), _CLASSIFY_AT_ONCE):
-            images = images_from_items(query_items[start : start + _CLASSIFY_AT_ONCE], device)
+            images = _images(query_items[start : start + _CLASSIFY_AT_ONCE], device)
             logits = self.learner.classify(self.adapted, images[None])[0]
             parts.append(logits.float().softmax(1).cpu().numpy())
         return Prediction(labels=self.labels, probabilities=np.concatenate(parts))
@@ -100,7 +100,7 @@ class FewShotClassifier:
         labels, numbers = np.unique(given, return_inverse=True)
         if len(labels) < 2:
             raise EpisodeError(f"support images are of {len(labels)} class; need at least 2 classes")
-        images = images_from_items(support_items, next(self._learner.parameters()).device)
+        images = _images(support_items, next(self._learner.parameters()).device)
         y = torch.from_numpy(numbers.astype(np.int64)).to(images.device)
         adapted = self._learner.adapt(Support(x=images[None], y=y[None], n_way=len(labels)))
         return AdaptedClassifier(learner=self._learner, item=self.item, adapted=adapted, labels=labels)
@@ -108,6 +108,10 @@ class FewShotClassifier:
     def predict(self, support_images: ArrayLike, support_labels: ArrayLike, query_images: ArrayLike) -> Prediction:
         """Adapt to images (S, H, W, C) with labels (S,) and classify images (Q, H, W, C), all uint8."""
         return self.adapt(self.items(support_images), support_labels).classify(self.items(query_images))
+
+
+def _images(items: Pixels, device: torch.device) -> torch.Tensor:
+    return images_from_items(torch.from_numpy(items).to(device))
 
 
 def _check_items(part: str, items: Pixels, item: ItemSpec) -> None:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 import kshot
 from kshot.algorithms import Learner
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
-from kshot.checkpoint import CheckpointFolder, ModelConfig, build_learner, save_model
+from kshot.checkpoint import SPEED_FILE, CheckpointFolder, ModelConfig, build_learner, save_model
 from kshot.config import MetaTrainSettings, Params, load_params
 from kshot.cpu_runtime import keep_freed_memory
 from kshot.datasets.packed import PackedDataset
@@ -29,9 +29,10 @@ from kshot.lifeline import die_with_parent
 from kshot.live_lines import LiveLines, silent_lines
 from kshot.seeding import stream_key
 from kshot.stages.task_pool import load_pool, train_pool
-from kshot.task_pool import FrozenPool
-from kshot.training import Progress, TrainingJob, meta_train
+from kshot.task_pool import FrozenPool, ReadAhead
+from kshot.training import Progress, TrainingJob, episodes_per_s, meta_train, peak_memory_bytes
 
+_WHERE = ("n_processes", "device", "keep_freed_memory")
 _REFUSAL = Path(".kshot/training-refused.txt")
 
 
@@ -82,7 +83,7 @@ def train(params: Params, root: Path) -> None:
     with joined_workers(device) as workers:
         job = TrainingJob(
             learner=build_learner(config, init_seed=int(stream_key(params.seed, "init")) % 2**63).to(device),
-            train=EpisodeLoader(pool=train_pool(dataset, params), gather=gather),
+            train=EpisodeLoader(pool=ReadAhead(train_pool(dataset, params)), gather=gather),
             val=EpisodeLoader(pool=val_pool, gather=gather),
             val_pool=val_pool,
             settings=settings.training,
@@ -95,6 +96,7 @@ def train(params: Params, root: Path) -> None:
         folder = root / "artifacts" / "meta_train"
         save_model(folder / "model", job.learner, config)
         _write_history(folder, job, progress)
+        _write_speed(root, job, progress)
         shutil.rmtree(checkpoints)
 
 
@@ -108,10 +110,14 @@ def _model_config(params: Params, dataset: PackedDataset) -> ModelConfig:
 
 
 def _training_key(params: Params, dataset: PackedDataset, val_pool: FrozenPool) -> str:
-    """Names everything that the weights depend on, so that no other run resumes from this one's checkpoints."""
+    """Names everything that the weights depend on, so that no other run resumes from this one's checkpoints.
+
+    Where and in how many processes is left out: a run may go on elsewhere.
+    """
+    settings = TypeAdapter(MetaTrainSettings).dump_python(params.meta_train, mode="json")
     description = {
         "seed": params.seed,
-        "meta_train": TypeAdapter(MetaTrainSettings).dump_python(params.meta_train, mode="json"),
+        "meta_train": {name: value for name, value in settings.items() if name not in _WHERE},
         "train_pool": repr(params.task_pool.meta_train),
         "val_pool": val_pool.hash,
         "data": dataset.content_hash,
@@ -145,6 +151,18 @@ def _write_history(folder: Path, job: TrainingJob, progress: Progress) -> None:
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     training_curves(history).savefig(folder / "curves.png", dpi=120)
+
+
+def _write_speed(root: Path, job: TrainingJob, progress: Progress) -> None:
+    """Beside the artifacts and not among them: their bytes are the same on every machine."""
+    speed = {
+        "weights_sha256": sha256((root / "artifacts/meta_train/model/weights.safetensors").read_bytes()).hexdigest(),
+        "episodes_per_s": episodes_per_s(progress, job.settings),
+        "peak_memory_bytes": peak_memory_bytes(job.device),
+    }
+    path = root / SPEED_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(speed, indent=2) + "\n", encoding="utf-8")
 
 
 def _print_line(line: str) -> None:

@@ -1,0 +1,98 @@
+"""ANIL: the inner loop of MAML on the head alone.
+
+Shapes: B episodes, S support items, Q query items, N way, D features.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kshot.algorithms.learner import Flatten, MetricLearner, check_max_way, cross_entropy, full_precision
+from kshot.episode import EpisodeBatch, Support
+from kshot.settings import STRICT
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class ANILConfig:
+    name: Literal["anil"] = "anil"
+    inner_lr: Annotated[float, Field(gt=0)] = 0.4
+    inner_steps: Annotated[int, Field(ge=1)] = 1
+    eval_inner_steps: Annotated[int, Field(ge=1)] = 10
+    first_order: bool = False
+
+    def build(self, backbone: nn.Module, *, n_features: int, train_way: int) -> "ANIL":
+        return ANIL(backbone, self, n_features=n_features, n_way=train_way)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedHead:
+    """The linear head of each of B episodes: weight (B, N, D), bias (B, N)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class ANIL(MetricLearner[AdaptedHead]):
+    """Raghu, Raghu, Bengio and Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the
+    Effectiveness of MAML", 2020, section 4.
+
+    The gradient of softmax regression is written out, so that all episodes adapt in a few matrix products.
+    In training the features are normalised by the episode's own images, as in the authors' code; outside
+    training by population statistics, so that a prediction depends on no other query.
+    """
+
+    needs_population_statistics = True
+
+    def __init__(self, backbone: nn.Module, config: ANILConfig, *, n_features: int, n_way: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(n_features, n_way)
+        self.config = config
+        self.max_way = n_way
+
+    def adapt(self, support: Support) -> AdaptedHead:
+        return self._inner_loop(self.embed_episodes(support.x), support.y, support.n_way, self.config.eval_inner_steps)
+
+    def classify(self, adapted: AdaptedHead, query_x: Tensor) -> Tensor:
+        return _logits(adapted, self.embed_episodes(query_x))
+
+    def meta_loss(self, episodes: EpisodeBatch) -> Tensor:
+        support, query = self.embed_jointly(episodes)
+        with full_precision(query):
+            adapted = self._inner_loop(support, episodes.support_y, episodes.n_way, self.config.inner_steps)
+            return cross_entropy(_logits(adapted, query), episodes.query_y)
+
+    def on_features(self) -> "ANIL":
+        learner = ANIL(Flatten(), self.config, n_features=self.head.in_features, n_way=self.head.out_features)
+        learner.head = self.head
+        return learner
+
+    def _inner_loop(self, features: Tensor, labels: Tensor, n_way: int, n_steps: int) -> AdaptedHead:
+        """Heads after `n_steps` of gradient descent from features (B, S, D) and labels (B, S)."""
+        check_max_way("ANIL", n_way, self.head.out_features)
+        n_episodes, n_support = labels.shape
+        targets = F.one_hot(labels, n_way).to(features.dtype)
+        head = AdaptedHead(
+            weight=self.head.weight[:n_way].expand(n_episodes, -1, -1),
+            bias=self.head.bias[:n_way].expand(n_episodes, -1),
+        )
+        for _ in range(n_steps):
+            error = (torch.softmax(_logits(head, features), dim=2) - targets) / n_support  # (B, S, N)
+            weight_step, bias_step = error.transpose(1, 2) @ features, error.sum(1)
+            if self.config.first_order:
+                weight_step, bias_step = weight_step.detach(), bias_step.detach()
+            head = AdaptedHead(
+                weight=head.weight - self.config.inner_lr * weight_step,
+                bias=head.bias - self.config.inner_lr * bias_step,
+            )
+        return head
+
+
+def _logits(head: AdaptedHead, features: Tensor) -> Tensor:
+    """(B, I, N) of features (B, I, D)."""
+    return torch.baddbmm(head.bias[:, None], features, head.weight.transpose(1, 2))

@@ -1,0 +1,106 @@
+"""The block against textbook layers, in value and in first and second derivatives, in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kshot.backbones.conv_block import conv_block, conv_block_folded
+
+EPS = 1e-5
+SIZES = [4, 7, 9]
+
+
+def parameters(channels: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Kernels, slopes of either sign, offsets."""
+    torch.manual_seed(0)
+    slope = torch.linspace(-1.5, 1.0, outputs, dtype=torch.float64)
+    weight = torch.randn(outputs, channels, 3, 3, dtype=torch.float64)
+    return weight, slope, torch.randn(outputs, dtype=torch.float64)
+
+
+def images(n: int, channels: int, size: int) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(n, channels, size, size, dtype=torch.float64)
+
+
+def textbook(x: Tensor, weight: Tensor, slope: Tensor, offset: Tensor, n_reference: int) -> Tensor:
+    y = F.conv2d(x, weight, padding=1)
+    var, mean = torch.var_mean(y[:n_reference], dim=(0, 2, 3), correction=0)
+    normalised = (y - mean[:, None, None]) / (var[:, None, None] + EPS).sqrt()
+    return F.max_pool2d(F.relu(normalised * slope[:, None, None] + offset[:, None, None]), 2)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("n_reference", [5, 3], ids=["own statistics", "of the first three"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels-last"])
+def test_value_and_gradients_are_those_of_the_layers(size: int, n_reference: int, layout: torch.memory_format) -> None:
+    x = images(5, 2, size).to(memory_format=layout).requires_grad_()
+    inputs = (x, *(p.requires_grad_() for p in parameters(2, 4)))
+    ours = conv_block(*inputs, n_reference=n_reference, eps=EPS)
+    expected = textbook(*inputs, n_reference)
+    torch.testing.assert_close(ours, expected)
+    cotangent = torch.randn(ours.shape, dtype=torch.float64)
+    for found, plain in zip(
+        torch.autograd.grad(ours, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent), strict=True
+    ):
+        torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels-last"])
+def test_second_derivatives_are_those_of_the_layers(size: int, layout: torch.memory_format) -> None:
+    x = images(5, 2, size).to(memory_format=layout).requires_grad_()
+    inputs = (x, *(p.requires_grad_() for p in parameters(2, 4)))
+    cotangent = torch.randn(5, 4, size // 2, size // 2, dtype=torch.float64, requires_grad=True)
+    directions = [torch.randn(p.shape, dtype=torch.float64) for p in inputs]
+    found = []
+    for y in (conv_block(*inputs, n_reference=5, eps=EPS), textbook(*inputs, 5)):
+        gradients = torch.autograd.grad(y, inputs, cotangent, create_graph=True)
+        paired = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+        found.append(torch.autograd.grad(paired, (*inputs, cotangent)))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-10)
+
+
+def test_second_derivatives_equal_finite_differences() -> None:
+    x = images(3, 1, 4).requires_grad_()
+    inputs = (x, *(p.requires_grad_() for p in parameters(1, 2)))
+    assert torch.autograd.gradgradcheck(lambda *p: conv_block(*p, n_reference=3, eps=EPS), inputs)
+
+
+def test_a_slope_of_zero_keeps_its_gradient() -> None:
+    weight, slope, offset = parameters(2, 4)
+    slope = torch.zeros_like(slope).requires_grad_()
+    y = conv_block(images(5, 2, 6), weight, slope, offset.abs() + 1, n_reference=5, eps=EPS)
+    assert (torch.autograd.grad(y.sum(), slope)[0].abs() > 1e-6).all()
+
+
+def test_groups_are_blocks_side_by_side() -> None:
+    weight, slope, offset = parameters(2, 6)
+    x = images(5, 6, 7)
+    together = conv_block(x, weight, slope, offset, n_reference=5, eps=EPS, groups=3)
+    for i in range(3):
+        own = slice(2 * i, 2 * i + 2)
+        alone = conv_block(x[:, own], weight[own], slope[own], offset[own], n_reference=5, eps=EPS)
+        torch.testing.assert_close(together[:, own], alone)
+
+
+def test_a_given_normalisation_goes_into_the_kernels() -> None:
+    weight, scale, shift = parameters(2, 4)
+    x = images(5, 2, 7)
+    y = F.conv2d(x, weight, padding=1) * scale[:, None, None] + shift[:, None, None]
+    torch.testing.assert_close(conv_block_folded(x, weight, scale, shift), F.max_pool2d(F.relu(y), 2))
+
+
+def test_under_autocast_the_value_is_close_and_the_gradient_flows() -> None:
+    inputs = [t.float().requires_grad_() for t in (images(8, 2, 8), *parameters(2, 4))]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv_block(*inputs, n_reference=8, eps=EPS)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), textbook(*inputs, 8), rtol=0.05, atol=0.05)
+    gradients = torch.autograd.grad(y.float().square().sum(), inputs)
+    expected = torch.autograd.grad(textbook(*inputs, 8).square().sum(), inputs)
+    for found, plain in zip(gradients, expected, strict=True):
+        # a maximum that is one of two equal numbers in bfloat16 sends its gradient elsewhere
+        assert float(F.cosine_similarity(found.flatten(), plain.flatten(), dim=0)) > 0.9
