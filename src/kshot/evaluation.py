@@ -22,8 +22,8 @@ from kshot.sampling import EpisodeIndices, Int
 from kshot.settings import STRICT
 
 _EMBED_AT_ONCE = 512  # items in one forward pass
-_EPISODES_AT_ONCE = 64
-_ELEMENTS_AT_ONCE = 32_000_000  # numbers gathered for the episodes scored together
+_EPISODES_AT_ONCE = 64  # scored together from features, within this many numbers
+_NUMBERS_AT_ONCE = 32_000_000
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -73,10 +73,16 @@ def score_episodes(
     if isinstance(learner, MetricLearner):
         items, positions = _used_items(indices)
         features = torch.cat([learner.embed(gather(chunk)) for chunk in _chunks(items)])
+        per_episode = features[0].numel() * (positions.support[0].size + positions.query[0].size)
+        at_once = min(max(1, _NUMBERS_AT_ONCE // per_episode), _EPISODES_AT_ONCE)
         return _score(
-            learner.on_features(), positions, lambda index: features[torch.from_numpy(index)], lines or silent_lines()
+            learner.on_features(),
+            positions,
+            lambda index: features[torch.from_numpy(index)],
+            at_once,
+            lines or silent_lines(),
         )
-    return _score(learner, indices, gather, lines or silent_lines())
+    return _score(learner, indices, gather, learner.episodes_at_once, lines or silent_lines())
 
 
 def score_pixels(indices: EpisodeIndices, gather: Gather) -> EpisodeScores:
@@ -85,11 +91,10 @@ def score_pixels(indices: EpisodeIndices, gather: Gather) -> EpisodeScores:
         return score_episodes(ProtoNet(Flatten()), indices, gather)
 
 
-def _score(learner: Learner[Any], indices: EpisodeIndices, gather: Gather, lines: LiveLines) -> EpisodeScores:
+def _score(
+    learner: Learner[Any], indices: EpisodeIndices, gather: Gather, at_once: int, lines: LiveLines
+) -> EpisodeScores:
     n_query = indices.query.shape[2]
-    item_size = gather(indices.query[:1, 0, 0]).numel()
-    per_episode = item_size * (indices.support[0].size + indices.query[0].size)
-    at_once = min(max(1, _ELEMENTS_AT_ONCE // per_episode), _EPISODES_AT_ONCE)
     correct = []
     for start in range(0, len(indices), at_once):
         episodes = load_episodes(indices[start : start + at_once], gather)

@@ -35,7 +35,7 @@ class Learner(nn.Module, ABC, Generic[AdaptedT]):
     max_way: int | None
     """The most classes that an episode may have; None without a limit."""
     episodes_at_once: int = 1
-    """How many episodes `meta_loss` is best given; memory grows with it."""
+    """How many episodes `adapt` and `meta_loss` are best given; memory grows with it."""
 
     @property
     def transductive(self) -> bool:
