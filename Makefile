@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train omniglot omniglot-maml test check format ui s3-demo clean moved
+.PHONY: help setup demo train omniglot omniglot-maml test check format ui s3-demo bench bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,6 +66,13 @@ s3-demo: setup  ## The run of params.yaml on a real S3 server: push, wipe, pull,
 	@test -d data || $(BIN)/kshot ingest glyphs
 	@$(BIN)/python -m flows.train
 	@$(BIN)/python -m infra.s3_demo
+
+bench: setup $(GLYPHS)  ## kshot's speed beside the peers' and the convolutions' alone: docs/benchmarks.md, about an hour
+	@$(BIN)/python -m bench.run
+	@$(BIN)/python -m bench.growth
+
+bench-peers: setup  ## An environment for each peer that installs today
+	@$(BIN)/python -m bench.make_peers
 
 clean:  ## Remove the environment and every artifact; data, runs and the local remote stay
 	rm -rf $(VENV) artifacts dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,288 @@
+"""python -m bench.report: docs/benchmarks.md and its pictures, from what the last runs left in .kshot/bench."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+from bench.drivers import DRIVERS, PEERS
+from bench.figures import GROWTH_AXES, growth_curves, measured, ratio_bars
+from bench.measure import Measurement
+from bench.results import DISTURBED_SHARE, Growth, Machine, Ratio, Results, load
+from bench.workloads import FLOOR_SIZES, WORKLOADS, Workload
+
+RESULTS = Path(".kshot/bench/results.json")
+GROWTH = Path(".kshot/bench/growth.json")
+DOCS = Path("docs")
+
+_EPISODES_SCORED = 1000  # a setting, in the table of evaluation times
+
+_GOALS = {  # against the best peer, and of the step's time in the convolutions alone; float32
+    "protonet-5w1s15q": "2.0x, 60%",
+    "protonet-20w5s15q": "2.7x, 64%",
+    "protonet-60w1s5q": "2.7x, 64%",
+    "maml-1step": "2.0x (2.4x learn2learn), 56%",
+    "maml-5step": "2.0x (2.4x learn2learn), 50%",
+    "fomaml-1step": "2.0x, 57%",
+    "anil-1step": "2.0x, 57%",
+    "evaluate-protonet": "10x",
+    "sampling": "10x",
+    "memory": "700 MB at most",
+}
+
+
+def main() -> int:
+    results = load(Results, RESULTS)
+    if results is None:
+        print(f"error: no {RESULTS}; next: python -m bench.run", file=sys.stderr)
+        return 2
+    write(results)
+    return 0
+
+
+def write(results: Results, docs: Path = DOCS, growth_file: Path = GROWTH) -> None:
+    """The page and its pictures; growth is in it where it was measured."""
+    growth = load(Growth, growth_file)
+    docs.mkdir(exist_ok=True)
+    (docs / "benchmarks.md").write_text(page(results, growth), encoding="utf-8")
+    ratio_bars(results).savefig(docs / "benchmarks.png", dpi=120)
+    if growth is not None:
+        growth_curves(growth).savefig(docs / "growth.png", dpi=120)
+
+
+def page(results: Results, growth: Growth | None) -> str:
+    return (
+        "\n\n".join(
+            [
+                "# Benchmarks",
+                _introduction(results),
+                "![kshot's speed as a multiple of the best peer's](benchmarks.png)",
+                tables(results),
+                "## The libraries",
+                _peers_table(results),
+                "## How it is measured",
+                _METHOD,
+                *([] if growth is None else [growth_section(growth)]),
+            ]
+        )
+        + "\n"
+    )
+
+
+def tables(results: Results) -> str:
+    """Every table of numbers, for the page and for the screen."""
+    sections = [
+        ("Ratios", _ratios_table(results), _RATIOS_NOTE),
+        ("Episodes a second", _speed_table(results), "`*` marks a number that other processes disturbed."),
+        ("Evaluation", _evaluation_table(results), _EVALUATION_NOTE),
+        ("Floors", _floors_table(results), _FLOORS_NOTE),
+        ("Memory", _memory_table(results), _MEMORY_NOTE),
+    ]
+    return "\n\n".join(f"## {title}\n\n{note}\n\n{table}" for title, table, note in sections if table)
+
+
+_RATIOS_NOTE = (
+    "How many times as fast as a peer kshot is, in float32 where bf16 is not named: the median over the rounds, and "
+    "in brackets the lowest and the highest. The best peer is the fastest of all that do the workload. In the row "
+    "`memory` the ratio is that of peak memory. The floor is the time of the convolutions alone, in float32; 100% "
+    "would leave no time for anything else."
+)
+_EVALUATION_NOTE = (
+    f"Seconds for {_EPISODES_SCORED:,} episodes of each setting, 15 queries a class. kshot scores {_EPISODES_SCORED:,} "
+    "episodes on the meta_train classes and embeds every image once; the peers were measured on at least 50 episodes "
+    "of each setting and are scaled."
+)
+_FLOORS_NOTE = (
+    "Milliseconds for one forward and backward pass of Conv4-64. `plain` is an eager module with torch's defaults, "
+    "`convolutions` its four convolutions alone, channels-last, without the input gradient of the first. An episode's "
+    "floor is that of its images, where a second-order inner step counts a support image three times."
+)
+_MEMORY_NOTE = (
+    "Resident memory of the whole process in maml-5step with 32 episodes a step. What is there before the first step "
+    "is mostly torch and, for kshot, what its package imports."
+)
+_METHOD = (
+    "- A measurement is one process: warm-up, then whole steps for the given seconds; its value is the median step.\n"
+    "- A step is all of it: drawing episodes, gathering images, forward, backward, Adam. Images are 28x28 and in "
+    "memory for everyone, Conv4-64 on batch statistics, float32, torch's default number of threads.\n"
+    "- kshot's process is set up as its train stage sets it up (allocator, OpenMP); peers run with the defaults that "
+    "their users get.\n"
+    "- In a round all drivers of a workload run one after the other, each round starting with another; ratios are "
+    f"taken within a round. A measurement while others used more than {DISTURBED_SHARE:.0%} of the CPU is repeated "
+    "up to three times, and the quietest counts.\n"
+    "- Peers do what their own examples do, accuracy of the step included. higher's first-order variant takes the "
+    "gradients at the fast weights.\n"
+    "- The images are the embedded glyphs; their content does not change the time of a step.\n"
+    "- bf16 is other arithmetic: read it beside float32, not instead of it."
+)
+
+
+def _introduction(results: Results) -> str:
+    environments = "`make setup` and `python -m bench.make_peers` make the environments."
+    return (
+        f"{_machine_line(results.machine)} {results.rounds} rounds of {results.seconds:g} s a measurement.\n\n"
+        f"```\n{results.command}\n```\n\n{environments} `python -m bench.report` makes this page again."
+    )
+
+
+def _machine_line(machine: Machine) -> str:
+    return (
+        f"Measured on {machine.date}: {machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, "
+        f"{machine.system}, Python {machine.python}, torch {machine.torch}."
+    )
+
+
+def _ratios_table(results: Results) -> str:
+    rows = []
+    for workload in measured(results):
+        best = results.best(workload.name, PEERS)
+        share = _floor_share(results, workload)
+        rows.append(
+            [
+                workload.name,
+                _times(results, workload, "kshot", best),
+                best or "",
+                _times(results, workload, "kshot", "learn2learn"),
+                _times(results, workload, "kshot-bf16", best),
+                f"{share.median:.0%}" if share else "",
+                _GOALS.get(workload.name, ""),
+            ]
+        )
+    titles = ["workload", "to the best peer", "which is", "to learn2learn", "bf16 to the best peer"]
+    return _table([*titles, "floor / step", "goal"], rows)
+
+
+def _floor_share(results: Results, workload: Workload) -> Ratio | None:
+    floor_images = workload.floor_images
+    if floor_images is None or workload.name == "memory":
+        return None
+    n_images = workload.shapes[0].n_images
+    return results.floor_share(workload.name, "kshot", "floor-conv", floor_images, n_images)
+
+
+def _speed_table(results: Results) -> str:
+    workloads = [workload for workload in measured(results) if workload.name not in ("evaluate-protonet", "memory")]
+    drivers = [name for name in DRIVERS if any(results.measurements(w.name, name) for w in workloads)]
+    rows = [[w.name, *(_cell(results, w.name, name, lambda m: 1 / m.episode_s) for name in drivers)] for w in workloads]
+    return _table(["", *drivers], rows)
+
+
+def _memory_table(results: Results) -> str:
+    drivers = [name for name in DRIVERS if results.measurements("memory", name)]
+    before = [_cell(results, "memory", name, lambda m: m.idle_rss_mb) for name in drivers]
+    peak = [_cell(results, "memory", name, lambda m: m.peak_rss_mb) for name in drivers]
+    return _table(["MB", *drivers], [["before the first step", *before], ["peak", *peak]] if drivers else [])
+
+
+def _cell(results: Results, workload: str, driver: str, value: Callable[[Measurement], float]) -> str:
+    """The median over the rounds, marked where a measurement was disturbed; empty without one."""
+    values = [value(measurement) for measurement in results.measurements(workload, driver).values()]
+    mark = "*" if results.disturbed(workload, driver) else ""
+    return _figures(median(values)) + mark if values else ""
+
+
+def _evaluation_table(results: Results) -> str:
+    name = "evaluate-protonet"
+    shapes = WORKLOADS[name].shapes
+
+    def seconds(position: int) -> Callable[[Measurement], float]:
+        return lambda m: m.timings[position].episode_s * _EPISODES_SCORED
+
+    values = [*map(seconds, range(len(shapes))), lambda m: m.episode_s * len(shapes) * _EPISODES_SCORED]
+    drivers = [driver for driver in DRIVERS if results.measurements(name, driver)]
+    rows = [[driver, *(_cell(results, name, driver, value) for value in values)] for driver in drivers]
+    return _table(["seconds", *map(str, shapes), "all four"], rows)
+
+
+def _floors_table(results: Results) -> str:
+    def milliseconds(position: int) -> Callable[[Measurement], float]:
+        return lambda m: 1000 * m.timings[position].median_s
+
+    values = [*map(milliseconds, range(len(FLOOR_SIZES)))]
+    floors = {"floor-plain": "plain", "floor-conv": "convolutions"}
+    rows = [
+        [title, *(_cell(results, name, "floor", value) for value in values)]
+        for name, title in floors.items()
+        if results.measurements(name, "floor")
+    ]
+    return _table(["ms", *(f"{n} images" for n in FLOOR_SIZES)], rows)
+
+
+def _peers_table(results: Results) -> str:
+    rows = []
+    for installation in results.installations:
+        records = [record for record in results.records if record.driver == installation.peer]
+        notes = {note for record in records if record.measurement for note in record.measurement.notes}
+        errors = {f"{r.workload}: {r.error}" for r in records if r.error} if installation.error is None else set()
+        ran = {record.workload for record in records if record.measurement}
+        rows.append(
+            [
+                f"{installation.peer} {installation.version}",
+                _code(installation.error or installation.plain_error) or "works",
+                installation.recipe if installation.plain_error and not installation.error else "",
+                f"{len(ran)} workloads" if ran else "nothing",
+                "; ".join(filter(None, map(_code, sorted(notes | errors)))),
+            ]
+        )
+    return _table(["library", "plain installation", "what it took", "ran", "what was mended or failed"], rows)
+
+
+def growth_section(growth: Growth) -> str:
+    """A table for each thing that grows."""
+    parts = [
+        "## Growth",
+        f"{_machine_line(growth.machine)} kshot alone, float32, on random images; where nothing else is said 5-way "
+        "1-shot with 15 queries, one episode a step for ProtoNet and four for MAML (second order, one inner step). "
+        "Memory is the peak of a process.",
+        f"```\n{growth.command}\n```",
+        "![How the step grows](growth.png)",
+    ]
+    for axis, title in GROWTH_AXES.items():
+        rows = [
+            [
+                point.algorithm,
+                f"{point.value:,}",
+                _figures(1000 * point.measurement.timings[0].median_s),
+                _figures(1 / point.measurement.episode_s),
+                _figures(point.images / point.measurement.episode_s) if point.algorithm != "sampling" else "",
+                f"{point.measurement.peak_rss_mb:,.0f}",
+                "*" if point.measurement.others_share > DISTURBED_SHARE else "",
+            ]
+            for point in growth.points
+            if point.axis == axis
+        ]
+        if rows:
+            titles = ["", title, "ms a step", "episodes/s", "images/s", "MB", "disturbed"]
+            parts.append(f"### By {title}\n\n{_table(titles, rows)}")
+    return "\n\n".join(parts)
+
+
+def _times(results: Results, workload: Workload, driver: str, rival: str | None) -> str:
+    """A ratio with its extremes, marked where either side was disturbed; empty without one."""
+    ratio = None if rival is None else results.ratio(workload.name, driver, rival)
+    if rival is None or ratio is None:
+        return ""
+    mark = "*" if any(results.disturbed(workload.name, name) for name in (driver, rival)) else ""
+    return f"{ratio.median:.2f}x{mark} ({ratio.low:.2f}..{ratio.high:.2f})"
+
+
+def _figures(value: float) -> str:
+    """Three significant figures, with thousands separators."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def _code(text: str | None) -> str:
+    """An error line as code that stays in one cell of a table."""
+    return f"`{text.replace('|', '/').replace('`', chr(39))}`" if text else ""
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; empty without rows."""
+    if not rows:
+        return ""
+    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

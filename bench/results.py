@@ -1,0 +1,151 @@
+"""What a run of the benchmarks leaves behind, and the statistics over its rounds."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+from bench.measure import Measurement
+
+T = TypeVar("T")
+
+DISTURBED_SHARE = 0.04  # of the machine's CPU, used by others: from here on a measurement is repeated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    cpu: str
+    cores: int
+    memory_gib: float
+    system: str
+    python: str
+    torch: str
+    date: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installation:
+    """How a peer's environment was made. Without `error` it is there; `plain_error` is why pip alone failed."""
+
+    peer: str
+    version: str
+    torch: str
+    recipe: str = "plain"
+    plain_error: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One driver on one workload in one round: a measurement, or the line that says why there is none."""
+
+    round: int
+    workload: str
+    driver: str
+    measurement: Measurement | None = None
+    error: str | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        return self.measurement is not None and self.measurement.others_share > DISTURBED_SHARE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """How many times as fast (or as small), the median over rounds and its extremes."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    command: str
+    rounds: int
+    seconds: float
+    machine: Machine
+    installations: tuple[Installation, ...]
+    records: tuple[Record, ...]
+
+    def measurements(self, workload: str, driver: str) -> dict[int, Measurement]:
+        """By round."""
+        return {
+            record.round: record.measurement
+            for record in self.records
+            if (record.workload, record.driver) == (workload, driver) and record.measurement is not None
+        }
+
+    def cost(self, workload: str, driver: str) -> float | None:
+        """Median over rounds of what is to be small: seconds an episode, or MB in the workload `memory`."""
+        values = [_cost(workload, measurement) for measurement in self.measurements(workload, driver).values()]
+        return statistics.median(values) if values else None
+
+    def disturbed(self, workload: str, driver: str) -> bool:
+        return any(r.disturbed for r in self.records if (r.workload, r.driver) == (workload, driver))
+
+    def ratio(self, workload: str, driver: str, rival: str) -> Ratio | None:
+        """Cost of `rival` over that of `driver`, taken within each round; None without a round that has both."""
+        ours, theirs = self.measurements(workload, driver), self.measurements(workload, rival)
+        return spread(
+            _cost(workload, theirs[n]) / _cost(workload, ours[n]) for n in sorted(ours.keys() & theirs.keys())
+        )
+
+    def best(self, workload: str, drivers: Iterable[str]) -> str | None:
+        """The driver of the lowest median cost."""
+        costs = {driver: self.cost(workload, driver) for driver in drivers}
+        known = {driver: cost for driver, cost in costs.items() if cost is not None}
+        return min(known, key=known.__getitem__) if known else None
+
+    def floor_share(self, workload: str, driver: str, floor: str, floor_images: float, n_images: int) -> Ratio | None:
+        """Time of the floor for an episode over the measured time of one, taken within each round.
+
+        The floor was measured for some numbers of images; that of `n_images` is scaled to `floor_images`.
+        """
+        ours, floors = self.measurements(workload, driver), self.measurements(floor, "floor")
+        return spread(
+            part.median_s / n_images * floor_images / ours[number].episode_s
+            for number in sorted(ours.keys() & floors.keys())
+            for part in floors[number].timings
+            if part.name == str(n_images)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthPoint:
+    """kshot's step where one thing, called `axis`, has one value and all others stay."""
+
+    axis: str
+    algorithm: str
+    value: int
+    images: int  # an episode
+    measurement: Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    command: str
+    machine: Machine
+    points: tuple[GrowthPoint, ...]
+
+
+def spread(values: Iterable[float]) -> Ratio | None:
+    ordered = sorted(values)
+    return Ratio(median=statistics.median(ordered), low=ordered[0], high=ordered[-1]) if ordered else None
+
+
+def _cost(workload: str, measurement: Measurement) -> float:
+    return measurement.peak_rss_mb if workload == "memory" else measurement.episode_s
+
+
+def save(value: Results | Growth | Installation, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(TypeAdapter(type(value)).dump_json(value, indent=1) + b"\n")
+
+
+def load(kind: type[T], path: Path) -> T | None:
+    """What was saved, or None when nothing was."""
+    return TypeAdapter(kind).validate_json(path.read_bytes()) if path.is_file() else None
