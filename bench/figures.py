@@ -26,7 +26,7 @@ def measured(results: Results) -> list[Workload]:
 
 
 def ratio_bars(results: Results) -> Figure:
-    """Speed as a multiple of the best peer's, with the extremes over the rounds and the goals."""
+    """Speed as a multiple of the best peer's, with the extremes over the rounds."""
     rows: list[tuple[Workload, str, Ratio]] = []
     for workload in reversed(measured(results)):
         best = results.best(workload.name, PEERS)
@@ -39,7 +39,7 @@ def ratio_bars(results: Results) -> Figure:
     colours = {"kshot": "tab:blue", "kshot-bf16": "tab:cyan"}
     for position, (_, driver, ratio) in enumerate(rows):
         reach = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
-        axes.barh(position, ratio.median, xerr=reach, capsize=2, color=colours[driver])
+        axes.barh(position, ratio.median - 1, left=1, xerr=reach, capsize=2, color=colours[driver])
         axes.annotate(
             f"{ratio.median:.1f}x", (ratio.high, position), xytext=(5, 0), textcoords="offset points", va="center"
         )
@@ -48,12 +48,12 @@ def ratio_bars(results: Results) -> Figure:
     axes.set(xscale="log", xlabel="times as fast as the best peer (memory: times as small)")
     axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     axes.minorticks_off()
-    axes.margins(x=0.12)
+    axes.set_xlim(0.8, 1.7 * max([ratio.high for _, _, ratio in rows], default=1))
     return figure
 
 
 def growth_curves(growth: Growth) -> Figure:
-    """Episodes a second against each thing that grows, both on logarithmic scales."""
+    """Episodes a second against each thing that grows."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     panels: Sequence[Axes] = figure.subplots(2, 3).flat
     for axes, (axis, title) in zip(panels, GROWTH_AXES.items(), strict=True):
@@ -63,9 +63,10 @@ def growth_curves(growth: Growth) -> Figure:
             speeds = [1 / point.measurement.episode_s for point in line]
             axes.plot([point.value for point in line], speeds, marker="o", label=algorithm)
         values = sorted({point.value for point in points})
-        axes.set(xlabel=title, ylabel="episodes/s", xscale="log", yscale="log")
-        axes.set_xticks(values, [f"{value:,}" if value < 1000 else f"{value:.0e}" for value in values])
+        axes.set(xlabel=title, ylabel="episodes/s", xscale="log")
+        axes.set_ylim(0, 1.1 * max([1 / point.measurement.episode_s for point in points], default=1))
+        axes.set_xticks(values, [f"{value}" if value < 1000 else f"{value // 1000}k" for value in values])
         axes.minorticks_off()
         if points:
-            axes.legend()
+            axes.legend(loc="lower left")
     return figure

@@ -73,7 +73,7 @@ def tables(results: Results) -> str:
     """Every table of numbers, for the page and for the screen."""
     sections = [
         ("Ratios", _ratios_table(results), _RATIOS_NOTE),
-        ("Episodes a second", _speed_table(results), "`*` marks a number that other processes disturbed."),
+        ("Episodes a second", _speed_table(results), "Whole steps, the median over the rounds."),
         ("Evaluation", _evaluation_table(results), _EVALUATION_NOTE),
         ("Floors", _floors_table(results), _FLOORS_NOTE),
         ("Memory", _memory_table(results), _MEMORY_NOTE),
@@ -85,7 +85,7 @@ _RATIOS_NOTE = (
     "How many times as fast as a peer kshot is, in float32 where bf16 is not named: the median over the rounds, and "
     "in brackets the lowest and the highest. The best peer is the fastest of all that do the workload. In the row "
     "`memory` the ratio is that of peak memory. The floor is the time of the convolutions alone, in float32; 100% "
-    "would leave no time for anything else."
+    "would leave no time for anything else. `*` marks a number that other processes disturbed in some round."
 )
 _EVALUATION_NOTE = (
     f"Seconds for {_EPISODES_SCORED:,} episodes of each setting, 15 queries a class. kshot scores {_EPISODES_SCORED:,} "
@@ -104,7 +104,8 @@ _MEMORY_NOTE = (
 _METHOD = (
     "- A measurement is one process: warm-up, then whole steps for the given seconds; its value is the median step.\n"
     "- A step is all of it: drawing episodes, gathering images, forward, backward, Adam. Images are 28x28 and in "
-    "memory for everyone, Conv4-64 on batch statistics, float32, torch's default number of threads.\n"
+    "memory for everyone, Conv4-64 on batch statistics (evaluate-protonet: on fixed ones), float32, torch's default "
+    "number of threads.\n"
     "- kshot's process is set up as its train stage sets it up (allocator, OpenMP); peers run with the defaults that "
     "their users get.\n"
     "- In a round all drivers of a workload run one after the other, each round starting with another; ratios are "

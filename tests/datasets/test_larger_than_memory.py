@@ -1,4 +1,4 @@
-"""Episodes from a store of 4 GiB in a process that may hold half a GiB more than it began with. The files are sparse."""
+"""Episodes from a store of 4 GiB in a process that may take half a GiB beyond its imports. The files are sparse."""
 
 import subprocess
 import sys
