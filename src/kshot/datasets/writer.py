@@ -228,7 +228,7 @@ def write_atomically(path: Path, *parts: bytes) -> str:
 
 
 def _kind(item: ItemSpec, rotations: Rotations) -> str:
-    return f"{item}, {'with' if len(rotations) > 1 else 'without'} rotations"
+    return f"{item} with rotations {', '.join(map(str, rotations))}"
 
 
 def _lock(folder: Path) -> int:
