@@ -41,7 +41,7 @@ omniglot: setup $(OMNIGLOT)  ## Prototypical Networks on Omniglot (KSHOT_OMNIGLO
 	@$(BIN)/kshot preset omniglot-protonet
 	@$(BIN)/python -m flows.train
 
-omniglot-maml: setup $(OMNIGLOT)  ## MAML on Omniglot, about an hour and a half on 2 cores
+omniglot-maml: setup $(OMNIGLOT)  ## MAML on Omniglot, about an hour on 2 cores
 	@$(BIN)/kshot preset omniglot-maml
 	@$(BIN)/python -m flows.train
 
