@@ -13,7 +13,7 @@ from bench.measure import Noise, Request
 from bench.processes import MAX_REPEATS, DriverError, quietest, run_command, run_driver
 from bench.results import Growth, GrowthPoint, save
 from bench.run import describe, describe_machine
-from bench.workloads import Algorithm, Shape, Workload
+from bench.workloads import FIVE_WAY, Algorithm, Shape, Workload
 from kshot.distributed import torchrun_command
 
 _EPISODES: dict[Algorithm, int] = {"protonet": 1, "maml": 4}  # a step, where that is not what grows
@@ -49,7 +49,7 @@ def points() -> Iterator[Point]:
         yield Point(axis="classes", value=n_classes, workload=draw, noise=Noise(n_classes=n_classes))
 
 
-def _training(algorithm: Algorithm, shape: Shape = Shape(n_way=5, k_shot=1)) -> Workload:  # noqa: B008  # frozen
+def _training(algorithm: Algorithm, shape: Shape = FIVE_WAY) -> Workload:
     return Workload(name=algorithm, algorithm=algorithm, shapes=(shape,), episodes=_EPISODES[algorithm])
 
 
