@@ -42,6 +42,10 @@ def weights(root: Path) -> dict[str, torch.Tensor]:
     return load_file(root / "artifacts/meta_train/model/weights.safetensors")
 
 
+# So many steps that a kill at the first checkpoint never comes after the last step.
+LONG = {"n_steps": 400, "validate_every": 200, "patience": 10}
+
+
 def assert_same_weights(root: Path, other: Path) -> None:
     found, expected = weights(root), weights(other)
     assert found.keys() == expected.keys()
@@ -69,6 +73,25 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def long_unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `unbroken`, for as many steps as the trainings that are killed."""
+    torch.set_num_threads(1)
+    root = project(tmp_path_factory.mktemp("long_unbroken"), training=LONG | {"checkpoint_every_s": 30})
+    meta_train.run(load_params(root / "params.yaml"), root)
+    return root
+
+
+def kill_at_first_checkpoint(process: subprocess.Popen[str], root: Path) -> None:
+    """Kill the command and its workers, which torchrun starts in sessions of their own."""
+    wait_for_checkpoint(root)
+    running = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    for pid in running:
+        wait_until_gone(pid)
+
+
 def test_the_stage_writes_model_history_metrics_and_curves(unbroken: Path) -> None:
     folder = unbroken / "artifacts/meta_train"
     written = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
@@ -88,13 +111,10 @@ def test_several_processes_end_with_the_weights_of_one_to_the_bit(
 
 
 def test_killed_in_two_processes_and_gone_on_in_one_the_weights_are_equal_to_the_bit(
-    tmp_path: Path, unbroken: Path
+    tmp_path: Path, long_unbroken: Path
 ) -> None:
-    root = project(tmp_path, n_processes=2)
-    process = train_command(root)
-    wait_for_checkpoint(root)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    root = project(tmp_path, n_processes=2, training=LONG)
+    kill_at_first_checkpoint(train_command(root), root)
     assert not (root / "artifacts/meta_train/model").exists()
     settings = (root / "params.yaml").read_text()
     (root / "params.yaml").write_text(settings.replace("n_processes: 2", "n_processes: 1"))
@@ -102,21 +122,18 @@ def test_killed_in_two_processes_and_gone_on_in_one_the_weights_are_equal_to_the
     output, _ = done.communicate(timeout=120)
     assert done.returncode == 0, output
     assert "resuming from the checkpoint of step" in output
-    assert_same_weights(root, unbroken)
+    assert_same_weights(root, long_unbroken)
 
 
-def test_killed_and_run_again_the_weights_are_equal_to_the_bit(tmp_path: Path, unbroken: Path) -> None:
-    root = project(tmp_path)
-    process = train_command(root)
-    wait_for_checkpoint(root)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+def test_killed_and_run_again_the_weights_are_equal_to_the_bit(tmp_path: Path, long_unbroken: Path) -> None:
+    root = project(tmp_path, training=LONG)
+    kill_at_first_checkpoint(train_command(root), root)
     assert not (root / "artifacts/meta_train/model").exists()
     done = train_command(root)
     output, _ = done.communicate(timeout=120)
     assert done.returncode == 0, output
     assert "resuming from the checkpoint of step" in output
-    assert_same_weights(root, unbroken)
+    assert_same_weights(root, long_unbroken)
 
 
 def test_a_changed_setting_does_not_resume_from_the_checkpoints_of_another(
@@ -144,7 +161,7 @@ def test_killed_in_two_processes_no_worker_goes_on(tmp_path: Path) -> None:
 
 
 def test_training_goes_on_after_a_worker_was_killed(tmp_path: Path, unbroken: Path) -> None:
-    root = project(tmp_path, n_processes=2, training={"n_steps": 400, "validate_every": 200, "patience": 10})
+    root = project(tmp_path, n_processes=2, training=LONG)
     process = train_command(root)
     wait_for_checkpoint(root)
     workers = [pid for pid in descendants(process.pid) if command_line(pid).endswith("kshot.stages.meta_train")]
