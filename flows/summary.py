@@ -41,16 +41,28 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """The registered version; `alias` is None when a newer version has taken it over."""
+    """The registered version."""
 
     name: str
     version: int
-    alias: str | None
     created: bool
 
     def __str__(self) -> str:
-        alias = f" ({self.alias})" if self.alias else ""
-        return f"{self.name} version {self.version}{alias}, {'new' if self.created else 'already registered'}"
+        return f"{self.name} version {self.version}, {'new' if self.created else 'already registered'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """What the gate came to, and why in words; `waiting` for a person's approval."""
+
+    name: str
+    version: int
+    is_champion: bool
+    waiting: bool
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,7 @@ class Summary:
     evaluation: Evaluation
     stages: tuple[StageRun, ...]
     registered: Registered
+    promotion: Promotion
     reports: tuple[Path, ...]
 
 
@@ -90,7 +103,7 @@ def to_markdown(summary: Summary) -> str:
         [
             f"**{evaluation.title}**",
             _markdown_table(["", *evaluation.columns], scores),
-            f"Registered model: {summary.registered}",
+            f"Registered model: {summary.registered}; {summary.promotion}",
             _markdown_table(["stage", "outcome", "seconds"], stages),
             "\n".join(f"- [{path}]({path.as_uri()})" for path in summary.reports),
         ]
@@ -108,6 +121,7 @@ def to_terminal(summary: Summary, root: Path) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("stages", ", ".join(f"{run.stage} {run.outcome} ({run.seconds:.1f} s)" for run in summary.stages))
     facts.add_row("registered", str(summary.registered))
+    facts.add_row("promotion", str(summary.promotion))
     facts.add_row("reports", Text("\n".join(str(path.relative_to(root)) for path in summary.reports)))
     facts.add_row("UIs", "make ui opens MLflow and Prefect")
     return Group(scores, facts)

@@ -1,4 +1,4 @@
-"""validate -> task pool -> meta-train -> evaluate, as dvc.yaml has them; then push and register.
+"""validate -> task pool -> meta-train -> evaluate, as dvc.yaml has them; then push, register and promote.
 
 python -m flows.train runs it here, with a Prefect server of its own where none is configured.
 """
@@ -25,14 +25,15 @@ from flows.dvc_stage import (
     stage_order,
 )
 from flows.prefect_server import prefect_api
-from flows.summary import REPORTS, Registered, Summary, read_evaluation, terminal, to_markdown, to_terminal
+from flows.promote import promote
+from flows.summary import REPORTS, Promotion, Registered, Summary, read_evaluation, terminal, to_markdown, to_terminal
 from flows.workspace import alone_in
 from kshot.errors import KshotError, StageError
 
 
 @flow(name="train", persist_result=False)
 def train_flow(root: Path = Path()) -> Summary:
-    """Bring every stage of the workspace `root` up to date, push what they made, register the model once."""
+    """Bring every stage of the workspace `root` up to date, push what they made, register the model, promote it."""
     root = root.resolve()
     try:
         with alone_in(root, get_run_logger().info):
@@ -40,9 +41,10 @@ def train_flow(root: Path = Path()) -> Summary:
             stages = tuple(run_as_task(stage, root) for stage in stage_order(root))
             push(root, return_state=True).result()
             registered = register(root, return_state=True).result()
-            summary = _summarise(root, stages, registered)
+            promotion = promote(root, registered.version, False, return_state=True).result()
+            summary = _summarise(root, stages, registered, promotion)
             publish(summary)
-            return completed(str(registered), summary)
+            return completed(f"{registered}; {promotion}", summary)
     except KshotError as error:
         return failed(error, Summary)
 
@@ -121,14 +123,15 @@ def _register(root: Path) -> Registered:
     from kshot.registration import register_run
 
     done = register_run(root, load_params(root / "params.yaml"), str(runtime.flow_run.id))
-    return Registered(name=done.name, version=done.version, alias=done.alias, created=done.created)
+    return Registered(name=done.name, version=done.version, created=done.created)
 
 
-def _summarise(root: Path, stages: tuple[StageRun, ...], registered: Registered) -> Summary:
+def _summarise(root: Path, stages: tuple[StageRun, ...], registered: Registered, promotion: Promotion) -> Summary:
     return Summary(
         evaluation=read_evaluation(root),
         stages=stages,
         registered=registered,
+        promotion=promotion,
         reports=tuple(root / report for report in REPORTS if (root / report).exists()),
     )
 

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from kshot.cli import app, main
+from tests.test_gate import add_version
 from tests.tiny_project import tiny_params, write_project
 
 REPOSITORY = Path(__file__).parent.parent
@@ -57,6 +58,9 @@ def test_commands_and_options_are_these() -> None:
         "train": [],
         "evaluate": [],
         "register": [],
+        "promote": ["approve", "version"],
+        "rollback": ["model", "reason"],
+        "history": ["model"],
         "predict": ["model", "queries", "support"],
         "doctor": [],
         "preset": ["name"],
@@ -147,3 +151,27 @@ def test_stages_by_hand_then_predict_from_the_model_folder(kshot: Kshot, tmp_pat
 
 def test_the_presets_include_the_default_params() -> None:
     assert (REPOSITORY / "params.yaml").read_bytes() == (REPOSITORY / "presets/demo.yaml").read_bytes()
+
+
+def test_a_champion_is_promoted_taken_back_and_the_history_told(kshot: Kshot, project: Path) -> None:
+    versions = [add_version(project, key, accuracy=accuracy) for key, accuracy in (("1", 0.5), ("2", 0.4), ("3", 0.6))]
+    assert versions == [1, 2, 3]
+    write_project(project, tiny_params())
+    assert kshot(project, "promote", "--version", "1").returncode == 0
+    refused = kshot(project, "promote", "--version", "2")
+    assert (refused.returncode, refused.stdout.startswith("tiny: version 2 refused: worse: -10.00")) == (3, True)
+    assert kshot(project, "promote").stdout.startswith("tiny: version 3 promoted: better: +10.00")
+    back = kshot(project, "rollback", "--reason", "complaints")
+    assert back.stdout == "version 1 is champion again, in place of version 3\n"
+    told = kshot(project, "history").stdout
+    assert all(word in told for word in ("promote", "rollback", "complaints", "moved"))
+    nowhere = kshot(project, "rollback", "--reason", "more")
+    assert (nowhere.returncode, nowhere.stderr) == (
+        2,
+        "error: tiny has no champion before version 1; need one to go back to\n",
+    )
+    unknown = kshot(project, "history", "--model", "other")
+    assert (unknown.returncode, unknown.stderr.startswith("error: no registered model 'other'; known: tiny")) == (
+        2,
+        True,
+    )

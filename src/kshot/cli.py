@@ -4,6 +4,7 @@ Settings of a run live in params.yaml alone; the options here say which files to
 packages are imported by the commands that need them.
 """
 
+import getpass
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ _PARAMS = Path("params.yaml")
 _REFUSED_SHOWN = 10
 _FILES_OF_A_SMALL_DATASET = 3  # dataset.json, manifest and one shard: the embedded glyphs, which can be made again
 _PRESETS = Path("presets")
+_NOT_PROMOTED = 3  # neither a mistake nor a failure
 
 app = typer.Typer(
     help="Few-shot meta-learning: from a dataset to a registered model. Settings: params.yaml.",
@@ -133,7 +135,59 @@ def register() -> None:
     from kshot.registration import register_run
 
     done = register_run(Path.cwd(), load_params(_PARAMS), None)
-    typer.echo(f"{done.name} version {done.version}, {done.alias}: {'registered' if done.created else 'already there'}")
+    typer.echo(f"{done.name} version {done.version}: {'registered' if done.created else 'already there'}")
+    typer.echo("next: kshot promote")
+
+
+@app.command()
+def promote(
+    version: Annotated[int | None, typer.Option(help="Of register.model_name; the challenger where not given.")] = None,
+    approve: Annotated[bool, typer.Option("--approve", help="The yes that approval: required waits for.")] = False,
+) -> None:
+    """Decide whether a version becomes champion, and move the alias if so; exit code 3 where it does not."""
+    from kshot.config import load_params
+    from kshot.gate import consider
+
+    outcome = consider(Path.cwd(), load_params(_PARAMS), by=_user(), version=version, approved=approve, tell=typer.echo)
+    typer.echo(f"{outcome.name}: {outcome}")
+    if not outcome.is_champion:
+        raise typer.Exit(_NOT_PROMOTED)
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Kept in the history.")],
+    model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
+) -> None:
+    """Make the champion before this one champion again."""
+    from kshot.tracking import rollback as roll_back
+
+    move = roll_back(_model_name(model), Path.cwd(), reason=reason, by=_user())
+    typer.echo(f"version {move.version} is champion again, in place of version {move.champion}")
+
+
+@app.command()
+def history(
+    model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
+) -> None:
+    """Every move of the champion, and every refused one."""
+    from kshot.tracking import history as moves_of
+
+    name = _model_name(model)
+    table = Table("", "time", "", "version", "in place of", "", "reason", "by", title=name, title_justify="left")
+    for move in moves_of(name, Path.cwd()):
+        row = (
+            move.number,
+            move.time,
+            move.action,
+            move.version,
+            move.champion or "",
+            move.outcome,
+            move.reason,
+            move.by,
+        )
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console().print(table)
 
 
 @app.command()
@@ -189,6 +243,19 @@ def preset(name: Annotated[str, typer.Argument(help="Name of a file in presets/,
             "or run the flow on it as it is: make train"
         )
     shutil.copyfile(known[name], _PARAMS)
+
+
+def _model_name(given: str) -> str:
+    from kshot.config import load_params
+
+    return given or load_params(_PARAMS).register.model_name
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except OSError:  # a container whose user has no name
+        return "unknown"
 
 
 def _run_stage(name: Literal["validate", "task_pool", "meta_train", "evaluate"]) -> None:

@@ -16,6 +16,7 @@ from kshot.backbones import BackboneConfig
 from kshot.datasets.facts import FactSettings
 from kshot.errors import ConfigError
 from kshot.evaluation import EvaluationSettings
+from kshot.promotion import PromotionSettings
 from kshot.settings import STRICT
 from kshot.task_pool import TaskPoolSettings
 from kshot.training import TrainingSettings
@@ -39,6 +40,7 @@ class MetaTrainSettings:
 @settings(frozen=True, kw_only=True, config=STRICT)
 class RegisterSettings:
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    promotion: PromotionSettings = Field(default_factory=PromotionSettings)
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)

@@ -25,9 +25,10 @@ from kshot.checkpoint import SPEED_FILE
 from kshot.config import Params, params_from
 from kshot.datasets.packed import SPLITS, ItemSpec, PackedDataset
 from kshot.errors import StageError
+from kshot.scorecard import setting_name
 from kshot.seeding import generator
+from kshot.serving.classifier import FewShotClassifier
 from kshot.tracking import (
-    HeldOutScore,
     LoggedFile,
     MetricPoint,
     ModelFiles,
@@ -71,7 +72,7 @@ class FinishedRun:
     @property
     def pool_hashes(self) -> dict[str, str]:
         """Hash of each frozen meta_test pool, by setting such as 5w1s."""
-        return {_setting(result): result["pool_hash"] for result in self.evaluation["results"]}
+        return {setting_name(result): result["pool_hash"] for result in self.evaluation["results"]}
 
 
 def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registration:
@@ -82,7 +83,7 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
     """
     run = read_finished_run(root, params)
     tags = _lineage(root, run, flow_run_id)
-    evaluation = run.evaluation
+    evaluation, example = run.evaluation, input_example(run.dataset.item)
     record = RunRecord(
         root=root,
         model_name=params.register.model_name,
@@ -102,10 +103,10 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
             folder=_model_folder(root),
             weights_sha256=run.weights_sha256,
             code=_needed(root / "mlflow" / "model.py", root),
-            input_example=input_example(run.dataset.item),
+            input_example=example,
+            expected=FewShotClassifier.load(_model_folder(root)).predict(**example).probabilities,
         ),
         model_card=model_card(root, params, run, tags),
-        score=held_out_score(run),
     )
     return register(record)
 
@@ -134,28 +135,6 @@ def read_finished_run(root: Path, params: Params) -> FinishedRun:
         weights_sha256=weights_sha256,
         speed=_speed(root, weights_sha256),
     )
-
-
-def held_out_score(run: FinishedRun) -> HeldOutScore:
-    """The score that promotion compares.
-
-    The episodes are named by their pools' hashes, which cover item numbers, and by the images that
-    those numbers stand for: two datasets of one size have the same pools.
-    """
-    accuracies = [r["accuracy"] for r in run.evaluation["results"] if r["mode"] == NON_TRANSDUCTIVE]
-    if not accuracies:
-        raise StageError(f"artifacts/evaluate/metrics.json has no {NON_TRANSDUCTIVE} result; need one; {_NEXT}")
-    info, manifest = run.dataset.info, run.dataset.manifest
-    held_out = manifest[manifest["class"].isin(info.splits.of("meta_test"))]
-    identity = {
-        "pools": run.pool_hashes,
-        "rotations": [info.rotations, info.n_items] if len(info.rotations) > 1 else [],  # they number the items
-        "numbers": held_out.index.tolist(),
-        "classes": held_out["class"].tolist(),
-        "pixels": held_out["sha256"].tolist(),
-    }
-    episodes = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return HeldOutScore(episodes=episodes, accuracy=float(np.mean(accuracies)))
 
 
 def input_example(item: ItemSpec) -> dict[str, NDArray[Any]]:
@@ -244,6 +223,7 @@ def _lineage(root: Path, run: FinishedRun, flow_run_id: str | None) -> dict[str,
         "dvc_lock_sha256": run.lock_sha256,
         "data_hash": run.dataset.content_hash,
         "pool_hashes": json.dumps(run.pool_hashes, sort_keys=True),
+        "held_out_episodes": run.evaluation["episodes_id"],
         "flow_run_id": flow_run_id or "none",
         "kshot_version": _kshot_version(),
         "training_device": str(run.training.get("device", "unknown")),
@@ -278,7 +258,7 @@ def _metrics(run: FinishedRun) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for result in run.evaluation["results"]:
         suffix = "" if result["mode"] == NON_TRANSDUCTIVE else "_transductive"
-        prefix = f"meta_test/{_setting(result)}"
+        prefix = f"meta_test/{setting_name(result)}"
         metrics[f"{prefix}/accuracy{suffix}"] = result["accuracy"]
         metrics[f"{prefix}/ci95{suffix}"] = result["ci95"]
         metrics[f"{prefix}/baseline_accuracy"] = result["baseline_accuracy"]
@@ -292,10 +272,6 @@ def _speed(root: Path, weights_sha256: str) -> dict[str, float]:
     path = root / SPEED_FILE
     measured = _read_json(path) if path.exists() else {}
     return measured if measured.pop("weights_sha256", None) == weights_sha256 else {}
-
-
-def _setting(result: Mapping[str, Any]) -> str:
-    return f"{result['n_way']}w{result['k_shot']}s"
 
 
 def _history(history: pd.DataFrame) -> Iterator[MetricPoint]:

@@ -1,4 +1,4 @@
-"""The train flow on a tiny project, with the real Prefect and DVC; only registering is a stand-in."""
+"""The train flow on a tiny project, with the real Prefect and DVC; registering and promoting are stand-ins."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from prefect.client.schemas.sorting import TaskRunSort
 from prefect.states import Running
 
 from flows import train
-from flows.summary import Registered, Summary, to_markdown
+from flows.summary import Promotion, Registered, Summary, to_markdown
 from flows.train import train_flow
 from kshot.errors import ModelError, StageError
 
@@ -26,9 +26,14 @@ def registrations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def register(root: Path) -> Registered:
         asked.append(root)
-        return Registered(name="toy", version=1, alias="champion", created=len(asked) == 1)
+        return Registered(name="toy", version=1, created=len(asked) == 1)
+
+    def promote(root: Path, version: int | None, approve: bool) -> Promotion:
+        assert (version, approve) == (1, False)
+        return Promotion(name="toy", version=1, is_champion=True, waiting=False, words="version 1 promoted: first")
 
     monkeypatch.setattr(train, "_register", register)
+    monkeypatch.setattr("flows.promote._promote", promote)
     return asked
 
 
@@ -68,13 +73,13 @@ def test_stages_run_in_order_then_are_pushed_and_registered_and_a_second_run_onl
     assert any((workspace / ".kshot/dvc-remote/files").rglob("*"))
     assert any((workspace / ".kshot/dvc-remote/runs").rglob("*"))
     expected = dict.fromkeys(("check", "fit", "score"), "ran")
-    expected |= {"push": "pushed", "register": "toy version 1 (champion), new"}
+    expected |= {"push": "pushed", "register": "toy version 1, new", "promote": "version 1 promoted: first"}
     assert _task_messages(first, expected) == expected
 
     receipt = (workspace / "dvc.lock").read_bytes()
     second = _run(workspace)
     assert [run.outcome for run in second.result().stages] == ["cached"] * 3
-    assert second.message == "toy version 1 (champion), already registered"
+    assert second.message == "toy version 1, already registered; version 1 promoted: first"
     assert (workspace / "dvc.lock").read_bytes() == receipt
     assert "| protonet, non-transductive | 91.00 ± 0.40 |" in to_markdown(second.result())
 

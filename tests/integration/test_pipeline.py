@@ -78,11 +78,11 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_registers_a_champion_and_a_second_one_does_nothing(tmp_path: Path) -> None:
     root = workspace(tmp_path, tiny_params())
     first = run_flow(root)
-    assert "tiny version 1 (champion), new" in first
+    assert "tiny version 1, new" in first and "version 1 promoted: first" in first
     lock = (root / "dvc.lock").read_bytes()
     assert len(list((root / ".kshot/dvc-remote").rglob("*"))) > 10
     second = run_flow(root)
-    assert "tiny version 1 (champion), already registered" in second
+    assert "tiny version 1, already registered" in second and "version 1 champion already" in second
     assert second.count("Completed('cached')") == 4
     assert (root / "dvc.lock").read_bytes() == lock
     assert len(versions(root)) == 1
@@ -98,7 +98,7 @@ def test_a_flow_killed_while_it_trains_is_finished_by_the_next_and_registers_one
     process.wait()
     output = run_flow(root)
     assert "resuming from the checkpoint of step" in output
-    assert "tiny version 1 (champion), new" in output
+    assert "tiny version 1, new" in output
     assert len(versions(root)) == 1
 
 

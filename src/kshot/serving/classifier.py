@@ -70,7 +70,7 @@ class FewShotClassifier:
     def load(cls, folder: Path, *, weights_sha256: str | None = None) -> "FewShotClassifier":
         """The model in `folder`. Raises ModelError unless its weights have the SHA-256 given, when one is."""
         if weights_sha256 is not None:
-            _check_weights(folder / "weights.safetensors", weights_sha256)
+            check_weights(folder / "weights.safetensors", weights_sha256)
         return cls(load_model(folder))
 
     def items(self, images: ArrayLike) -> Pixels:
@@ -121,7 +121,7 @@ def _check_items(part: str, items: Pixels, item: ItemSpec) -> None:
         )
 
 
-def _check_weights(path: Path, expected: str) -> None:
+def check_weights(path: Path, expected: str) -> None:
     try:
         with path.open("rb") as file:
             found = file_digest(file, "sha256").hexdigest()

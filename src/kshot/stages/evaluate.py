@@ -22,6 +22,7 @@ from kshot.evaluation import EpisodeScores, class_accuracy, mean_interval, score
 from kshot.figures import accuracy_bars, class_distribution, training_curves
 from kshot.live_lines import LiveLines
 from kshot.report import figure_uri, render
+from kshot.scorecard import CLASSES, EPISODES, METRICS, episodes_id, setting_name
 from kshot.stages.task_pool import load_pool, test_pool_name
 
 
@@ -45,15 +46,9 @@ def run(params: Params, root: Path) -> None:
     folder = root / "artifacts" / "evaluate"
     (folder / "plots").mkdir(parents=True, exist_ok=True)
 
-    settings = list(score_settings(params, root, dataset, saved))
-    results = [_result(setting) for setting in settings]
-    metrics = _summary(params, saved) | {"results": results}
+    metrics, classes = write_scores(params, root, dataset, saved, folder)
+    results = metrics["results"]
     headline = next(result for result in results if result["mode"] == NON_TRANSDUCTIVE)  # the mode that is served
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _episode_table(settings).to_parquet(folder / "episodes.parquet", index=False)
-    classes = _class_table(settings, dataset)
-    classes.to_parquet(folder / "per_class.parquet", index=False)
-
     figures = {"accuracy": accuracy_bars(results), "classes": class_distribution(classes)}
     for name, figure in figures.items():
         figure.savefig(folder / "plots" / f"{name}.png", dpi=120)
@@ -69,6 +64,21 @@ def run(params: Params, root: Path) -> None:
         figures={name: figure_uri(figure) for name, figure in figures.items()},
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def write_scores(
+    params: Params, root: Path, dataset: PackedDataset, saved: SavedModel, folder: Path
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Score any model on the frozen episodes of `root`; metrics.json and per_class.parquet as they were written."""
+    settings = list(score_settings(params, root, dataset, saved))
+    results = [_result(setting) for setting in settings]
+    pools = {setting_name(result): result["pool_hash"] for result in results}
+    metrics = _summary(params, saved) | {"results": results, "episodes_id": episodes_id(dataset, pools)}
+    classes = _class_table(settings, dataset)
+    (folder / METRICS).write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _episode_table(settings).to_parquet(folder / EPISODES, index=False)
+    classes.to_parquet(folder / CLASSES, index=False)
+    return metrics, classes
 
 
 def score_settings(params: Params, root: Path, dataset: PackedDataset, saved: SavedModel) -> Iterator[SettingScores]:

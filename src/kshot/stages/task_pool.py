@@ -13,6 +13,8 @@ from kshot.errors import DataError
 from kshot.sampling import SamplerConfig
 from kshot.task_pool import FrozenPool, SampledPool
 
+_TEST_POOL = "meta_test-"
+
 
 def run(params: Params, root: Path) -> None:
     """Write one file a frozen pool, and pools.json with the hash of each."""
@@ -44,7 +46,18 @@ def run(params: Params, root: Path) -> None:
 
 def test_pool_name(shape: EpisodeShape) -> str:
     """File name, without its ending, of the frozen pool for this shape."""
-    return f"meta_test-{shape.n_way}w{shape.k_shot}s"
+    return f"{_TEST_POOL}{shape.n_way}w{shape.k_shot}s"
+
+
+def frozen_hashes(root: Path) -> dict[str, str]:
+    """Hash of each frozen meta_test pool by its setting, such as 5w1s. Raises DataError where there are none."""
+    path = root / "artifacts" / "task_pool" / "pools.json"
+    if not path.exists():
+        raise DataError(f"no {path}; need the frozen episodes; next: kshot pool, or make train")
+    frozen = json.loads(path.read_text(encoding="utf-8"))["frozen"]
+    return {
+        name.removeprefix(_TEST_POOL): entry["hash"] for name, entry in frozen.items() if name.startswith(_TEST_POOL)
+    }
 
 
 def load_pool(root: Path, name: str, dataset: PackedDataset) -> FrozenPool:

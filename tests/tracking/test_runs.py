@@ -5,7 +5,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from hashlib import sha256
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,10 @@ import torch
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from kshot.algorithms import MAMLConfig, ProtoNetConfig
-from kshot.backbones import Conv4Config
-from kshot.checkpoint import ModelConfig, build_learner, save_model
-from kshot.datasets.packed import ItemSpec
-from kshot.episode import EpisodeShape
 from kshot.errors import ModelError, StageError
 from kshot.serving.classifier import FewShotClassifier
 from kshot.tracking import (
-    Decision,
-    HeldOutScore,
-    LoggedFile,
-    MetricPoint,
-    ModelFiles,
     RunRecord,
-    TrainingData,
-    decide,
     default_tracking_uri,
     fetch_model,
     flatten,
@@ -40,94 +27,11 @@ from kshot.tracking import (
     register,
     serving_requirements,
 )
-
-ITEM = ItemSpec(image_size=16, channels=1)
-EPISODES = "e" * 64
+from tests.tracking.toy_runs import call
 
 
 class Killed(BaseException):
     """Stands for the end of the process: nothing may catch it."""
-
-
-def model_files(folder: Path, code: Path, algorithm: ProtoNetConfig | MAMLConfig | None = None) -> ModelFiles:
-    config = ModelConfig(
-        algorithm=algorithm or ProtoNetConfig(),
-        backbone=Conv4Config(width=2),
-        item=ITEM,
-        train_shape=EpisodeShape(n_way=3, k_shot=1, n_query=1),
-    )
-    save_model(folder, build_learner(config), config)
-    return ModelFiles(
-        folder=folder,
-        weights_sha256=sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
-        code=code,
-        input_example=call(ITEM.shape, labels=(0, 1)),
-    )
-
-
-def call(shape: tuple[int, int, int], labels: tuple[int, ...], n_query: int = 1) -> dict[str, np.ndarray]:
-    draw = np.random.default_rng(0)
-    return {
-        "support_images": draw.integers(0, 256, (len(labels), *shape), dtype=np.uint8),
-        "support_labels": np.array(labels),
-        "query_images": draw.integers(0, 256, (n_query, *shape), dtype=np.uint8),
-    }
-
-
-@pytest.fixture
-def record(project: Path) -> RunRecord:
-    (project / "params.yaml").write_text("seed: 1\n")
-    return RunRecord(
-        root=project,
-        model_name="toy",
-        run_name="protonet-conv4",
-        dvc_lock_sha256="a" * 64,
-        params={"seed": 1, "meta_train": {"algorithm": {"name": "protonet"}}},
-        metrics={"meta_test/5w1s/accuracy": 0.5},
-        history=tuple(MetricPoint(name="meta_train/loss", value=1 / (step + 1), step=step) for step in range(1200)),
-        tags={"git_commit": "c0ffee"},
-        files=(LoggedFile(path=project / "params.yaml", folder=""),),
-        data=TrainingData(name="dots", content_hash="d" * 64, source={"path": "data/dots"}),
-        model=model_files(project / "model", project / "mlflow" / "model.py"),
-        model_card="# toy\n",
-        score=HeldOutScore(episodes=EPISODES, accuracy=0.5),
-    )
-
-
-@pytest.fixture
-def client(project: Path) -> MlflowClient:
-    return MlflowClient(tracking_uri=default_tracking_uri(project))
-
-
-def scored(record: RunRecord, key: str, accuracy: float, episodes: str = EPISODES) -> RunRecord:
-    return replace(record, dvc_lock_sha256=key * 64, score=HeldOutScore(episodes=episodes, accuracy=accuracy))
-
-
-# The decision
-
-
-def test_first_version_becomes_champion() -> None:
-    assert decide(HeldOutScore(episodes="e", accuracy=0.1), None) == Decision(
-        alias="champion", reason="there was no champion"
-    )
-
-
-@pytest.mark.parametrize(("accuracy", "alias"), [(0.51, "champion"), (0.50, "champion"), (0.4999, "challenger")])
-def test_version_becomes_champion_when_it_is_not_worse_on_the_same_episodes(accuracy: float, alias: str) -> None:
-    decision = decide(HeldOutScore(episodes="e", accuracy=accuracy), HeldOutScore(episodes="e", accuracy=0.5))
-    assert decision.alias == alias
-    assert "same held-out episodes" in decision.reason
-
-
-def test_better_score_on_other_episodes_stays_challenger() -> None:
-    decision = decide(HeldOutScore(episodes="other", accuracy=0.99), HeldOutScore(episodes="e", accuracy=0.5))
-    assert decision.alias == "challenger"
-    assert decision.reason.startswith("not compared")
-
-
-def test_version_without_a_score_never_replaces_a_champion() -> None:
-    champion = HeldOutScore(episodes="none", accuracy=0.0)
-    assert decide(HeldOutScore(episodes="none", accuracy=float("nan")), champion).alias == "challenger"
 
 
 # Registering
@@ -136,19 +40,23 @@ def test_version_without_a_score_never_replaces_a_champion() -> None:
 def test_registration_logs_everything_about_the_run(record: RunRecord, client: MlflowClient) -> None:
     done = register(record)
 
-    assert (done.name, done.version, done.alias, done.created) == ("toy", 1, "champion", True)
+    assert (done.name, done.version, done.alias, done.created) == ("toy", 1, "challenger", True)
     run = client.get_run(done.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params.items() >= {"seed": "1", "meta_train.algorithm.name": "protonet"}.items()
     assert run.data.metrics["meta_test/5w1s/accuracy"] == 0.5
     history = client.get_metric_history(done.mlflow_run_id, "meta_train/loss")
     assert [(point.step, point.value) for point in history] == [(step, 1 / (step + 1)) for step in range(1200)]
-    assert {file.path for file in client.list_artifacts(done.mlflow_run_id)} == {"params.yaml", "model_card.md"}
+    assert {file.path for file in client.list_artifacts(done.mlflow_run_id)} == {
+        "params.yaml",
+        "model_card.md",
+        "smoke_test.safetensors",
+    }
     [data] = run.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("dots", "d" * 36)
     version = client.get_model_version("toy", "1")
     assert version.description == "# toy\n"
-    lineage = {"git_commit": "c0ffee", "dvc_lock_sha256": "a" * 64, "promotion_reason": "there was no champion"}
+    lineage = {"git_commit": "c0ffee", "dvc_lock_sha256": "a" * 64}
     assert version.tags.items() >= lineage.items()
     [output] = run.outputs.model_outputs
     model = client.get_logged_model(output.model_id)
@@ -171,27 +79,18 @@ def test_registration_leaves_the_process_as_it_was(record: RunRecord, monkeypatc
     assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:////nowhere/mlflow.db"
 
 
-def test_aliases_follow_the_scores(record: RunRecord, client: MlflowClient) -> None:
-    aliases = [
-        register(scored(record, "1", 0.5)).alias,
-        register(scored(record, "2", 0.4)).alias,
-        register(scored(record, "3", 0.9, episodes="other")).alias,
-        register(scored(record, "4", 0.6)).alias,
-    ]
-    assert aliases == ["champion", "challenger", "challenger", "champion"]
-    assert client.get_registered_model("toy").aliases == {"champion": 4}
-    assert client.get_model_version("toy", "3").tags["promotion_reason"].startswith("not compared")
-    assert register(scored(record, "1", 0.5)).alias is None
-    assert client.get_registered_model("toy").aliases == {"champion": 4}
+def test_every_new_version_is_the_challenger(record: RunRecord, client: MlflowClient) -> None:
+    assert [register(replace(record, dvc_lock_sha256=key * 64)).alias for key in "12"] == ["challenger"] * 2
+    assert client.get_registered_model("toy").aliases == {"challenger": 2}
+    assert register(replace(record, dvc_lock_sha256="1" * 64)).alias is None
+    assert client.get_registered_model("toy").aliases == {"challenger": 2}
 
 
-@pytest.mark.parametrize(
-    "last_call", ["create_model_version", "set_registered_model_alias", "delete_registered_model_alias"]
-)
+@pytest.mark.parametrize("last_call", ["create_model_version", "set_registered_model_alias", "set_model_version_tag"])
 def test_registration_that_died_is_completed_by_the_next_call(
     record: RunRecord, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, last_call: str
 ) -> None:
-    register(scored(record, "0", 0.1))
+    register(replace(record, dvc_lock_sha256="0" * 64))
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, last_call, dies)
         with pytest.raises(Killed):
@@ -200,26 +99,10 @@ def test_registration_that_died_is_completed_by_the_next_call(
 
     done = register(record)
 
-    assert (done.version, done.alias, done.created) == (2, "champion", died_with == 1)
+    assert (done.version, done.alias, done.created) == (2, "challenger", died_with == 1)
     assert len(client.search_model_versions()) == 2
     assert len(client.search_runs(experiment_ids(client))) == 2, "the finished run is used, not made again"
-    assert client.get_registered_model("toy").aliases == {"champion": 2}
-    assert client.get_model_version("toy", "2").tags["promotion_reason"].startswith("not worse")
-
-
-def test_registration_that_died_after_its_version_was_made_gives_no_second_one(
-    record: RunRecord, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "set_model_version_tag", dies)
-        with pytest.raises(Killed):
-            register(record)
-    assert client.get_registered_model("toy").aliases == {}
-
-    done = register(record)
-
-    assert (done.version, done.alias, done.created) == (1, "champion", False)
-    assert len(client.search_model_versions()) == 1
+    assert client.get_registered_model("toy").aliases == {"challenger": 2}
 
 
 def test_registration_prints_nothing(record: RunRecord, capfd: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +133,7 @@ def test_run_that_a_kill_left_open_is_closed_as_failed(record: RunRecord, client
 
 
 def test_registration_waits_for_the_one_before_it(record: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kshot.tracking._LOCK_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("kshot.tracking.store._LOCK_TIMEOUT_S", 0.01)
     with (
         FileLock(record.root / ".kshot" / "mlflow.lock"),
         pytest.raises(StageError, match=r"another process held .*mlflow\.lock"),
@@ -271,7 +154,7 @@ def test_moved_project_folder_is_noticed(record: RunRecord, tmp_path_factory: py
     register(record)
     moved = record.root.rename(tmp_path_factory.mktemp("elsewhere") / "project")
     with pytest.raises(ModelError, match=r"files of models:/toy/1 cannot be fetched .* next: move it back"):
-        fetch_model("models:/toy@champion", moved)
+        fetch_model("models:/toy@challenger", moved)
     code, folder = moved / "mlflow" / "model.py", moved / "model"
     after = replace(record, root=moved, model=replace(record.model, code=code, folder=folder), dvc_lock_sha256="9" * 64)
     with pytest.raises(StageError, match=r"keeps its files in .*/mlartifacts, need .* next: move it back"):
@@ -374,7 +257,7 @@ def test_requirements_name_exact_released_versions() -> None:
 
 def test_damaged_weights_are_not_loaded(record: RunRecord) -> None:
     register(record)
-    registered = fetch_model("models:/toy@champion", record.root)
+    registered = fetch_model("models:/toy@challenger", record.root)
     weights = registered.folder / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -386,7 +269,7 @@ def test_damaged_weights_are_not_loaded(record: RunRecord) -> None:
 # Finding a model
 
 
-@pytest.mark.parametrize("name", ["models:/toy@champion", "models:/toy/1"])
+@pytest.mark.parametrize("name", ["models:/toy@challenger", "models:/toy/1"])
 def test_registered_model_is_found_by_alias_and_by_version(record: RunRecord, name: str) -> None:
     register(record)
     found = fetch_model(name, record.root)
@@ -398,7 +281,7 @@ def test_registered_model_is_found_by_alias_and_by_version(record: RunRecord, na
     ("name", "message"),
     [
         ("models:/other@champion", r"no registered model 'other'; known: toy; next: kshot register"),
-        ("models:/toy@previous", r"toy has no alias 'previous'; known: champion"),
+        ("models:/toy@previous", r"toy has no alias 'previous'; known: challenger"),
         ("models:/toy/7", r"toy has no version 7; known: 1"),
         ("models:/toy", r"need models:/NAME@ALIAS or models:/NAME/VERSION"),
         ("models:/../toy/1", r"names no registered model"),

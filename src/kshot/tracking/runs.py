@@ -1,10 +1,10 @@
-"""Runs and the model registry: the only import of mlflow, which takes seconds.
+"""A finished run, and the version of the registered model that it becomes.
 
 Registering is idempotent, keyed by the SHA-256 of dvc.lock. Its steps, in order:
 
     run        params, tags, data, files, model, metrics; FINISHED only when it holds them all
-    version    one transaction: the key, the lineage, the score and the model card
-    alias      challenger; champion where `decide` says so, and promotion_reason says why
+    version    one transaction: the key, the lineage and the model card
+    alias      challenger; what makes a champion of it is in `champion.py`
     tag        registration: complete, last
 
 An earlier call may have died after any of them. The next one finds the version, or the finished run, by
@@ -12,30 +12,25 @@ its key and goes on from there; a run that never finished is closed as FAILED an
 """
 
 import json
-import logging
 import math
-import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import time
 from typing import Any, TypeVar
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
-from kshot.errors import ModelError, StageError
+from kshot.errors import StageError
+from kshot.tracking.store import MOVED, default_tracking_uri, open_store, state_folder
 
-# mlflow reads the first while it is imported; the second would draw a bar for every copied file
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-import mlflow
+import mlflow  # isort: skip  # after store.py, which settles what it reads while it is imported
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.entities.model_registry import ModelVersion
@@ -43,16 +38,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 KEY_TAG = "dvc_lock_sha256"
-_REASON_TAG, _STATE_TAG = "promotion_reason", "registration"
-_EPISODES_TAG, _ACCURACY_TAG = "held_out_episodes", "held_out_accuracy"
+SMOKE_TEST = "smoke_test.safetensors"
+EXPECTED = "expected"
+_STATE_TAG = "registration"
 
-_LOCK_TIMEOUT_S = 600.0
-_MOVED = (
-    "MLflow keeps absolute paths, so a project folder that was moved loses them; "
-    "next: move it back, or move .kshot/mlflow.db away to begin a new registry"
-)
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH = 1000, 100  # the most that MLflow takes in one request
 _DIGEST_LENGTH = 36
 _DESCRIPTION_LENGTH = 5000  # what the registry's column holds on a server database
@@ -102,21 +93,14 @@ class ModelFiles:
     """What the registered model is made of.
 
     `folder` holds model.json and weights.safetensors; `code` is the file that MLflow runs to load the
-    model; `input_example` maps each name of SIGNATURE to an array.
+    model; `input_example` maps each name of SIGNATURE to an array, and `expected` is the output for it.
     """
 
     folder: Path
     weights_sha256: str
     code: Path
     input_example: Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOutScore:
-    """Mean over settings of the non-transductive accuracy, a fraction, and the identity of the episodes."""
-
-    episodes: str
-    accuracy: float
+    expected: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +119,6 @@ class RunRecord:
     data: TrainingData
     model: ModelFiles
     model_card: str
-    score: HeldOutScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,28 +132,12 @@ class Registration:
     mlflow_run_id: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    alias: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegisteredModel:
-    """A registered version with its files here: `folder` holds model.json and weights.safetensors."""
-
-    name: str
-    version: int
-    folder: Path
-    weights_sha256: str
-
-
 def register(record: RunRecord, tracking_uri: str | None = None) -> Registration:
     """Log the run and make it one version of the registered model, unless that was done before.
 
     `tracking_uri` goes before MLFLOW_TRACKING_URI, and that before the SQLite file of `record.root`.
     """
-    with _store(record.root, tracking_uri) as client:
+    with open_store(record.root, tracking_uri) as client:
         version = _find_version(client, record)
         created = version is None
         if version is None:
@@ -183,87 +150,6 @@ def register(record: RunRecord, tracking_uri: str | None = None) -> Registration
             created=created,
             mlflow_run_id=version.run_id or "",
         )
-
-
-def decide(challenger: HeldOutScore, champion: HeldOutScore | None) -> Decision:
-    """Which alias a new version gets. Only scores on the very same held-out episodes are compared."""
-    if champion is None:
-        return Decision(alias=CHAMPION, reason="there was no champion")
-    if challenger.episodes != champion.episodes:
-        return Decision(
-            alias=CHALLENGER,
-            reason=f"not compared: the champion was scored on held-out episodes {champion.episodes[:12]}, "
-            f"this version on {challenger.episodes[:12]}",
-        )
-    scores = f"{challenger.accuracy:.2%}, the champion's {champion.accuracy:.2%} on the same held-out episodes"
-    if challenger.accuracy >= champion.accuracy:
-        return Decision(alias=CHAMPION, reason=f"not worse: {scores}")
-    return Decision(alias=CHALLENGER, reason=f"worse: {scores}")
-
-
-def default_tracking_uri(root: Path) -> str:
-    """The SQLite file of the project folder `root`."""
-    return f"sqlite:///{_state_folder(root) / 'mlflow.db'}"
-
-
-def prepare_store(root: Path, tracking_uri: str | None = None) -> str:
-    """Create or migrate the tracking database where needed, once among processes; return its address."""
-    with _store(root, tracking_uri):
-        return mlflow.get_tracking_uri()
-
-
-def fetch_model(model_uri: str, root: Path, tracking_uri: str | None = None) -> RegisteredModel:
-    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names, downloaded where it is not local.
-
-    Raises ModelError with the names that are known when there is no such model, version or alias.
-    """
-    name, alias, number = _parse_model_uri(model_uri)
-    address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
-    if address == default_tracking_uri(root) and not (_state_folder(root) / "mlflow.db").exists():
-        raise ModelError(f"no model registry at {address}; next: make demo, or set MLFLOW_TRACKING_URI")
-    with _store(root, tracking_uri) as client:
-        version = _resolve_version(client, name, alias, number)
-        return RegisteredModel(
-            name=name,
-            version=int(version.version),
-            folder=_download(f"models:/{name}/{version.version}", root) / "artifacts" / "model",
-            weights_sha256=_weights_sha256(version),
-        )
-
-
-@contextmanager
-def _store(root: Path, tracking_uri: str | None) -> Iterator[MlflowClient]:
-    """A client of the tracking store, alone among the processes of this project folder.
-
-    The lock keeps two first starts from migrating one database at once, and two registrations of one
-    run from making two versions. MLflow's fluent calls read a global address: it is put back after.
-    """
-    state = _state_folder(root)
-    state.mkdir(parents=True, exist_ok=True)
-    outer_uri, outer_path = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
-    logger = logging.getLogger("mlflow")
-    outer_level = logger.level
-    try:
-        with FileLock(state / "mlflow.lock", timeout=_LOCK_TIMEOUT_S):
-            logger.setLevel(logging.WARNING)
-            mlflow.set_tracking_uri(tracking_uri or outer_uri or default_tracking_uri(root))
-            try:
-                yield MlflowClient()
-            finally:
-                mlflow.set_tracking_uri(outer_uri)  # type: ignore[arg-type]  # None puts the default back
-                logger.setLevel(outer_level)
-                sys.path[:] = outer_path  # checking a logged model puts its temporary code folder here
-    except Timeout:
-        raise StageError(
-            f"another process held {state / 'mlflow.lock'} for {_LOCK_TIMEOUT_S:.0f} s; "
-            "need it free; next: wait for that process, then run this again"
-        ) from None
-    except MlflowException as error:
-        raise StageError(f"MLflow refused: {_first_line(error)}; next: kshot doctor") from error
-
-
-def _state_folder(root: Path) -> Path:
-    return root.resolve() / ".kshot"
 
 
 def _find_version(client: MlflowClient, record: RunRecord) -> ModelVersion | None:
@@ -294,12 +180,12 @@ def _create_version(client: MlflowClient, record: RunRecord) -> ModelVersion:
 def _experiment(client: MlflowClient, record: RunRecord) -> str:
     """The experiment named like the model; a local one keeps its artifacts under .kshot."""
     local = mlflow.get_tracking_uri() == default_tracking_uri(record.root)
-    artifacts = (_state_folder(record.root) / "mlartifacts").as_uri() if local else None
+    artifacts = (state_folder(record.root) / "mlartifacts").as_uri() if local else None
     known = client.get_experiment_by_name(record.model_name)
     if known is None:
         return str(client.create_experiment(record.model_name, artifact_location=artifacts))
     if local and known.artifact_location != artifacts:
-        raise StageError(f"the registry keeps its files in {known.artifact_location}, need {artifacts}; {_MOVED}")
+        raise StageError(f"the registry keeps its files in {known.artifact_location}, need {artifacts}; {MOVED}")
     return str(known.experiment_id)
 
 
@@ -326,10 +212,19 @@ def _log_run(client: MlflowClient, experiment_id: str, record: RunRecord) -> tup
         for file in record.files:
             mlflow.log_artifact(str(file.path), artifact_path=file.folder or None)
         mlflow.log_text(record.model_card, "model_card.md")
+        _log_smoke_test(record.model)
         model_id = _log_model(record.model)
         for metrics in _in_parts(_metrics(record, model_id), _METRICS_PER_BATCH):
             client.log_batch(run_id, metrics=metrics)
     return run_id, model_id
+
+
+def _log_smoke_test(model: ModelFiles) -> None:
+    """The example call with its answer, which a promotion asks the model that it loads back."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / SMOKE_TEST
+        save_file({**model.input_example, EXPECTED: model.expected}, path)
+        mlflow.log_artifact(str(path))
 
 
 def _log_model(model: ModelFiles) -> str:
@@ -339,7 +234,7 @@ def _log_model(model: ModelFiles) -> str:
             name="model",
             python_model=str(model.code),
             artifacts={"model": str(model.folder)},
-            code_paths=[str(Path(__file__).resolve().parent)],
+            code_paths=[str(Path(__file__).resolve().parent.parent)],
             pip_requirements=serving_requirements(),
             signature=SIGNATURE,
             input_example=dict(model.input_example),
@@ -391,94 +286,22 @@ def _version_tags(record: RunRecord) -> dict[str, str]:
         **record.tags,
         KEY_TAG: record.dvc_lock_sha256,
         "weights_sha256": record.model.weights_sha256,
-        _EPISODES_TAG: record.score.episodes,
-        _ACCURACY_TAG: repr(record.score.accuracy),
     }
 
 
 def _settle_alias(client: MlflowClient, version: ModelVersion) -> str | None:
-    """Give a new version its alias; of a complete one, only say which it has."""
+    """Make a new version the challenger; of a complete one, only say which alias it has."""
     name, number = version.name, str(version.version)
     if _STATE_TAG not in version.tags:
-        decision = _decision(client, version)
-        client.set_model_version_tag(name, number, _REASON_TAG, decision.reason)
         client.set_registered_model_alias(name, CHALLENGER, number)
-        if decision.alias == CHAMPION:
-            client.set_registered_model_alias(name, CHAMPION, number)
-            client.delete_registered_model_alias(name, CHALLENGER)
         client.set_model_version_tag(name, number, _STATE_TAG, "complete")
-    held = [alias for alias, holder in _aliases(client, name).items() if holder == number]
+    held = [alias for alias, holder in aliases(client, name).items() if holder == number]
     return min(held, key=lambda alias: (alias != CHAMPION, alias), default=None)
 
 
-def _decision(client: MlflowClient, version: ModelVersion) -> Decision:
-    champion_number = _aliases(client, version.name).get(CHAMPION)
-    if champion_number is None:
-        return decide(_score(version), None)
-    if champion_number == str(version.version):  # an earlier call died after it had moved the alias
-        return Decision(alias=CHAMPION, reason=version.tags[_REASON_TAG])
-    return decide(_score(version), _score(client.get_model_version(version.name, champion_number)))
-
-
-def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
+def aliases(client: MlflowClient, name: str) -> dict[str, str]:
     """Version by alias. Searching for versions does not tell: its answers come without aliases."""
     return {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
-
-
-def _score(version: ModelVersion) -> HeldOutScore:
-    """What a version's tags say; one that was registered by other means compares to nothing."""
-    tags = version.tags
-    return HeldOutScore(episodes=tags.get(_EPISODES_TAG, "none"), accuracy=float(tags.get(_ACCURACY_TAG, "nan")))
-
-
-def _parse_model_uri(uri: str) -> tuple[str, str | None, str | None]:
-    """Name, alias and version number; exactly one of the last two is given."""
-    match = re.fullmatch(r"models:/([A-Za-z0-9][\w.-]*)(?:@([\w.-]+)|/(\d+))", uri)
-    if match is None:
-        raise ModelError(f"{uri!r} names no registered model; need models:/NAME@ALIAS or models:/NAME/VERSION")
-    return match[1], match[2], match[3]
-
-
-def _resolve_version(client: MlflowClient, name: str, alias: str | None, number: str | None) -> ModelVersion:
-    known = sorted(model.name for model in client.search_registered_models())
-    if name not in known:
-        raise ModelError(f"no registered model {name!r}; known: {', '.join(known) or 'none'}; next: kshot register")
-    aliases = _aliases(client, name)
-    if alias is not None and alias not in aliases:
-        raise ModelError(
-            f"{name} has no alias {alias!r}; known: {', '.join(sorted(aliases)) or 'none'}; "
-            f"next: models:/{name}/VERSION, or kshot register"
-        )
-    wanted = aliases[alias] if alias is not None else str(number)
-    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
-    if wanted not in versions:
-        raise ModelError(
-            f"{name} has no version {wanted}; known: {', '.join(sorted(versions, key=int)) or 'none'}; "
-            f"next: models:/{name}@{CHAMPION}"
-        )
-    return versions[wanted]
-
-
-def _weights_sha256(version: ModelVersion) -> str:
-    if "weights_sha256" not in version.tags:
-        raise ModelError(
-            f"{version.name} version {version.version} has no tag weights_sha256; "
-            "need a version that kshot registered; next: kshot register"
-        )
-    return str(version.tags["weights_sha256"])
-
-
-def _download(model_uri: str, root: Path) -> Path:
-    """The folder of a model's files: where they lie when that is on this machine, else a copy under .kshot."""
-    local = mlflow.get_tracking_uri().startswith("sqlite:")
-    target = None if local else _state_folder(root) / "models" / model_uri.removeprefix("models:/").replace("/", "-")
-    if target is not None:
-        target.mkdir(parents=True, exist_ok=True)
-    try:
-        return Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=None if target is None else str(target)))
-    except (OSError, MlflowException) as error:
-        advice = _MOVED if local else "next: kshot doctor"
-        raise ModelError(f"the files of {model_uri} cannot be fetched ({_first_line(error)}); {advice}") from error
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -501,7 +324,3 @@ def _description(card: str) -> str:
     """The card where it fits into a description, else its beginning."""
     ending = "\n\n(cut here; whole in the run's artifact model_card.md)\n"
     return card if len(card) <= _DESCRIPTION_LENGTH else card[: _DESCRIPTION_LENGTH - len(ending)] + ending
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,89 @@
+"""What the evaluate stage wrote about a model, as the promotion gate reads it.
+
+Shapes: E episodes of a setting.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kshot.algorithms.learner import NON_TRANSDUCTIVE
+from kshot.datasets.packed import PackedDataset
+from kshot.errors import StageError
+
+METRICS, EPISODES, CLASSES = "metrics.json", "episodes.parquet", "per_class.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorecard:
+    """What evaluation found out about one model, in the mode that is served.
+
+    `accuracy` holds the fraction right in each episode (E,) by setting; `episodes` names those episodes
+    and the images behind them; `baselines` has the mean accuracy of each baseline by setting.
+    """
+
+    weights_sha256: str
+    episodes: str
+    accuracy: Mapping[str, NDArray[np.float64]]
+    group_accuracy: Mapping[str, float]
+    baselines: Mapping[str, Mapping[str, float]]
+    calibration_error: float | None = None
+    adapt_ms: float | None = None
+    classify_ms: float | None = None
+
+
+def episodes_id(dataset: PackedDataset, pool_hashes: Mapping[str, str]) -> str:
+    """SHA-256 that names the held-out episodes: their pools, and the images that the item numbers stand for.
+
+    Two datasets of one size have the same pools, and new training classes leave the held-out ones alone.
+    """
+    info, manifest = dataset.info, dataset.manifest
+    held_out = manifest[manifest["class"].isin(info.splits.of("meta_test"))]
+    identity = {
+        "pools": dict(pool_hashes),
+        "rotations": [info.rotations, info.n_items] if len(info.rotations) > 1 else [],  # they number the items
+        "numbers": held_out.index.tolist(),
+        "classes": held_out["class"].tolist(),
+        "pixels": held_out["sha256"].tolist(),
+    }
+    return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def setting_name(result: Mapping[str, Any]) -> str:
+    """Such as 5w1s."""
+    return f"{result['n_way']}w{result['k_shot']}s"
+
+
+def read_scorecard(folder: Path, weights_sha256: str) -> Scorecard:
+    """The scores in the mode that is served, from an evaluation's files. Raises StageError where there are none."""
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    served = {setting_name(r) for r in metrics["results"] if r["mode"] == NON_TRANSDUCTIVE}
+    if not served:
+        raise StageError(f"{folder / METRICS} has no {NON_TRANSDUCTIVE} result; need one; next: kshot evaluate")
+    episodes = _served(pd.read_parquet(folder / EPISODES))
+    classes = _served(pd.read_parquet(folder / CLASSES))
+    by_setting = {str(setting): rows.sort_values("episode") for setting, rows in episodes.groupby("setting")}
+    right = classes["accuracy"] * classes["queries"]
+    groups = right.groupby(classes["group"]).sum() / classes["queries"].groupby(classes["group"]).sum()
+    return Scorecard(
+        weights_sha256=weights_sha256,
+        episodes=metrics.get("episodes_id", "unknown"),  # that no other has, where kshot was older
+        accuracy={setting: rows["accuracy"].to_numpy() for setting, rows in by_setting.items()},
+        group_accuracy={str(group): float(accuracy) for group, accuracy in groups.items()},
+        baselines={
+            "pixel nearest centroid": {s: float(rows["baseline_accuracy"].mean()) for s, rows in by_setting.items()}
+        },
+    )
+
+
+def _served(table: pd.DataFrame) -> pd.DataFrame:
+    rows = table[table["mode"] == NON_TRANSDUCTIVE]
+    names = rows["n_way"].astype(str) + "w" + rows["k_shot"].astype(str) + "s"
+    return rows.assign(setting=names)

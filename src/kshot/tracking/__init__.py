@@ -1,0 +1,46 @@
+"""Runs, the model registry and its aliases in MLflow: the only package that imports mlflow, which takes seconds."""
+
+from kshot.tracking.champion import Move, history, move_champion, record_decision, rollback, smoke_test
+from kshot.tracking.runs import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    LoggedFile,
+    MetricPoint,
+    ModelFiles,
+    Registration,
+    RunRecord,
+    TrainingData,
+    flatten,
+    register,
+    serving_requirements,
+)
+from kshot.tracking.store import default_tracking_uri, prepare_store
+from kshot.tracking.versions import RegisteredModel, fetch_model, fetch_run_files, version_with
+
+__all__ = [
+    "CHALLENGER",
+    "CHAMPION",
+    "PREVIOUS",
+    "LoggedFile",
+    "MetricPoint",
+    "ModelFiles",
+    "Move",
+    "RegisteredModel",
+    "Registration",
+    "RunRecord",
+    "TrainingData",
+    "default_tracking_uri",
+    "fetch_model",
+    "fetch_run_files",
+    "flatten",
+    "history",
+    "move_champion",
+    "prepare_store",
+    "record_decision",
+    "register",
+    "rollback",
+    "serving_requirements",
+    "smoke_test",
+    "version_with",
+]

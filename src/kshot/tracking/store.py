@@ -1,0 +1,119 @@
+"""The tracking store and how to be alone with it. Importing mlflow takes seconds; its settings come first."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kshot.errors import StageError
+
+# mlflow reads the first while it is imported; the second would draw a bar for every copied file
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+
+_LOCK_TIMEOUT_S = 600.0
+_SQLITE, _POSTGRES = "sqlite:///", "postgresql"
+_LOCK_KEY = int.from_bytes(sha256(b"kshot registry").digest()[:8], signed=True)
+
+MOVED = (
+    "MLflow keeps absolute paths, so a project folder that was moved loses them; "
+    "next: move it back, or move .kshot/mlflow.db away to begin a new registry"
+)
+
+
+def default_tracking_uri(root: Path) -> str:
+    """The SQLite file of the project folder `root`."""
+    return f"{_SQLITE}{state_folder(root) / 'mlflow.db'}"
+
+
+def state_folder(root: Path) -> Path:
+    return root.resolve() / ".kshot"
+
+
+def prepare_store(root: Path, tracking_uri: str | None = None) -> str:
+    """Create or migrate the tracking database where needed, once among processes; return its address."""
+    with open_store(root, tracking_uri):
+        return mlflow.get_tracking_uri()
+
+
+@contextmanager
+def open_store(root: Path, tracking_uri: str | None = None) -> Iterator[MlflowClient]:
+    """A client of the tracking store, alone among those who ask for one.
+
+    `tracking_uri` goes before MLFLOW_TRACKING_URI, and that before the SQLite file of `root`. The lock keeps
+    two first starts from migrating one database at once, two registrations of one run from making two
+    versions, and two promotions from moving one alias: MLflow's own write of an alias is last writer wins.
+    MLflow's fluent calls read a global address: it is put back after.
+    """
+    outer_uri, outer_path = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
+    address = tracking_uri or outer_uri or default_tracking_uri(root)
+    logger = logging.getLogger("mlflow")
+    outer_level = logger.level
+    try:
+        with _alone(address, root):
+            logger.setLevel(logging.WARNING)
+            mlflow.set_tracking_uri(address)
+            try:
+                yield MlflowClient()
+            finally:
+                mlflow.set_tracking_uri(outer_uri)  # type: ignore[arg-type]  # None puts the default back
+                logger.setLevel(outer_level)
+                sys.path[:] = outer_path  # checking a logged model puts its temporary code folder here
+    except MlflowException as error:
+        raise StageError(f"MLflow refused: {first_line(error)}; next: kshot doctor") from error
+
+
+@contextmanager
+def _alone(address: str, root: Path) -> Iterator[None]:
+    """Hold the lock of a store: a file beside a SQLite database, an advisory lock of a PostgreSQL one.
+
+    A tracking server shows no lock of its database: there the file of the project folder has to do, which
+    keeps apart the processes of one machine only.
+    """
+    if address.startswith(_POSTGRES):
+        with _advisory_lock(address):
+            yield
+        return
+    path = Path(address.removeprefix(_SQLITE)) if address.startswith(_SQLITE) else state_folder(root) / "mlflow.db"
+    lock = path.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=_LOCK_TIMEOUT_S):
+            yield
+    except Timeout:
+        raise _held(str(lock)) from None
+
+
+@contextmanager
+def _advisory_lock(address: str) -> Iterator[None]:
+    """PostgreSQL lets go of it when the connection ends, also by a kill."""
+    engine = create_engine(address, poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(f"SET lock_timeout = {int(_LOCK_TIMEOUT_S * 1000)}"))
+        try:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
+        except Exception as error:
+            raise _held(f"the advisory lock {_LOCK_KEY} of the database") from error
+        yield
+
+
+def _held(lock: str) -> StageError:
+    return StageError(
+        f"another process held {lock} for {_LOCK_TIMEOUT_S:.0f} s; "
+        "need it free; next: wait for that process, then run this again"
+    )
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,134 @@
+"""Versions of registered models, found by alias or number, with their files."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kshot.errors import ModelError
+from kshot.tracking.runs import CHAMPION, aliases
+from kshot.tracking.store import MOVED, default_tracking_uri, first_line, open_store, state_folder
+
+import mlflow  # isort: skip
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredModel:
+    """A registered version with its files here: `folder` holds model.json and weights.safetensors."""
+
+    name: str
+    version: int
+    folder: Path
+    weights_sha256: str
+    mlflow_run_id: str
+    tags: Mapping[str, str]
+
+
+def fetch_model(model_uri: str, root: Path, tracking_uri: str | None = None) -> RegisteredModel:
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names, downloaded where it is not local.
+
+    Raises ModelError with the names that are known when there is no such model, version or alias.
+    """
+    name, alias, number = _parse_model_uri(model_uri)
+    check_registry(root, tracking_uri)
+    with open_store(root, tracking_uri) as client:
+        version = find_version(client, name, alias, number)
+        return RegisteredModel(
+            name=name,
+            version=int(version.version),
+            folder=_download(f"models:/{name}/{version.version}", root) / "artifacts" / "model",
+            weights_sha256=_weights_sha256(version),
+            mlflow_run_id=str(version.run_id),
+            tags=dict(version.tags),
+        )
+
+
+def version_with(name: str, alias: str, root: Path) -> int | None:
+    """The version that has an alias; None where none has it. Raises ModelError for an unknown model."""
+    check_registry(root)
+    with open_store(root) as client:
+        check_name(client, name)
+        number = aliases(client, name).get(alias)
+        return None if number is None else int(number)
+
+
+def fetch_run_files(mlflow_run_id: str, names: Iterable[str], folder: Path, root: Path) -> None:
+    """Copy the artifacts `names` of a run into `folder`. Raises ModelError where one is lost."""
+    with open_store(root):
+        for name in names:
+            download(f"runs:/{mlflow_run_id}/{name}", folder / Path(name).parent)
+
+
+def check_registry(root: Path, tracking_uri: str | None = None) -> None:
+    """Raise ModelError where no registry was made yet, rather than make an empty one."""
+    address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
+    if address == default_tracking_uri(root) and not (state_folder(root) / "mlflow.db").exists():
+        raise ModelError(f"no model registry at {address}; next: make demo, or set MLFLOW_TRACKING_URI")
+
+
+def check_name(client: MlflowClient, name: str) -> None:
+    """Raise ModelError, with the names that are known, where there is no registered model of this one."""
+    known = sorted(model.name for model in client.search_registered_models())
+    if name not in known:
+        raise ModelError(f"no registered model {name!r}; known: {', '.join(known) or 'none'}; next: kshot register")
+
+
+def find_version(client: MlflowClient, name: str, alias: str | None, number: str | None) -> ModelVersion:
+    """The version with this alias or number. Raises ModelError with the names that are known."""
+    check_name(client, name)
+    by_alias = aliases(client, name)
+    if alias is not None and alias not in by_alias:
+        raise ModelError(
+            f"{name} has no alias {alias!r}; known: {', '.join(sorted(by_alias)) or 'none'}; "
+            f"next: models:/{name}/VERSION, or kshot register"
+        )
+    wanted = by_alias[alias] if alias is not None else str(number)
+    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
+    if wanted not in versions:
+        raise ModelError(
+            f"{name} has no version {wanted}; known: {', '.join(sorted(versions, key=int)) or 'none'}; "
+            f"next: models:/{name}@{CHAMPION}"
+        )
+    return versions[wanted]
+
+
+def download(uri: str, target: Path | None) -> Path:
+    """The files of `uri` in `target`; None: where they lie, when that is on this machine."""
+    if target is not None:
+        target.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if target is None else str(target)))
+    except (OSError, MlflowException) as error:
+        advice = MOVED if _is_local() else "next: kshot doctor"
+        raise ModelError(f"the files of {uri} cannot be fetched ({first_line(error)}); {advice}") from error
+
+
+def _parse_model_uri(uri: str) -> tuple[str, str | None, str | None]:
+    """Name, alias and version number; exactly one of the last two is given."""
+    match = re.fullmatch(r"models:/([A-Za-z0-9][\w.-]*)(?:@([\w.-]+)|/(\d+))", uri)
+    if match is None:
+        raise ModelError(f"{uri!r} names no registered model; need models:/NAME@ALIAS or models:/NAME/VERSION")
+    return match[1], match[2], match[3]
+
+
+def _weights_sha256(version: ModelVersion) -> str:
+    if "weights_sha256" not in version.tags:
+        raise ModelError(
+            f"{version.name} version {version.version} has no tag weights_sha256; "
+            "need a version that kshot registered; next: kshot register"
+        )
+    return str(version.tags["weights_sha256"])
+
+
+def _download(model_uri: str, root: Path) -> Path:
+    """The folder of a model's files: where they lie when that is on this machine, else a copy under .kshot."""
+    here = state_folder(root) / "models" / model_uri.removeprefix("models:/").replace("/", "-")
+    return download(model_uri, None if _is_local() else here)
+
+
+def _is_local() -> bool:
+    return mlflow.get_tracking_uri().startswith("sqlite:")
