@@ -61,6 +61,7 @@ def test_commands_and_options_are_these() -> None:
         "promote": ["approve", "version"],
         "rollback": ["model", "reason"],
         "history": ["model"],
+        "compare": ["after", "before", "model"],
         "predict": ["model", "queries", "support"],
         "doctor": [],
         "preset": ["name"],
@@ -154,9 +155,11 @@ def test_the_presets_include_the_default_params() -> None:
 
 
 def test_a_champion_is_promoted_taken_back_and_the_history_told(kshot: Kshot, project: Path) -> None:
+    write_project(project, tiny_params())
     versions = [add_version(project, key, accuracy=accuracy) for key, accuracy in (("1", 0.5), ("2", 0.4), ("3", 0.6))]
     assert versions == [1, 2, 3]
-    write_project(project, tiny_params())
+    (project / "params.yaml").write_text(yaml.safe_dump(tiny_params()))  # which a version of a toy wrote over
+    assert "worse, -10.00 ± 0.00 points" in kshot(project, "compare", "1", "2").stdout
     assert kshot(project, "promote", "--version", "1").returncode == 0
     refused = kshot(project, "promote", "--version", "2")
     assert (refused.returncode, refused.stdout.startswith("tiny: version 2 refused: worse: -10.00")) == (3, True)

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file, save_file
 
 from kshot.config import Params, load_params
+from kshot.datasets.packed import INFO_FILE, MANIFEST_FILE
 from kshot.errors import ModelError, StageError
 from kshot.gate import Outcome, consider
 from kshot.promotion import PromotionSettings
@@ -46,7 +47,8 @@ def add_version(root: Path, key: str, *, accuracy: float, episodes: str = EPISOD
     record = toy_record(root)
     weights = 0.0 if same_weights else float(ord(key))
     model = model_files(root / f"run-{key}" / "model", root / "mlflow" / "model.py", shift=weights)
-    files = tuple(LoggedFile(path=path, folder="evaluate") for path in sorted(folder.iterdir()))
+    files = [LoggedFile(path=path, folder="evaluate") for path in sorted(folder.iterdir())]
+    files += [LoggedFile(path=root / "data/tiny" / name, folder="data") for name in (INFO_FILE, MANIFEST_FILE)]
     done = register(
         replace(record, model_name="tiny", dvc_lock_sha256=key * 64, files=(*record.files, *files), model=model)
     )

@@ -178,6 +178,8 @@ def test_finished_run_becomes_a_version_with_its_whole_lineage(project: Path, cl
     assert run.data.metrics["meta_test/2w1s/accuracy_transductive"] == 0.999
     assert [p.value for p in client.get_metric_history(done.mlflow_run_id, "meta_train/loss")] == [1.5, 1.0]
     assert files(client, done.mlflow_run_id) == {
+        "data/dataset.json",
+        "data/manifest.parquet",
         "dvc.lock",
         "evaluate/episodes.parquet",
         "evaluate/metrics.json",

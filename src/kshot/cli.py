@@ -191,6 +191,19 @@ def history(
 
 
 @app.command()
+def compare(
+    before: Annotated[int, typer.Argument(help="A version.")],
+    after: Annotated[int, typer.Argument(help="Another one.")],
+    model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
+) -> None:
+    """Two versions side by side: settings, data, code, and accuracy on the same episodes."""
+    from kshot.comparison import compare as compare_versions
+    from kshot.comparison_table import to_terminal
+
+    Console().print(to_terminal(compare_versions(_model_name(model), before, after, Path.cwd())))
+
+
+@app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/VERSION, or a model folder.")],
     support: Annotated[Path, typer.Argument(help="Folder of class folders with the K examples of each class.")],

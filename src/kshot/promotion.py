@@ -80,7 +80,7 @@ def decide(challenger: Scorecard, champion: Scorecard | None, thresholds: Promot
         verdict, difference = "not comparable", None
     else:
         difference = paired_difference(challenger.accuracy, champion.accuracy)
-        verdict = _verdict(difference)
+        verdict = verdict_of(difference)
     checks = (
         *_against_champion(challenger, champion, difference, thresholds),
         *_absolute(challenger, thresholds),
@@ -106,7 +106,8 @@ def paired_difference(
     return Interval(mean=mean, half_width=half_width)
 
 
-def _verdict(difference: Interval) -> Verdict:
+def verdict_of(difference: Interval) -> Verdict:
+    """Whether the interval of a paired difference lies above 0, below it or on both sides."""
     if difference.mean - difference.half_width > 0:
         return "better"
     if difference.mean + difference.half_width < 0:

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.checkpoint import SPEED_FILE
 from kshot.config import Params, params_from
-from kshot.datasets.packed import SPLITS, ItemSpec, PackedDataset
+from kshot.datasets.packed import INFO_FILE, MANIFEST_FILE, SPLITS, ItemSpec, PackedDataset
 from kshot.errors import StageError
 from kshot.scorecard import setting_name
 from kshot.seeding import generator
@@ -93,7 +93,7 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
         metrics=_metrics(run),
         history=tuple(_history(run.history)),
         tags=tags,
-        files=_files(root),
+        files=_files(root, run.dataset.folder),
         data=TrainingData(
             name=params.dataset.name,
             content_hash=run.dataset.content_hash,
@@ -280,13 +280,14 @@ def _history(history: pd.DataFrame) -> Iterator[MetricPoint]:
             yield MetricPoint(name=f"meta_train/{name}", value=float(value), step=int(step))
 
 
-def _files(root: Path) -> tuple[LoggedFile, ...]:
+def _files(root: Path, dataset: Path) -> tuple[LoggedFile, ...]:
     artifacts = root / "artifacts"
     plots = sorted((artifacts / "evaluate" / "plots").glob("*.png"))
     attached = [*(artifacts / name for name in _ATTACHED), *plots]
     return (
         LoggedFile(path=root / "params.yaml", folder=""),
         LoggedFile(path=root / "dvc.lock", folder=""),
+        *(LoggedFile(path=dataset / name, folder="data") for name in (INFO_FILE, MANIFEST_FILE)),
         *(LoggedFile(path=path, folder=path.relative_to(artifacts).parent.as_posix()) for path in attached),
     )
 

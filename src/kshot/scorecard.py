@@ -68,19 +68,28 @@ def read_scorecard(folder: Path, weights_sha256: str) -> Scorecard:
     if not served:
         raise StageError(f"{folder / METRICS} has no {NON_TRANSDUCTIVE} result; need one; next: kshot evaluate")
     episodes = _served(pd.read_parquet(folder / EPISODES))
-    classes = _served(pd.read_parquet(folder / CLASSES))
     by_setting = {str(setting): rows.sort_values("episode") for setting, rows in episodes.groupby("setting")}
-    right = classes["accuracy"] * classes["queries"]
-    groups = right.groupby(classes["group"]).sum() / classes["queries"].groupby(classes["group"]).sum()
     return Scorecard(
         weights_sha256=weights_sha256,
         episodes=metrics.get("episodes_id", "unknown"),  # that no other has, where kshot was older
         accuracy={setting: rows["accuracy"].to_numpy() for setting, rows in by_setting.items()},
-        group_accuracy={str(group): float(accuracy) for group, accuracy in groups.items()},
+        group_accuracy=_accuracies(folder, by="group"),
         baselines={
             "pixel nearest centroid": {s: float(rows["baseline_accuracy"].mean()) for s, rows in by_setting.items()}
         },
     )
+
+
+def class_accuracies(folder: Path) -> dict[str, float]:
+    """Fraction right of each held-out class over all settings in the mode that is served."""
+    return _accuracies(folder, by="class")
+
+
+def _accuracies(folder: Path, *, by: str) -> dict[str, float]:
+    rows = _served(pd.read_parquet(folder / CLASSES))
+    right = (rows["accuracy"] * rows["queries"]).groupby(rows[by]).sum()
+    accuracies = right / rows["queries"].groupby(rows[by]).sum()
+    return {str(name): float(accuracy) for name, accuracy in accuracies.items()}
 
 
 def _served(table: pd.DataFrame) -> pd.DataFrame:
