@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train omniglot omniglot-maml test check format ui s3-demo bench bench-peers clean moved
+.PHONY: help setup demo train omniglot omniglot-maml rerun test check format ui s3-demo bench bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,6 +44,9 @@ omniglot: setup $(OMNIGLOT)  ## Prototypical Networks on Omniglot (KSHOT_OMNIGLO
 omniglot-maml: setup $(OMNIGLOT)  ## MAML on Omniglot, about an hour on 2 cores
 	@$(BIN)/kshot preset omniglot-maml
 	@$(BIN)/python -m flows.train
+
+rerun: setup  ## Rebuild a registered version: VERSION=3, and MODEL=name, FROM_SCRATCH=1 to train it again
+	@$(BIN)/python -m flows.rerun --version $(VERSION) $(if $(MODEL),--model $(MODEL)) $(if $(FROM_SCRATCH),--from-scratch)
 
 test: setup  ## The tests
 	@$(BIN)/python -m pytest --ignore=tests/flows

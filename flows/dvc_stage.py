@@ -9,10 +9,11 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast
 
 import yaml
@@ -109,8 +110,18 @@ def run_stage(stage: str, root: Path, on_line: Callable[[str], None]) -> StageRu
     return StageRun(stage=stage, outcome="ran" if ran else "cached", seconds=time.monotonic() - started)
 
 
-def run_dvc(arguments: Sequence[str], root: Path, on_line: Callable[[str], None], *, doing: str) -> None:
-    """Run `dvc ARGUMENT...` in `root`, waiting for DVC's lock; errors as of `run_stage`, saying what was being done."""
+def run_dvc(
+    arguments: Sequence[str],
+    root: Path,
+    on_line: Callable[[str], None],
+    *,
+    doing: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Run `dvc ARGUMENT...` in `root`, waiting for DVC's lock; errors as of `run_stage`, saying what was being done.
+
+    `environment` is added to the one that there is.
+    """
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     def hear(line: str) -> None:
@@ -119,7 +130,7 @@ def run_dvc(arguments: Sequence[str], root: Path, on_line: Callable[[str], None]
             on_line(line)
 
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    if run_live(command, root, _environment(), hear):
+    if run_live(command, root, {**_environment(), **environment}, hear):
         raise failure(doing, list(tail))
 
 

@@ -103,6 +103,7 @@ def write_run(root: Path, *, accuracy: float = 0.75, with_queries: bool = False)
         "evaluate/plots/accuracy.png",
     ):
         (artifacts / name).write_text(name)
+    (root / "data.dvc").write_text("outs: []\n")
     write_lock(root)
     return params
 
@@ -178,6 +179,7 @@ def test_finished_run_becomes_a_version_with_its_whole_lineage(project: Path, cl
     assert run.data.metrics["meta_test/2w1s/accuracy_transductive"] == 0.999
     assert [p.value for p in client.get_metric_history(done.mlflow_run_id, "meta_train/loss")] == [1.5, 1.0]
     assert files(client, done.mlflow_run_id) == {
+        "data.dvc",
         "data/dataset.json",
         "data/manifest.parquet",
         "dvc.lock",

@@ -53,6 +53,7 @@ _ATTACHED = (
     "evaluate/per_class.parquet",
     "evaluate/report.html",
 )
+_RECORDED = (":(exclude)dvc.lock", ":(exclude)params.yaml", ":(exclude)data.dvc")  # each run has its own, logged
 _GIT_TIMEOUT_S = 30
 
 
@@ -216,7 +217,7 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _lineage(root: Path, run: FinishedRun, flow_run_id: str | None) -> dict[str, str]:
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *_RECORDED)
     return {
         "git_commit": _git(root, "rev-parse", "HEAD") or "none",
         "git_dirty": "unknown" if changes is None else str(bool(changes)).lower(),
@@ -287,6 +288,7 @@ def _files(root: Path, dataset: Path) -> tuple[LoggedFile, ...]:
     return (
         LoggedFile(path=root / "params.yaml", folder=""),
         LoggedFile(path=root / "dvc.lock", folder=""),
+        *(LoggedFile(path=pointer, folder="") for pointer in [root / "data.dvc"] if pointer.exists()),
         *(LoggedFile(path=dataset / name, folder="data") for name in (INFO_FILE, MANIFEST_FILE)),
         *(LoggedFile(path=path, folder=path.relative_to(artifacts).parent.as_posix()) for path in attached),
     )

@@ -34,6 +34,7 @@ def workspace(root: Path, params: dict[str, Any]) -> Path:
             shutil.copyfile(source, target)
     write_project(root, params)
     git(root, "init", "--quiet")
+    subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", "data"], cwd=root, check=True)
     git(root, "add", ".")
     git(root, "commit", "--quiet", "--message", "tiny")
     return root
@@ -100,6 +101,38 @@ def test_a_flow_killed_while_it_trains_is_finished_by_the_next_and_registers_one
     assert "resuming from the checkpoint of step" in output
     assert "tiny version 1, new" in output
     assert len(versions(root)) == 1
+
+
+def test_a_version_is_rebuilt_from_the_remote_and_a_lost_object_is_named(tmp_path: Path) -> None:
+    root = workspace(tmp_path, tiny_params())
+    run_flow(root)
+    for path in ("data", "artifacts", ".dvc/cache"):
+        shutil.rmtree(root / path)
+    code, output = rerun(root, "--version", "1", "--from-scratch")
+    assert (code, "equal to the bit: weights equal; episode results equal" in output) == (0, True), output
+    assert (root / ".kshot/reruns/tiny-1/report.html").stat().st_size > 1000
+
+    code, output = rerun(root, "--version", "2")
+    assert code == 2 and "error: tiny has no version 2; known: 1" in output
+    lost = next(path for path in (root / ".kshot/dvc-remote/files").rglob("*") if path.is_file())
+    lost.unlink()
+    code, output = rerun(root, "--version", "1")
+    assert code == 1, output
+    [error] = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "dvc pull failed" in error and "need every file of the version in the remote" in error
+
+
+def rerun(root: Path, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.rerun", *arguments],
+        cwd=root,
+        env=environment(root),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=240,
+    )
+    return done.returncode, done.stdout
 
 
 def test_bad_data_stops_the_flow_with_one_line_and_exit_2(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""Rebuild a registered version in a clean clone and say whether it is the same.
+
+python -m flows.rerun --version 3 pulls everything that the version's dvc.lock names into an empty cache and checks
+each hash; with --from-scratch every stage runs again, and weights and episode results are compared.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.dvc_stage import completed, failed, run_dvc, stage_order
+from flows.prefect_server import prefect_api
+from flows.summary import terminal
+from kshot.errors import KshotError, StageError
+
+DIFFERENT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rerun:
+    """What came of it, in words, and the page that says more."""
+
+    words: str
+    passed: bool
+    page: Path
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@flow(name="rerun", persist_result=False)
+def rerun_flow(version: int, model: str = "", root: Path = Path(), from_scratch: bool = False) -> Rerun:
+    """Rebuild `version` of `model` (params.yaml's, where empty) from what was recorded of it."""
+    try:
+        done = rerun(root.resolve(), model, version, from_scratch, return_state=True).result()
+        create_link_artifact(key="rerun-report", link=done.page.as_uri(), description=str(done))
+        return completed(str(done), done)
+    except KshotError as error:
+        return failed(error, Rerun)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="rerun")
+def rerun(root: Path, model: str, version: int, from_scratch: bool) -> Rerun:
+    """Clone, pull, check every hash; and where asked, run every stage again and compare."""
+    try:
+        done = _rerun(root, model, version, from_scratch, get_run_logger().info)
+    except KshotError as error:
+        return failed(error, Rerun)
+    return completed(str(done), done)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.rerun", description=rerun_flow.__doc__)
+    parser.add_argument("--version", type=int, required=True)
+    parser.add_argument("--model", default="", help="register.model_name of params.yaml where not given")
+    parser.add_argument("--from-scratch", action="store_true", help="run every stage again and compare")
+    given = parser.parse_args()
+    root, console = Path.cwd(), terminal()
+    try:
+        with prefect_api(root, console.print):
+            done = rerun_flow(given.version, given.model, root, given.from_scratch, return_state=True).result()
+    except KshotError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return error.exit_code
+    console.print(f"{done}\nreport  {done.page}", markup=False, highlight=False, soft_wrap=True)
+    return 0 if done.passed else DIFFERENT
+
+
+def _rerun(root: Path, model: str, version: int, from_scratch: bool, tell: Callable[[str], None]) -> Rerun:
+    from kshot import rebuild  # here and not above: these import torch and mlflow
+    from kshot.config import load_params
+    from kshot.report import render
+
+    name = model or load_params(root / "params.yaml").register.model_name
+    folder = root / ".kshot" / "reruns" / f"{name}-{version}"
+    clone, files = folder / "clone", folder / "recorded"
+    recorded = rebuild.recorded_version(name, version, root, files)
+    tell(f"cloning commit {recorded.commit[:12]} ...")
+    rebuild.clean_clone(root, recorded, files, clone)
+    pull(clone, tell)
+    n_files = rebuild.check_hashes(clone)
+    rebuild.check_weights_of(recorded, clone)
+    words = f"{n_files} files and folders pulled into an empty cache, every hash as recorded"
+    tell(words)
+    verdict = None
+    if from_scratch:
+        run_again(clone, tell)
+        trained = json.loads((clone / "artifacts/meta_train/metrics.json").read_text(encoding="utf-8"))
+        verdict = rebuild.compare_rebuilt(recorded, clone, str(trained["device"]))
+        words = str(verdict)
+    page = folder / "report.html"
+    command = f"make rerun MODEL={name} VERSION={version}{' FROM_SCRATCH=1' if from_scratch else ''}"
+    content = render("rerun.html.j2", name=name, recorded=recorded, n_files=n_files, verdict=verdict, command=command)
+    page.write_text(content, encoding="utf-8")
+    return Rerun(words=words, passed=verdict is None or verdict.passed, page=page)
+
+
+def pull(clone: Path, tell: Callable[[str], None]) -> None:
+    """Everything that data.dvc and dvc.lock name, from the remote. StageError, naming the first, where one is lost."""
+    try:
+        run_dvc(["pull"], clone, tell, doing="dvc pull")
+    except StageError as error:
+        raise StageError(
+            f"{error}; need every file of the version in the remote; next: dvc push, where they are"
+        ) from error
+
+
+def run_again(clone: Path, tell: Callable[[str], None]) -> None:
+    """Every stage, by the clone's own source, whatever is there already."""
+    own_source = {"PYTHONPATH": os.pathsep.join([str(clone / "src"), str(clone)])}
+    for stage in stage_order(clone):
+        run_dvc(
+            ["repro", "--single-item", "--force", "--no-run-cache", stage],
+            clone,
+            tell,
+            doing=stage,
+            environment=own_source,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
