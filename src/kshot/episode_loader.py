@@ -70,8 +70,11 @@ class EpisodeLoader:
 
 
 def load_episodes(indices: EpisodeIndices, gather: Gather) -> EpisodeBatch:
-    support_x = gather(indices.support).flatten(1, 2)
-    query_x = gather(indices.query).flatten(1, 2)
+    support, query = (
+        part.reshape(len(part), part.shape[1] * part.shape[2]) for part in (indices.support, indices.query)
+    )
+    items, n_support = gather(np.concatenate([support, query], axis=1)), support.shape[1]
+    support_x, query_x = items[:, :n_support], items[:, n_support:]
     return EpisodeBatch(
         support_x=support_x,
         support_y=_labels(indices.support, support_x.device),
