@@ -81,18 +81,19 @@ def read_evaluation(root: Path) -> Evaluation:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         columns: list[str] = []
         rows: dict[str, dict[str, Score]] = {}
-        baseline: dict[str, Score] = {}
+        baselines: dict[str, dict[str, Score]] = {}
         for result in metrics["results"]:
             column = f"{result['n_way']}-way {result['k_shot']}-shot"
             columns += [column] * (column not in columns)
             row = f"{metrics['algorithm']}, {result['mode']}"
             rows.setdefault(row, {})[column] = Score(accuracy=result["accuracy"], ci95=result["ci95"])
-            baseline[column] = Score(accuracy=result["baseline_accuracy"], ci95=result["baseline_ci95"])
+            for name, score in result["baselines"].items():
+                baselines.setdefault(name, {})[column] = Score(accuracy=score["accuracy"], ci95=score["ci95"])
         episodes = max(result["episodes"] for result in metrics["results"])
         title = f"Accuracy on held-out classes of {metrics['dataset']}, % ± 95% interval, {episodes:,} episodes each"
     except (OSError, ValueError, KeyError) as error:
         raise StageError(f"cannot read the scores in {path}: {error!r}; next: dvc repro --force evaluate") from error
-    return Evaluation(title=title, columns=tuple(columns), rows={**rows, "pixel nearest centroid": baseline})
+    return Evaluation(title=title, columns=tuple(columns), rows={**rows, **baselines})
 
 
 def to_markdown(summary: Summary) -> str:

@@ -38,9 +38,10 @@ def add_version(root: Path, key: str, *, accuracy: float, episodes: str = EPISOD
     folder = root / f"evaluation-{key}"
     folder.mkdir()
     setting = {"n_way": 3, "k_shot": 1, "mode": "non-transductive"}
-    (folder / "metrics.json").write_text(json.dumps({"results": [setting], "episodes_id": episodes}))
+    result = setting | {"baselines": {"pixels": {"accuracy": 0.3}}, "calibration_error": 0.01}
+    (folder / "metrics.json").write_text(json.dumps({"results": [result], "episodes_id": episodes}))
     spread = np.random.default_rng(1).normal(0, 0.02, N_EPISODES)
-    rows = setting | {"episode": range(N_EPISODES), "accuracy": accuracy + spread, "baseline_accuracy": 0.3}
+    rows = setting | {"episode": range(N_EPISODES), "accuracy": accuracy + spread}
     pd.DataFrame(rows).to_parquet(folder / "episodes.parquet")
     classes = setting | {"class": ["a", "b"], "group": ["one", "two"], "queries": [9, 9], "accuracy": accuracy}
     pd.DataFrame(classes).to_parquet(folder / "per_class.parquet")

@@ -74,6 +74,7 @@ def write_run(root: Path, *, accuracy: float = 0.75, with_queries: bool = False)
         results.append(result(2, 1, 0.999, mode="transductive"))
     pd.DataFrame({"accuracy": [accuracy]}).to_parquet(artifacts / "evaluate" / "episodes.parquet")
     pd.DataFrame({"accuracy": [accuracy]}).to_parquet(artifacts / "evaluate" / "per_class.parquet")
+    pd.DataFrame({"times": [1]}).to_parquet(artifacts / "evaluate" / "confusions.parquet")
     for name, content in {
         "validate/facts.json": {"checks": [check("ids are unique", True), check("near duplicates", False)]},
         "task_pool/pools.json": {"data_hash": dataset.content_hash},
@@ -129,8 +130,9 @@ def result(n_way: int, k_shot: int, accuracy: float, mode: str = "non-transducti
         "mode": mode,
         "accuracy": accuracy,
         "ci95": 0.02,
-        "baseline_accuracy": 0.4,
-        "baseline_ci95": 0.03,
+        "ci95_over_classes": [0.6, 0.9],
+        "calibration_error": 0.05,
+        "baselines": {"pixels": {"accuracy": 0.4, "ci95": 0.03}},
         "pool_hash": f"{n_way}{k_shot}" * 32,
     }
 
@@ -183,6 +185,7 @@ def test_finished_run_becomes_a_version_with_its_whole_lineage(project: Path, cl
         "data/dataset.json",
         "data/manifest.parquet",
         "dvc.lock",
+        "evaluate/confusions.parquet",
         "evaluate/episodes.parquet",
         "evaluate/metrics.json",
         "evaluate/per_class.parquet",
@@ -211,8 +214,8 @@ def test_model_card_states_results_with_intervals_and_what_is_served(project: Pa
     card = client.get_model_version("toy", "1").description
     for line in (
         "# toy",
-        "| 2-way 1-shot | non-transductive | 75.00 ± 2.00 | 40.00 ± 3.00 | 4 |",
-        "| 2-way 1-shot | transductive | 99.90 ± 2.00 | 40.00 ± 3.00 | 4 |",
+        "| 2-way 1-shot | non-transductive | 75.00 ± 2.00 | 60.00 to 90.00 | 5.00 | 40.00 ± 3.00 | 4 |",
+        "| 2-way 1-shot | transductive | 99.90 ± 2.00 | 60.00 to 90.00 | 5.00 | 40.00 ± 3.00 | 4 |",
         "- Data: `tiny`, 60 images, 4 / 4 / 4 classes to train, select and test.",
         "- near duplicates: 3 pairs; need at most 0",
         "| flow_run_id | `none` |",

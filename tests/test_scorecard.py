@@ -37,10 +37,11 @@ def test_new_training_classes_leave_the_held_out_episodes_as_they_are(tmp_path: 
 
 def write_evaluation(folder: Path, modes: tuple[str, ...] = ("transductive", "non-transductive")) -> None:
     """Two episodes in each mode, right in 0.5 and 0.9 where they count; classes of two groups."""
-    results = [{"n_way": 5, "k_shot": 1, "mode": mode, "accuracy": 0.7} for mode in modes]
+    found = {"baselines": {"pixels": {"accuracy": 0.2}}, "calibration_error": 0.03}
+    results = [{"n_way": 5, "k_shot": 1, "mode": mode, "accuracy": 0.7} | found for mode in modes]
     (folder / "metrics.json").write_text(json.dumps({"results": results, "episodes_id": "e" * 64}))
     episodes = [
-        {"n_way": 5, "k_shot": 1, "mode": mode, "episode": episode, "accuracy": accuracy, "baseline_accuracy": 0.2}
+        {"n_way": 5, "k_shot": 1, "mode": mode, "episode": episode, "accuracy": accuracy}
         for mode, accuracies in zip(modes, ((1.0, 1.0), (0.5, 0.9)), strict=False)
         for episode, accuracy in enumerate(accuracies)
     ]
@@ -57,7 +58,8 @@ def test_a_scorecard_holds_what_is_served(tmp_path: Path) -> None:
     card = read_scorecard(tmp_path, "a" * 64)
     np.testing.assert_array_equal(card.accuracy["5w1s"], [0.5, 0.9])
     assert card.group_accuracy == pytest.approx({"one": 0.9, "two": 0.2})
-    assert card.baselines == {"pixel nearest centroid": {"5w1s": pytest.approx(0.2)}}
+    assert card.baselines == {"pixels": {"5w1s": 0.2}}
+    assert card.calibration_error == 0.03
     assert (card.episodes, card.weights_sha256) == ("e" * 64, "a" * 64)
 
 

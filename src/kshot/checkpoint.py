@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kshot.algorithms import AlgorithmConfig, Learner
 from kshot.backbones import BackboneConfig
+from kshot.backbones.backbone import Backbone
 from kshot.datasets.packed import ItemSpec
 from kshot.episode import EpisodeShape
 from kshot.errors import CheckpointError, ModelError
@@ -64,6 +65,13 @@ def build_learner(config: ModelConfig, *, init_seed: int = 0) -> Learner[Any]:
         torch.manual_seed(init_seed)
         backbone = config.backbone.build(channels=config.item.channels, image_size=config.item.image_size)
         return config.algorithm.build(backbone, n_features=backbone.n_features, train_way=config.train_shape.n_way)
+
+
+def build_backbone(config: ModelConfig, *, init_seed: int) -> Backbone:
+    """The backbone alone with fresh weights, those that `build_learner` gives it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(init_seed)
+        return config.backbone.build(channels=config.item.channels, image_size=config.item.image_size)
 
 
 def save_model(folder: Path, learner: Learner[Any], config: ModelConfig) -> None:

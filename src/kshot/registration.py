@@ -51,6 +51,7 @@ _ATTACHED = (
     "evaluate/metrics.json",
     "evaluate/episodes.parquet",
     "evaluate/per_class.parquet",
+    "evaluate/confusions.parquet",
     "evaluate/report.html",
 )
 _RECORDED = (":(exclude)dvc.lock", ":(exclude)params.yaml", ":(exclude)data.dvc")  # each run has its own, logged
@@ -262,7 +263,9 @@ def _metrics(run: FinishedRun) -> dict[str, float]:
         prefix = f"meta_test/{setting_name(result)}"
         metrics[f"{prefix}/accuracy{suffix}"] = result["accuracy"]
         metrics[f"{prefix}/ci95{suffix}"] = result["ci95"]
-        metrics[f"{prefix}/baseline_accuracy"] = result["baseline_accuracy"]
+        metrics[f"{prefix}/calibration_error{suffix}"] = result["calibration_error"]
+        for name, score in result["baselines"].items():
+            metrics[f"{prefix}/baseline/{name.replace(',', '')}"] = score["accuracy"]
     numbers = {name: float(value) for name, value in run.training.items() if isinstance(value, int | float)}
     numbers |= run.speed
     return metrics | {f"meta_train/final/{name}": value for name, value in numbers.items()}

@@ -64,19 +64,22 @@ def setting_name(result: Mapping[str, Any]) -> str:
 def read_scorecard(folder: Path, weights_sha256: str) -> Scorecard:
     """The scores in the mode that is served, from an evaluation's files. Raises StageError where there are none."""
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    served = {setting_name(r) for r in metrics["results"] if r["mode"] == NON_TRANSDUCTIVE}
+    served = {setting_name(result): result for result in metrics["results"] if result["mode"] == NON_TRANSDUCTIVE}
     if not served:
         raise StageError(f"{folder / METRICS} has no {NON_TRANSDUCTIVE} result; need one; next: kshot evaluate")
     episodes = _served(pd.read_parquet(folder / EPISODES))
     by_setting = {str(setting): rows.sort_values("episode") for setting, rows in episodes.groupby("setting")}
+    names = dict.fromkeys(name for result in served.values() for name in result["baselines"])
     return Scorecard(
         weights_sha256=weights_sha256,
         episodes=metrics.get("episodes_id", "unknown"),  # that no other has, where kshot was older
         accuracy={setting: rows["accuracy"].to_numpy() for setting, rows in by_setting.items()},
         group_accuracy=_accuracies(folder, by="group"),
         baselines={
-            "pixel nearest centroid": {s: float(rows["baseline_accuracy"].mean()) for s, rows in by_setting.items()}
+            name: {setting: result["baselines"][name]["accuracy"] for setting, result in served.items()}
+            for name in names
         },
+        calibration_error=max(result["calibration_error"] for result in served.values()),
     )
 
 

@@ -38,7 +38,7 @@ import json
 from pathlib import Path
 Path("artifacts/evaluate").mkdir(parents=True, exist_ok=True)
 result = {"n_way": 5, "k_shot": 1, "n_query": 15, "episodes": 1000, "mode": "non-transductive", "accuracy": 0.91,
-          "ci95": 0.004, "baseline_accuracy": 0.4, "baseline_ci95": 0.01, "pool_hash": "abc"}
+          "ci95": 0.004, "baselines": {"pixels": {"accuracy": 0.4, "ci95": 0.01}}, "pool_hash": "abc"}
 metrics = {"dataset": "toy", "algorithm": "protonet", "results": [result]}
 Path("artifacts/evaluate/metrics.json").write_text(json.dumps(metrics))
 Path("artifacts/evaluate/report.html").write_text("<p>")

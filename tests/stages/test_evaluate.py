@@ -16,11 +16,14 @@ from kshot.stages import evaluate, meta_train, task_pool
 from kshot.task_pool import FrozenPool
 from tests.tiny_project import tiny_params, write_project
 
+BASELINES = {"pixel nearest centroid", "untrained backbone, prototypes", "pretrained, linear head"}
+
 
 def evaluated(root: Path, algorithm: dict[str, Any]) -> Path:
     torch.set_num_threads(1)
     params = tiny_params()
     params["meta_train"]["algorithm"] = algorithm
+    params["evaluate"]["pretrain_steps"] = 3
     write_project(root, params)
     loaded = load_params(root / "params.yaml")
     task_pool.run(loaded, root)
@@ -51,7 +54,7 @@ def test_every_setting_is_reported_with_its_interval_baseline_and_pool(protonet:
         (2, 2, "non-transductive"),
     ]
     assert [r["pool_hash"] for r in results] == [pools["meta_test-3w1s"]["hash"], pools["meta_test-2w2s"]["hash"]]
-    assert all(r["episodes"] == 10 and r["ci95"] > 0 and 0 < r["baseline_accuracy"] <= 1 for r in results)
+    assert all(r["episodes"] == 10 and r["ci95"] > 0 and set(r["baselines"]) == BASELINES for r in results)
 
 
 def test_maml_is_scored_with_and_without_query_statistics(maml: Path) -> None:
@@ -104,3 +107,38 @@ def test_without_a_model_the_next_command_is_named(tmp_path: Path) -> None:
     root = write_project(tmp_path, tiny_params())
     with pytest.raises(ModelError, match="no model in .*next: kshot train"):
         evaluate.run(load_params(root / "params.yaml"), root)
+
+
+def test_a_learner_with_inner_steps_is_scored_after_each_of_them(maml: Path, protonet: Path) -> None:
+    curve = metrics(maml)["adaptation"]
+    steps = list(range(11))
+    assert [point["steps"] for point in curve if point["mode"] == "non-transductive"] == steps
+    assert [point["steps"] for point in curve if point["mode"] == "transductive"] == steps
+    last = {point["mode"]: point["accuracy"] for point in curve if point["steps"] == 10}
+    first_setting = [r for r in metrics(maml)["results"] if r["n_way"] == 3]
+    assert last == {r["mode"]: pytest.approx(r["accuracy"]) for r in first_setting}
+    assert metrics(protonet)["adaptation"] == []
+
+
+def test_the_report_shows_mistakes_as_pictures_and_pairs_that_are_confused(protonet: Path) -> None:
+    page = (protonet / "artifacts/evaluate/report.html").read_text()
+    pairs = pd.read_parquet(protonet / "artifacts/evaluate/confusions.parquet")
+    worst = pairs.iloc[0]
+    assert page.count("data:image/png") >= 3 * 2
+    assert f"<td><code>{worst['class']}</code></td><td><code>{worst['taken_for']}</code></td>" in page
+    assert "Expected calibration error" in page or "expected calibration error" in page
+
+
+def test_an_interval_over_classes_and_a_calibration_error_stand_beside_each_accuracy(protonet: Path) -> None:
+    for result in metrics(protonet)["results"]:
+        low, high = result["ci95_over_classes"]
+        assert low <= result["accuracy"] <= high
+        assert 0 <= result["tempered_calibration_error"] <= 1 and result["temperature"] > 0
+
+
+def test_a_baseline_that_is_not_beaten_is_named_in_the_first_line(protonet: Path) -> None:
+    """The images are noise, so that somewhere pixels or an untrained backbone do as well."""
+    unbeaten = [r for r in metrics(protonet)["results"] if r["unbeaten"]]
+    page = (protonet / "artifacts/evaluate/report.html").read_text()
+    words = page.partition('<p class="words">')[2].partition("</p>")[0]
+    assert ("does not beat a baseline" in words) == bool(unbeaten)

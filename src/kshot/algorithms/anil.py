@@ -3,6 +3,7 @@
 Shapes: B episodes, S support items, Q query items, N way, D features.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Flatten, MetricLearner, check_max_way, cross_entropy, full_precision
+from kshot.algorithms.learner import Flatten, Learner, MetricLearner, check_max_way, cross_entropy, full_precision
 from kshot.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
@@ -47,6 +48,7 @@ class ANIL(MetricLearner[AdaptedHead]):
     """
 
     needs_population_statistics = True
+    inner_steps: int
 
     def __init__(self, backbone: nn.Module, config: ANILConfig, *, n_features: int, n_way: int) -> None:
         super().__init__()
@@ -54,9 +56,10 @@ class ANIL(MetricLearner[AdaptedHead]):
         self.head = nn.Linear(n_features, n_way)
         self.config = config
         self.max_way = n_way
+        self.inner_steps = config.eval_inner_steps
 
     def adapt(self, support: Support) -> AdaptedHead:
-        return self._inner_loop(self.embed_episodes(support.x), support.y, support.n_way, self.config.eval_inner_steps)
+        return self._inner_loop(self.embed_episodes(support.x), support.y, support.n_way, self.inner_steps)
 
     def classify(self, adapted: AdaptedHead, query_x: Tensor) -> Tensor:
         return _logits(adapted, self.embed_episodes(query_x))
@@ -69,8 +72,13 @@ class ANIL(MetricLearner[AdaptedHead]):
 
     def on_features(self) -> "ANIL":
         learner = ANIL(Flatten(), self.config, n_features=self.head.in_features, n_way=self.head.out_features)
-        learner.head = self.head
+        learner.head, learner.inner_steps = self.head, self.inner_steps
         return learner
+
+    def with_inner_steps(self, n_steps: int) -> Learner[AdaptedHead]:
+        other = copy(self)
+        other.inner_steps = n_steps
+        return other
 
     def _inner_loop(self, features: Tensor, labels: Tensor, n_way: int, n_steps: int) -> AdaptedHead:
         """Heads after `n_steps` of gradient descent from features (B, S, D) and labels (B, S)."""

@@ -37,6 +37,9 @@ class Learner(nn.Module, ABC, Generic[AdaptedT]):
     episodes_at_once: int = 1
     """How many episodes `adapt` and `meta_loss` are best given; memory grows with it."""
 
+    inner_steps: int | None = None
+    """The gradient steps that `adapt` takes; None where it takes none."""
+
     @property
     def transductive(self) -> bool:
         """Whether a prediction may depend on the other queries given with it."""
@@ -57,6 +60,10 @@ class Learner(nn.Module, ABC, Generic[AdaptedT]):
     def normalization_modes(self) -> dict[str, "Learner[AdaptedT]"]:
         """The same weights in every normalisation mode in which this algorithm is scored."""
         return {TRANSDUCTIVE if self.transductive else NON_TRANSDUCTIVE: self}
+
+    def with_inner_steps(self, n_steps: int) -> "Learner[AdaptedT]":
+        """The same weights, adapting in `n_steps`, which may be 0; for a learner that has `inner_steps`."""
+        raise NotImplementedError(f"{type(self).__name__} does not adapt in steps")
 
 
 class MetricLearner(Learner[AdaptedT]):

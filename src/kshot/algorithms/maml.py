@@ -73,6 +73,7 @@ class MAML(Learner[AdaptedWeights]):
 
     needs_population_statistics = False
     episodes_at_once = 4
+    inner_steps: int
 
     def __init__(self, backbone: nn.Module, config: MAMLConfig, *, n_features: int, n_way: int) -> None:
         super().__init__()
@@ -80,6 +81,7 @@ class MAML(Learner[AdaptedWeights]):
         self.head = nn.Linear(n_features, n_way)
         self.config = config
         self.max_way = n_way
+        self.inner_steps = config.eval_inner_steps
         self.query_statistics = config.query_statistics
 
     @property
@@ -87,7 +89,7 @@ class MAML(Learner[AdaptedWeights]):
         return self.query_statistics
 
     def adapt(self, support: Support) -> AdaptedWeights:
-        return self._inner_loop(support, self.config.eval_inner_steps)
+        return self._inner_loop(support, self.inner_steps)
 
     def classify(self, adapted: AdaptedWeights, query_x: Tensor) -> Tensor:
         logits = [
@@ -111,6 +113,11 @@ class MAML(Learner[AdaptedWeights]):
         with_queries, with_support = copy(self), copy(self)
         with_queries.query_statistics, with_support.query_statistics = True, False
         return {TRANSDUCTIVE: with_queries, NON_TRANSDUCTIVE: with_support}
+
+    def with_inner_steps(self, n_steps: int) -> Learner[AdaptedWeights]:
+        other = copy(self)
+        other.inner_steps = n_steps
+        return other
 
     def _inner_loop(self, support: Support, n_steps: int) -> AdaptedWeights:
         """Fast weights after `n_steps` of gradient descent; differentiable where gradients are on."""

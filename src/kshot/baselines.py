@@ -1,0 +1,87 @@
+"""What a meta-trained learner has to beat, scored on the same episodes: pixels, no training, ordinary training."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kshot.algorithms.learner import Flatten, Learner
+from kshot.algorithms.linear_probe import LinearProbe
+from kshot.algorithms.protonet import ProtoNet
+from kshot.backbones.backbone import Backbone, calibrate
+from kshot.checkpoint import ModelConfig, build_backbone
+from kshot.datasets.packed import PackedDataset
+from kshot.episode_loader import Gather
+from kshot.live_lines import LiveLines
+from kshot.sampling import Int
+from kshot.seeding import generator
+
+PIXELS, UNTRAINED, PRETRAINED = "pixel nearest centroid", "untrained backbone, prototypes", "pretrained, linear head"
+_BATCH, _CALIBRATION_BATCHES = 128, 8
+_LEARNING_RATE = 1e-3
+
+
+def baselines(
+    config: ModelConfig, dataset: PackedDataset, gather: Gather, *, seed: int, pretrain_steps: int, lines: LiveLines
+) -> dict[str, Learner[Any]]:
+    """Each baseline by its name, ready to be scored. The last is left out where `pretrain_steps` is 0."""
+    items, labels = _meta_train_items(dataset)
+    calibration = generator(seed, "baselines", "calibration").permutation(items)[: _BATCH * _CALIBRATION_BATCHES]
+    batches = [gather(part) for part in np.array_split(calibration, max(1, len(calibration) // _BATCH))]
+    untrained = build_backbone(config, init_seed=seed).to(batches[0].device).eval()
+    calibrate(untrained, batches)
+    learners: dict[str, Learner[Any]] = {PIXELS: ProtoNet(Flatten()), UNTRAINED: ProtoNet(untrained)}
+    if pretrain_steps:
+        backbone = build_backbone(config, init_seed=seed).to(batches[0].device)
+        pretrain(backbone, items, labels, gather, seed=seed, n_steps=pretrain_steps, lines=lines)
+        calibrate(backbone.eval(), batches)
+        learners[PRETRAINED] = LinearProbe(backbone)
+    return learners
+
+
+def pretrain(
+    backbone: Backbone, items: Int, labels: Int, gather: Gather, *, seed: int, n_steps: int, lines: LiveLines
+) -> None:
+    """Train `backbone` in place to tell apart all classes of `labels`: Adam with a cosine schedule, batches of 128.
+
+    The baseline of Chen et al., "A Closer Look at Few-shot Classification", 2019.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Linear(backbone.n_features, int(labels.max()) + 1)
+    head.to(next(backbone.parameters()).device)
+    parameters = [*backbone.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE, foreach=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    backbone.train()
+    with torch.enable_grad():
+        for step, rows in zip(range(n_steps), _shuffled(len(items), seed), strict=False):
+            images = gather(items[rows])
+            loss = F.cross_entropy(
+                head(backbone(images, len(images))), torch.from_numpy(labels[rows]).to(images.device)
+            )
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            schedule.step()
+            lines.mention(partial("pretrained baseline: step {:,} of {:,}".format, step + 1, n_steps))
+
+
+def _meta_train_items(dataset: PackedDataset) -> tuple[Int, Int]:
+    """Items (I,) of the meta_train classes, and the number of each one's class among them (I,)."""
+    table = dataset.class_table("meta_train")
+    present = np.arange(table.items.shape[1]) < table.counts[:, None]
+    return table.items[present], np.nonzero(present)[0]
+
+
+def _shuffled(n_items: int, seed: int) -> Iterator[Int]:
+    """Batches of rows, without end, every row once before any comes again."""
+    n_batch, draw = min(_BATCH, n_items), generator(seed, "baselines", "pretrain")
+    while True:
+        order = draw.permutation(n_items)
+        for start in range(0, n_items - n_batch + 1, n_batch):
+            yield order[start : start + n_batch]
