@@ -103,6 +103,7 @@ def test_a_flow_killed_while_it_trains_is_finished_by_the_next_and_registers_one
     assert len(versions(root)) == 1
 
 
+@pytest.mark.timeout(600)
 def test_a_version_is_rebuilt_from_the_remote_and_a_lost_object_is_named(tmp_path: Path) -> None:
     root = workspace(tmp_path, tiny_params())
     run_flow(root)
