@@ -49,7 +49,7 @@ rerun: setup  ## Rebuild a registered version: VERSION=3, and MODEL=name, FROM_S
 	@$(BIN)/python -m flows.rerun --version $(VERSION) $(if $(MODEL),--model $(MODEL)) $(if $(FROM_SCRATCH),--from-scratch)
 
 test: setup  ## The tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/flows
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/flows
 	@$(BIN)/python -m pytest tests/flows  # apart: Prefect's server and MLflow do not share one process's SQLAlchemy
 
 check: setup  ## Formatting, lint, types and import contracts

@@ -173,21 +173,10 @@ def history(
     """Every move of the champion, and every refused one."""
     from kshot.tracking import history as moves_of
 
-    name = _model_name(model)
-    table = Table("", "time", "", "version", "in place of", "", "reason", "by", title=name, title_justify="left")
-    for move in moves_of(name, Path.cwd()):
-        row = (
-            move.number,
-            move.time,
-            move.action,
-            move.version,
-            move.champion or "",
-            move.outcome,
-            move.reason,
-            move.by,
-        )
-        table.add_row(*(escape(str(cell)) for cell in row))
-    Console().print(table)
+    for move in moves_of(_model_name(model), Path.cwd()):
+        place = f" in place of version {move.champion}" if move.champion else ""
+        typer.echo(f"{move.number}  {move.time}  {move.action} version {move.version}{place}: {move.outcome}")
+        typer.echo(f"   {move.reason} (by {move.by})")
 
 
 @app.command()

@@ -172,7 +172,7 @@ def _smoke_test(version: ModelVersion) -> None:
         expected = call.pop(EXPECTED)
         found = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}").predict(call)
     except (KshotError, OSError, MlflowException) as error:
-        raise StageError(f"{where} fails its smoke test: {first_line(error)}; need it to answer") from error
+        raise StageError(f"{where} fails its smoke test: {first_line(error)}") from error
     if found.shape != expected.shape or not np.allclose(found, expected, atol=_TOLERANCE):
         raise StageError(
             f"{where} fails its smoke test: it answers {_numbers(found)}; need {_numbers(expected)}, as at registration"
