@@ -121,7 +121,8 @@ def to_terminal(summary: Summary, root: Path) -> RenderableType:
         scores.add_row(row, *_cells(evaluation, row))
     facts = Table.grid(padding=(0, 2))
     facts.add_row("stages", ", ".join(f"{run.stage} {run.outcome} ({run.seconds:.1f} s)" for run in summary.stages))
-    facts.add_row("registered", str(summary.registered))
+    alias = " (champion)" if summary.promotion.is_champion else ""
+    facts.add_row("registered", f"{summary.registered}{alias}")
     facts.add_row("promotion", str(summary.promotion))
     facts.add_row("reports", Text("\n".join(str(path.relative_to(root)) for path in summary.reports)))
     facts.add_row("UIs", "make ui opens MLflow and Prefect")
