@@ -14,7 +14,6 @@ from kshot.evaluation import (
     fit_temperature,
     mean_interval,
     score_episodes,
-    score_pixels,
 )
 from kshot.sampling import EpisodeIndices
 from tests.toy_episodes import image_pools, point_gather
@@ -59,7 +58,7 @@ def test_class_accuracy_adds_up_over_episodes() -> None:
 def test_the_pixel_baseline_is_the_nearest_centroid_of_the_pixels() -> None:
     shape = EpisodeShape(n_way=4, k_shot=3, n_query=2)
     _, pool, gather = image_pools(shape)
-    found = score_pixels(pool.indices, gather).accuracy
+    found = score_episodes(ProtoNet(Flatten()), pool.indices, gather).accuracy
     expected = []
     for support, query in zip(pool.indices.support, pool.indices.query, strict=True):
         centroids = gather(support).flatten(2).mean(1)

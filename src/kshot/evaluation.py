@@ -19,8 +19,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Flatten, Learner, MetricLearner
-from kshot.algorithms.protonet import ProtoNet
+from kshot.algorithms.learner import Learner, MetricLearner
 from kshot.episode_loader import Gather, load_episodes
 from kshot.live_lines import LiveLines, silent_lines
 from kshot.sampling import EpisodeIndices, Int
@@ -153,11 +152,6 @@ def _logits(learner: Learner[Any], indices: EpisodeIndices, gather: Gather, line
         episodes = load_episodes(indices[start : start + at_once], gather)
         yield learner.classify(learner.adapt(episodes.support), episodes.query_x)
         lines.mention(partial("{:,} of {:,} episodes scored".format, start + len(episodes), len(indices)))
-
-
-def score_pixels(indices: EpisodeIndices, gather: Gather) -> EpisodeScores:
-    """The nearest-centroid baseline on raw pixels, on the same episodes."""
-    return score_episodes(ProtoNet(Flatten()), indices, gather)
 
 
 def _used_items(indices: EpisodeIndices) -> tuple[Int, EpisodeIndices]:

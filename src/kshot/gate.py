@@ -76,8 +76,7 @@ def consider(
         return outcome(result="promotion is off")
     champion = None if champion_number is None else fetch_model(f"models:/{name}/{champion_number}", root)
     decision = decide(*_scorecards(root, params, challenger, champion, tell), settings)
-    result = _result(decision, settings, approved)
-    about = {"challenger": challenger.version, "champion": champion_number, "by": by, "result": result}
+    about = {"challenger": challenger.version, "champion": champion_number, "by": by, "approved": approved}
     record_decision(
         name,
         challenger.version,
@@ -86,6 +85,7 @@ def consider(
         reason=decision.reason,
         decision=about | asdict(decision) | {"settings": asdict(settings)},
     )
+    result = _result(decision, settings, approved)
     if result == "promoted":
         move_champion(name, root, version=challenger.version, expected=champion_number, reason=decision.reason, by=by)
     return outcome(result=result, decision=decision)

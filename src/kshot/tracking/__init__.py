@@ -1,6 +1,6 @@
 """Runs, the model registry and its aliases in MLflow: the only package that imports mlflow, which takes seconds."""
 
-from kshot.tracking.champion import Move, history, move_champion, record_decision, rollback, smoke_test
+from kshot.tracking.champion import Move, history, move_champion, record_decision, rollback
 from kshot.tracking.runs import (
     CHALLENGER,
     CHAMPION,
@@ -41,6 +41,5 @@ __all__ = [
     "register",
     "rollback",
     "serving_requirements",
-    "smoke_test",
     "version_with",
 ]

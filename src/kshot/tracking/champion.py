@@ -102,13 +102,6 @@ def record_decision(
         client.set_model_version_tag(name, str(version), _REASON_TAG, reason[:_TAG_LENGTH])
 
 
-def smoke_test(name: str, version: int, root: Path, tracking_uri: str | None = None) -> None:
-    """Load a version back from the registry and ask it its example call. Raises StageError where it fails."""
-    check_registry(root, tracking_uri)
-    with open_store(root, tracking_uri) as client:
-        _smoke_test(find_version(client, name, None, str(version)))
-
-
 def _move(
     client: MlflowClient,
     name: str,
