@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,8 @@ import torch
 
 from kshot.datasets.packed import PackedDataset
 from kshot.episode_loader import image_gather, resident_gather
-from kshot.task_pool import ReadAhead
+from kshot.sampling import EpisodeIndices, Int
+from kshot.task_pool import ReadAhead, SampledPool
 from tests.tiny_dataset import tiny_dataset
 from tests.toy_episodes import image_pools
 
@@ -41,3 +43,20 @@ def test_a_pool_that_reads_ahead_has_the_same_episodes_in_any_order() -> None:
         assert np.array_equal(found.support, expected.support)
         assert np.array_equal(found.query, expected.query)
         assert np.array_equal(found.class_ids, expected.class_ids)
+
+
+def test_a_pool_that_reads_ahead_draws_a_block_once() -> None:
+    pool = image_pools()[0].pool
+    assert isinstance(pool, SampledPool)
+    drawn: list[int] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Counted(SampledPool):
+        def episodes(self, numbers: Int) -> EpisodeIndices:
+            drawn.extend(numbers.tolist())
+            return super().episodes(numbers)
+
+    ahead = ReadAhead(Counted(table=pool.table, shape=pool.shape, sampler=pool.sampler, key=pool.key), n_block=8)
+    for step in range(8):
+        ahead.episodes(np.arange(2) + 2 * step)
+    assert drawn == list(range(16))

@@ -100,7 +100,6 @@ def write_run(root: Path, *, accuracy: float = 0.75, with_queries: bool = False)
     for name in (
         "validate/report.html",
         "evaluate/report.html",
-        "meta_train/curves.png",
         "evaluate/plots/accuracy.png",
     ):
         (artifacts / name).write_text(name)
@@ -191,7 +190,6 @@ def test_finished_run_becomes_a_version_with_its_whole_lineage(project: Path, cl
         "evaluate/per_class.parquet",
         "evaluate/plots/accuracy.png",
         "evaluate/report.html",
-        "meta_train/curves.png",
         "meta_train/history.parquet",
         "meta_train/metrics.json",
         "model_card.md",

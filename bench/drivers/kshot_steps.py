@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bench.measure import Noise, Part, Request
 from bench.workloads import Shape, Workload
+from kshot.adam import Adam
 from kshot.algorithms import AlgorithmConfig, ANILConfig, Learner, MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.backbones.backbone import calibrate
@@ -27,7 +28,7 @@ from kshot.evaluation import score_episodes
 from kshot.live_lines import silent_lines
 from kshot.sampling import ClassTable, Uniform
 from kshot.task_pool import ReadAhead, SampledPool
-from kshot.training import TrainingJob, TrainingSettings, TrainingState, make_optimizer, training_step
+from kshot.training import TrainingJob, TrainingSettings, TrainingState, training_step
 
 _CALIBRATION_EPISODES = 16
 SCORED_AT_ONCE = {"protonet": 1000, "maml": 64}  # episodes in one call
@@ -90,7 +91,7 @@ def _part(workload: Workload, shape: Shape, data: Data, request: Request, worker
     match workload.kind:
         case "train":
             job = _training_job(workload, shape, data, request, workers)
-            optimizer = make_optimizer(job)
+            optimizer = Adam(job.learner.parameters())
             return Part(
                 name=str(shape),
                 step=lambda: training_step(job, optimizer, next(numbers)),

@@ -1,5 +1,6 @@
 """What a meta-trained learner has to beat, scored on the same episodes: pixels, no training, ordinary training."""
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kshot.adam import Adam
 from kshot.algorithms.learner import Flatten, Learner
 from kshot.algorithms.linear_probe import LinearProbe
 from kshot.algorithms.protonet import ProtoNet
@@ -54,9 +56,7 @@ def pretrain(
         torch.manual_seed(seed)
         head = nn.Linear(backbone.n_features, int(labels.max()) + 1)
     head.to(next(backbone.parameters()).device)
-    parameters = [*backbone.parameters(), *head.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE, foreach=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    optimizer = Adam([*backbone.parameters(), *head.parameters()])
     backbone.train()
     with torch.enable_grad():
         for step, rows in zip(range(n_steps), _shuffled(len(items), seed), strict=False):
@@ -64,10 +64,8 @@ def pretrain(
             loss = F.cross_entropy(
                 head(backbone(images, len(images))), torch.from_numpy(labels[rows]).to(images.device)
             )
-            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            schedule.step()
+            learning_rate = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+            optimizer.step(torch.autograd.grad(loss, optimizer.parameters), learning_rate)
             lines.mention(partial("pretrained baseline: step {:,} of {:,}".format, step + 1, n_steps))
 
 

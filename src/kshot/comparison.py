@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from kshot.datasets.packed import INFO_FILE, MANIFEST_FILE, read_info
-from kshot.evaluation import Interval
+from kshot.intervals import Interval
 from kshot.promotion import paired_difference
 from kshot.scorecard import CLASSES, EPISODES, METRICS, Scorecard, class_accuracies, read_scorecard
 from kshot.tracking import RegisteredModel, fetch_model, fetch_run_files, flatten

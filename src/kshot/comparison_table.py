@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kshot.comparison import Change, Comparison, DataChange, ScoreChange
-from kshot.evaluation import Interval
+from kshot.intervals import Interval
 from kshot.promotion import verdict_of
 
 _CLASSES_SHOWN, _NAMES_SHOWN = 10, 5

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kshot.evaluation import Bins
+from kshot.calibration import Bins
 
 
 def training_curves(history: pd.DataFrame) -> Figure:

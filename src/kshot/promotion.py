@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
-from scipy.stats import t as student_t
 
-from kshot.evaluation import Interval
+from kshot.intervals import Interval, t_quantile_95
 from kshot.scorecard import Scorecard
 from kshot.settings import STRICT
 
@@ -102,7 +101,7 @@ def paired_difference(
     mean = float(np.mean([difference.mean() for difference in differences]))
     variance = sum(float(difference.var(ddof=1)) / len(difference) for difference in differences)
     freedom = min(len(difference) for difference in differences) - 1
-    half_width = float(student_t.ppf(0.975, freedom)) * variance**0.5 / len(differences)
+    half_width = t_quantile_95(freedom) * variance**0.5 / len(differences)
     return Interval(mean=mean, half_width=half_width)
 
 

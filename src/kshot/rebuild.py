@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from kshot.errors import ModelError, StageError
-from kshot.evaluation import Interval
+from kshot.intervals import Interval
 from kshot.promotion import paired_difference
 from kshot.registration import dvc_hash
 from kshot.scorecard import CLASSES, EPISODES, METRICS, read_scorecard

@@ -47,7 +47,6 @@ _ATTACHED = (
     "task_pool/pools.json",
     "meta_train/history.parquet",
     "meta_train/metrics.json",
-    "meta_train/curves.png",
     "evaluate/metrics.json",
     "evaluate/episodes.parquet",
     "evaluate/per_class.parquet",

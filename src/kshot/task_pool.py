@@ -141,8 +141,8 @@ class ReadAhead:
         numbers = np.asarray(numbers, dtype=np.int64)
         if len(numbers) >= self._n_block:
             return self._pool.episodes(numbers)
-        if not self._holds(numbers):
-            self._start = int(numbers.min(initial=0))
+        if len(numbers) and not self._holds(numbers):
+            self._start = int(numbers.min())
             self._block = self._pool.episodes(np.arange(self._start, self._start + self._n_block))
         return self._block[numbers - self._start] if self._holds(numbers) else self._pool.episodes(numbers)
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
+from kshot.adam import Adam
 from kshot.algorithms.learner import Learner
 from kshot.backbones.backbone import calibrate
 from kshot.distributed import PairwiseSum, Workers
@@ -128,7 +129,7 @@ def meta_train(job: TrainingJob) -> Progress:
     not finite.
     """
     settings, workers = job.settings, job.workers
-    optimizer = make_optimizer(job)
+    optimizer = Adam(job.learner.parameters())
     progress, best_weights = _resume(job, optimizer)
     saved_step = progress.step
     last_save = time.monotonic()
@@ -162,25 +163,15 @@ def meta_train(job: TrainingJob) -> Progress:
     return progress
 
 
-def make_optimizer(job: TrainingJob) -> torch.optim.Optimizer:
-    """Adam. Not torch's fused one: it takes parameter, gradient and moments for memory of one order, and a
-    channels-last weight and its restored moments are not.
-    """
-    return torch.optim.Adam(job.learner.parameters(), lr=job.settings.outer_lr, foreach=True)
-
-
-def training_step(job: TrainingJob, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
+def training_step(job: TrainingJob, optimizer: Adam, step: int) -> Tensor:
     """One step of the outer loop, number `step` from 0: episodes, gradients, their sum over workers, update.
 
     Returns the mean loss over the step's episodes and the norm of its gradient, (2,) on the learner's device.
     """
     numbers = step * job.settings.episodes_per_step + np.arange(job.settings.episodes_per_step)
     loss, *gradients = job.workers.sum(_loss_and_gradients(job, job.workers.share(numbers)))
-    for parameter, gradient in zip(job.learner.parameters(), gradients, strict=True):
-        parameter.grad = gradient
     norm = torch.nn.utils.get_total_norm(gradients)
-    _set_learning_rate(optimizer, job.settings.learning_rate(step))
-    optimizer.step()
+    optimizer.step(gradients, job.settings.learning_rate(step))
     return torch.stack([loss, norm])
 
 
@@ -219,11 +210,6 @@ def _checked_losses(outcomes: list[Tensor], steps: range) -> list[float]:
             )
         losses.append(loss)
     return losses
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
 
 
 def _validate(job: TrainingJob) -> float:
@@ -291,31 +277,20 @@ def _validation_line(progress: Progress, settings: TrainingSettings) -> str:
     )
 
 
-def _state(
-    learner: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, best_weights: Tensors
-) -> TrainingState:
-    moments = {
-        f"{number}.{name}": tensor
-        for number, values in optimizer.state_dict()["state"].items()
-        for name, tensor in values.items()
-    }
+def _state(learner: nn.Module, optimizer: Adam, progress: Progress, best_weights: Tensors) -> TrainingState:
     return TrainingState(
-        progress=progress, weights=dict(learner.state_dict()), optimizer=moments, best_weights=best_weights
+        progress=progress, weights=dict(learner.state_dict()), optimizer=optimizer.state(), best_weights=best_weights
     )
 
 
-def _resume(job: TrainingJob, optimizer: torch.optim.Optimizer) -> tuple[Progress, Tensors]:
+def _resume(job: TrainingJob, optimizer: Adam) -> tuple[Progress, Tensors]:
     """Put the newest checkpoint into the learner and the optimiser, where there is one."""
     state = job.checkpoints.latest()
     if state is None:
         return Progress(), _copy(job.learner.state_dict())
     job.lines.say(f"resuming from the checkpoint of step {state.progress.step:,}")
     job.learner.load_state_dict(state.weights)
-    moments: dict[int, Tensors] = {}
-    for key, tensor in state.optimizer.items():
-        number, name = key.split(".")
-        moments.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    optimizer.load_state(state.optimizer)
     return state.progress, state.best_weights
 
 

@@ -92,10 +92,10 @@ def kill_at_first_checkpoint(process: subprocess.Popen[str], root: Path) -> None
         wait_until_gone(pid)
 
 
-def test_the_stage_writes_model_history_metrics_and_curves(unbroken: Path) -> None:
+def test_the_stage_writes_model_history_and_metrics(unbroken: Path) -> None:
     folder = unbroken / "artifacts/meta_train"
     written = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
-    assert written == {"model/model.json", "model/weights.safetensors", "history.parquet", "metrics.json", "curves.png"}
+    assert written == {"model/model.json", "model/weights.safetensors", "history.parquet", "metrics.json"}
 
 
 @pytest.mark.parametrize("n_processes", [2, 4])

@@ -12,6 +12,7 @@ import pandas as pd
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
 from kshot.baselines import baselines
+from kshot.calibration import Bins, calibration_bins, fit_temperature
 from kshot.checkpoint import SavedModel, load_model
 from kshot.config import Params
 from kshot.cpu_runtime import keep_freed_memory
@@ -19,19 +20,11 @@ from kshot.datasets.packed import PackedDataset
 from kshot.distributed import choose_device
 from kshot.episode import EpisodeShape
 from kshot.episode_loader import Gather, image_gather
-from kshot.evaluation import (
-    Bins,
-    EpisodeScores,
-    calibration_bins,
-    class_accuracy,
-    class_interval,
-    confusions,
-    fit_temperature,
-    mean_interval,
-    score_episodes,
-)
+from kshot.evaluation import EpisodeScores, score_episodes
 from kshot.figures import accuracy_bars, adaptation_curve, class_distribution, reliability, shot_curves, training_curves
+from kshot.intervals import mean_interval
 from kshot.live_lines import LiveLines
+from kshot.per_class import class_accuracy, class_interval, confusions
 from kshot.report import figure_uri, image_uri, render
 from kshot.sampling import EpisodeIndices
 from kshot.scorecard import CLASSES, EPISODES, METRICS, episodes_id, setting_name
@@ -91,11 +84,11 @@ def run(params: Params, root: Path) -> None:
         figures["shots"] = shots
     if found.metrics["adaptation"]:
         figures["adaptation"] = adaptation_curve(found.metrics["adaptation"])
-    for name, figure in figures.items():
-        figure.savefig(folder / "plots" / f"{name}.png", dpi=120)
     trained = root / "artifacts" / "meta_train"
     training = json.loads((trained / "metrics.json").read_text(encoding="utf-8"))
     figures["training"] = training_curves(pd.read_parquet(trained / "history.parquet"))
+    for name, figure in figures.items():
+        figure.savefig(folder / "plots" / f"{name}.png", dpi=120)
     page = render(
         "evaluate.html.j2",
         metrics=found.metrics,

@@ -9,7 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from pydantic import TypeAdapter
 
@@ -24,7 +25,6 @@ from kshot.distributed import choose_device, joined_workers, torchrun_command
 from kshot.episode import EpisodeShape
 from kshot.episode_loader import EpisodeLoader, image_gather
 from kshot.errors import EpisodeError, KshotError, TrainingError
-from kshot.figures import training_curves
 from kshot.lifeline import die_with_parent
 from kshot.live_lines import LiveLines, silent_lines
 from kshot.seeding import stream_key
@@ -70,7 +70,7 @@ def check_ways(learner: Learner[Any], shapes: Mapping[str, tuple[EpisodeShape, .
 
 
 def train(params: Params, root: Path) -> None:
-    """One worker's part; the first worker writes model/, history.parquet, metrics.json and curves.png."""
+    """One worker's part; the first worker writes model/, history.parquet and metrics.json."""
     settings = params.meta_train
     if settings.keep_freed_memory:
         keep_freed_memory()
@@ -136,8 +136,7 @@ def _source_hash() -> str:
 
 def _write_history(folder: Path, job: TrainingJob, progress: Progress) -> None:
     """No clock enters these files: the same training gives the same bytes."""
-    history = pd.DataFrame([asdict(point) for point in progress.history])
-    history.to_parquet(folder / "history.parquet", index=False)
+    pq.write_table(pa.Table.from_pylist([asdict(point) for point in progress.history]), folder / "history.parquet")
     best = max(progress.history, key=lambda point: point.val_accuracy)
     metrics = {
         "best_step": best.step,
@@ -150,7 +149,6 @@ def _write_history(folder: Path, job: TrainingJob, progress: Progress) -> None:
         "stopped_early": progress.step < job.settings.n_steps,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    training_curves(history).savefig(folder / "curves.png", dpi=120)
 
 
 def _write_speed(root: Path, job: TrainingJob, progress: Progress) -> None:
