@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
@@ -78,7 +78,8 @@ class StageRun:
 def stage_order(root: Path) -> tuple[str, ...]:
     """Names of the stages in dvc.yaml, each after those whose outputs it reads."""
     try:
-        stages: dict[str, Any] = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+        described: dict[str, Any] = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+        stages = {name: stage for key in described for name, stage in _expanded(key, described[key], root)}
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise StageError(
             f"cannot read the stages of {root / 'dvc.yaml'}: {error!r}; next: git checkout dvc.yaml"
@@ -209,6 +210,18 @@ def completed(message: str, result: T) -> T:
 def failed(error: KshotError, result: type[T]) -> T:
     """What a task or flow returns for an error that needs no trace: Prefect logs the trace of a raised one."""
     return cast(T, Failed(message=str(error), data=error))
+
+
+def _expanded(name: str, stage: dict[str, Any], root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A stage; or of one with `foreach: ${key}`, a stage NAME@ITEM for each item that params.yaml lists there."""
+    if "foreach" not in stage:
+        yield name, stage
+        return
+    items: Any = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    for key in stage["foreach"].removeprefix("${").removesuffix("}").split("."):
+        items = items[key]
+    for item in items:
+        yield f"{name}@{item}", yaml.safe_load(yaml.safe_dump(stage["do"]).replace("${item}", item))
 
 
 _OUTS = ("outs", "metrics", "plots")

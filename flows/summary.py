@@ -14,7 +14,7 @@ from rich.text import Text
 from flows.dvc_stage import StageRun
 from kshot.errors import StageError
 
-REPORTS = (Path("artifacts/validate/report.html"), Path("artifacts/evaluate/report.html"))
+DATA_REPORT = Path("artifacts/validate/report.html")
 _METRICS = Path("artifacts/evaluate/metrics.json")
 _COLUMNS_OF_A_LOG = 120
 
@@ -71,7 +71,12 @@ class Summary:
     stages: tuple[StageRun, ...]
     registered: Registered
     promotion: Promotion
-    reports: tuple[Path, ...]
+    data_report: Path
+    run_report: Path
+
+    @property
+    def reports(self) -> tuple[Path, Path]:
+        return (self.run_report, self.data_report)
 
 
 def read_evaluation(root: Path) -> Evaluation:
@@ -83,7 +88,7 @@ def read_evaluation(root: Path) -> Evaluation:
         rows: dict[str, dict[str, Score]] = {}
         baselines: dict[str, dict[str, Score]] = {}
         for result in metrics["results"]:
-            column = f"{result['n_way']}-way {result['k_shot']}-shot"
+            column = result["title"]
             columns += [column] * (column not in columns)
             row = f"{metrics['algorithm']}, {result['mode']}"
             rows.setdefault(row, {})[column] = Score(accuracy=result["accuracy"], ci95=result["ci95"])
@@ -116,7 +121,7 @@ def to_terminal(summary: Summary, root: Path) -> RenderableType:
     scores = Table(title=evaluation.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     scores.add_column("")
     for column in evaluation.columns:
-        scores.add_column(column, justify="right", no_wrap=True)
+        scores.add_column(column.replace("-shot ", "-shot\n"), justify="right", no_wrap=True)
     for row in evaluation.rows:
         scores.add_row(row, *_cells(evaluation, row))
     facts = Table.grid(padding=(0, 2))

@@ -1,4 +1,4 @@
-"""validate -> task pool -> meta-train -> evaluate, as dvc.yaml has them; then push, register and promote.
+"""validate -> task pool -> meta-train -> evaluate, as dvc.yaml has them; then push, register, promote and report.
 
 python -m flows.train runs it here, with a Prefect server of its own where none is configured.
 """
@@ -26,7 +26,16 @@ from flows.dvc_stage import (
 )
 from flows.prefect_server import prefect_api
 from flows.promote import promote
-from flows.summary import REPORTS, Promotion, Registered, Summary, read_evaluation, terminal, to_markdown, to_terminal
+from flows.summary import (
+    DATA_REPORT,
+    Promotion,
+    Registered,
+    Summary,
+    read_evaluation,
+    terminal,
+    to_markdown,
+    to_terminal,
+)
 from flows.workspace import alone_in
 from kshot.errors import KshotError, StageError
 
@@ -42,7 +51,8 @@ def train_flow(root: Path = Path()) -> Summary:
             push(root, return_state=True).result()
             registered = register(root, return_state=True).result()
             promotion = promote(root, registered.version, False, return_state=True).result()
-            summary = _summarise(root, stages, registered, promotion)
+            page = report(root, registered, return_state=True).result()
+            summary = _summarise(root, stages, registered, promotion, page)
             publish(summary)
             return completed(f"{registered}; {promotion}", summary)
     except KshotError as error:
@@ -79,11 +89,21 @@ def register(root: Path) -> Registered:
     return completed(str(done), done)
 
 
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="report")
+def report(root: Path, registered: Registered) -> Path:
+    """The page of the version, attached to its MLflow run."""
+    try:
+        path = _report(root, registered)
+    except KshotError as error:
+        return failed(error, Path)
+    return completed("attached to the MLflow run", path)
+
+
 def publish(summary: Summary) -> None:
     """Show the result on the flow run's page."""
     create_markdown_artifact(key="train-result", markdown=to_markdown(summary), description=str(summary.registered))
-    for report in summary.reports:
-        create_link_artifact(key=f"{report.parent.name.replace('_', '-')}-report", link=report.as_uri())
+    for key, page in (("data-report", summary.data_report), ("run-report", summary.run_report)):
+        create_link_artifact(key=key, link=page.as_uri())
 
 
 def close_lost_run(root: Path) -> None:
@@ -126,13 +146,22 @@ def _register(root: Path) -> Registered:
     return Registered(name=done.name, version=done.version, created=done.created)
 
 
-def _summarise(root: Path, stages: tuple[StageRun, ...], registered: Registered, promotion: Promotion) -> Summary:
+def _report(root: Path, registered: Registered) -> Path:
+    from kshot.run_report import write_run_report
+
+    return write_run_report(registered.name, registered.version, root)
+
+
+def _summarise(
+    root: Path, stages: tuple[StageRun, ...], registered: Registered, promotion: Promotion, page: Path
+) -> Summary:
     return Summary(
         evaluation=read_evaluation(root),
         stages=stages,
         registered=registered,
         promotion=promotion,
-        reports=tuple(root / report for report in REPORTS if (root / report).exists()),
+        data_report=root / DATA_REPORT,
+        run_report=page,
     )
 
 

@@ -6,7 +6,7 @@ import yaml
 
 from kshot.config import load_params, params_from
 from kshot.errors import ConfigError
-from kshot.sampling import WithinGroup
+from kshot.sampling import Uniform, WithinGroup
 
 REPOSITORY = Path(__file__).parent.parent
 PRESETS = sorted((REPOSITORY / "presets").glob("*.yaml"))
@@ -23,17 +23,18 @@ def test_every_preset_is_valid_and_says_its_command(path: Path) -> None:
     assert "Command: make" in path.read_text().split("seed:")[0]
 
 
-def test_shapes_and_samplers_of_every_split_are_listed() -> None:
+def test_a_setting_may_have_a_sampler_of_its_own() -> None:
     raw_params = raw()
-    raw_params["task_pool"]["meta_test"]["sampler"] = {"name": "within_group"}
-    pools = params_from(raw_params, source="params.yaml").task_pool
-    assert [str(s) for s in pools.shapes()["meta_test"]] == [
-        "5-way 1-shot",
-        "5-way 5-shot",
-        "20-way 1-shot",
-        "20-way 5-shot",
+    raw_params["task_pool"]["meta_test"]["settings"] = [
+        {"n_way": 5, "k_shot": 1},
+        {"n_way": 5, "k_shot": 1, "sampler": {"name": "within_group"}},
     ]
-    assert pools.samplers()["meta_test"] == WithinGroup()
+    pools = params_from(raw_params, source="params.yaml").task_pool
+    assert {name: str(kind) for name, kind in pools.meta_test.kinds().items()} == {
+        "5w1s": "5-way 1-shot",
+        "5w1s-within_group": "5-way 1-shot within a group",
+    }
+    assert [kind.sampler for kind in pools.kinds()["meta_test"]] == [Uniform(), WithinGroup()]
 
 
 @pytest.mark.parametrize(

@@ -37,21 +37,35 @@ def add_version(root: Path, key: str, *, accuracy: float, episodes: str = EPISOD
     """Register a version of `tiny` that answered this fraction right, with weights of its own."""
     folder = root / f"evaluation-{key}"
     folder.mkdir()
-    setting = {"n_way": 3, "k_shot": 1, "mode": "non-transductive"}
-    result = setting | {"baselines": {"pixels": {"accuracy": 0.3}}, "calibration_error": 0.01}
-    (folder / "metrics.json").write_text(json.dumps({"results": [result], "episodes_id": episodes}))
+    setting = {"setting": "3w1s", "mode": "non-transductive"}
+    result = setting | {"baselines": {"pixels": {"accuracy": 0.3, "ci95": 0.01}}, "calibration_error": 0.01}
+    result |= {"title": "3-way 1-shot", "accuracy": accuracy, "ci95": 0.005, "unbeaten": []}
+    metrics = {"dataset": "tiny", "results": [result], "episodes_id": episodes}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "sections.html").write_text("<h2>Accuracy on held-out classes</h2>")
     spread = np.random.default_rng(1).normal(0, 0.02, N_EPISODES)
     rows = setting | {"episode": range(N_EPISODES), "accuracy": accuracy + spread}
     pd.DataFrame(rows).to_parquet(folder / "episodes.parquet")
     classes = setting | {"class": ["a", "b"], "group": ["one", "two"], "queries": [9, 9], "accuracy": accuracy}
     pd.DataFrame(classes).to_parquet(folder / "per_class.parquet")
+    facts = root / "facts.json"
+    found = {"name": "near duplicates", "passed": False, "found": "3 pairs", "needed": "at most 0"}
+    facts.write_text(json.dumps({"checks": [found]}))
     record = toy_record(root)
     weights = 0.0 if same_weights else float(ord(key))
     model = model_files(root / f"run-{key}" / "model", root / "mlflow" / "model.py", shift=weights)
     files = [LoggedFile(path=path, folder="evaluate") for path in sorted(folder.iterdir())]
+    files.append(LoggedFile(path=facts, folder="validate"))
     files += [LoggedFile(path=root / "data/tiny" / name, folder="data") for name in (INFO_FILE, MANIFEST_FILE)]
     done = register(
-        replace(record, model_name="tiny", dvc_lock_sha256=key * 64, files=(*record.files, *files), model=model)
+        replace(
+            record,
+            model_name="tiny",
+            dvc_lock_sha256=key * 64,
+            files=(*record.files, *files),
+            model=model,
+            metrics={**record.metrics, "cost/adapt_ms": 1.5, "cost/classify_ms": 0.25, "cost/parameters": 1000.0},
+        )
     )
     return done.version
 
@@ -160,6 +174,14 @@ def test_when_the_pools_changed_both_are_scored_on_the_new_ones(
     assert "version 1 was scored on other episodes" in said and "version 2 was scored on other episodes" in said
     assert outcome.decision is not None and outcome.decision.difference is not None
     assert abs(outcome.decision.difference.mean) < 0.5, "scored anew, not by the files of their runs"
+
+
+@pytest.mark.parametrize(("limit", "result"), [(1.0, "refused"), (2.0, "promoted")])
+def test_a_version_that_adapts_too_slowly_is_refused(project: Path, params: Params, limit: float, result: str) -> None:
+    add_version(project, "1", accuracy=0.5)
+    outcome = decided(project, params, max_adapt_ms=limit)
+    assert outcome.result == result
+    assert ("adapting 1.50 ms, need at most 1.00 ms" in str(outcome)) == (result == "refused")
 
 
 def test_what_is_not_there_is_named(project: Path, params: Params) -> None:

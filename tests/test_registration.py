@@ -40,6 +40,7 @@ PARAMS: dict[str, Any] = {
         "training": {"n_steps": 20},
     },
     "evaluate": {},
+    "cross_domain": [],
     "register": {"model_name": "toy"},
 }
 LOCKED = {
@@ -100,6 +101,7 @@ def write_run(root: Path, *, accuracy: float = 0.75, with_queries: bool = False)
     for name in (
         "validate/report.html",
         "evaluate/report.html",
+        "evaluate/sections.html",
         "evaluate/plots/accuracy.png",
     ):
         (artifacts / name).write_text(name)
@@ -122,8 +124,8 @@ def write_lock(root: Path) -> None:
 
 def result(n_way: int, k_shot: int, accuracy: float, mode: str = "non-transductive") -> dict[str, Any]:
     return {
-        "n_way": n_way,
-        "k_shot": k_shot,
+        "setting": f"{n_way}w{k_shot}s",
+        "title": f"{n_way}-way {k_shot}-shot",
         "n_query": 2,
         "episodes": 4,
         "mode": mode,
@@ -178,6 +180,7 @@ def test_finished_run_becomes_a_version_with_its_whole_lineage(project: Path, cl
     assert run.data.params["meta_train.training.outer_lr"] == "0.001", "defaults are logged as well"
     assert run.data.metrics["meta_test/2w1s/accuracy"] == 0.75
     assert run.data.metrics["meta_test/2w1s/accuracy_transductive"] == 0.999
+    assert run.data.metrics["cost/adapt_ms"] > 0 and run.data.metrics["cost/classify_ms"] > 0
     assert [p.value for p in client.get_metric_history(done.mlflow_run_id, "meta_train/loss")] == [1.5, 1.0]
     assert files(client, done.mlflow_run_id) == {
         "data.dvc",
@@ -190,6 +193,7 @@ def test_finished_run_becomes_a_version_with_its_whole_lineage(project: Path, cl
         "evaluate/per_class.parquet",
         "evaluate/plots/accuracy.png",
         "evaluate/report.html",
+        "evaluate/sections.html",
         "meta_train/history.parquet",
         "meta_train/metrics.json",
         "model_card.md",

@@ -38,16 +38,16 @@ def test_new_training_classes_leave_the_held_out_episodes_as_they_are(tmp_path: 
 def write_evaluation(folder: Path, modes: tuple[str, ...] = ("transductive", "non-transductive")) -> None:
     """Two episodes in each mode, right in 0.5 and 0.9 where they count; classes of two groups."""
     found = {"baselines": {"pixels": {"accuracy": 0.2}}, "calibration_error": 0.03}
-    results = [{"n_way": 5, "k_shot": 1, "mode": mode, "accuracy": 0.7} | found for mode in modes]
+    results = [{"setting": "5w1s", "mode": mode, "accuracy": 0.7} | found for mode in modes]
     (folder / "metrics.json").write_text(json.dumps({"results": results, "episodes_id": "e" * 64}))
     episodes = [
-        {"n_way": 5, "k_shot": 1, "mode": mode, "episode": episode, "accuracy": accuracy}
+        {"setting": "5w1s", "mode": mode, "episode": episode, "accuracy": accuracy}
         for mode, accuracies in zip(modes, ((1.0, 1.0), (0.5, 0.9)), strict=False)
         for episode, accuracy in enumerate(accuracies)
     ]
     pd.DataFrame(episodes).to_parquet(folder / "episodes.parquet")
     classes = [
-        {"n_way": 5, "k_shot": 1, "mode": modes[-1], "class": c, "group": group, "queries": queries, "accuracy": right}
+        {"setting": "5w1s", "mode": modes[-1], "class": c, "group": group, "queries": queries, "accuracy": right}
         for c, group, queries, right in (("a", "one", 30, 1.0), ("b", "one", 10, 0.6), ("c", "two", 5, 0.2))
     ]
     pd.DataFrame(classes).to_parquet(folder / "per_class.parquet")

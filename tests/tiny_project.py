@@ -30,6 +30,7 @@ def tiny_params() -> dict[str, Any]:
             "device": "cpu",
         },
         "evaluate": {},
+        "cross_domain": [],
         "register": {"model_name": "tiny", "promotion": {"beat_baselines": False}},  # the images are noise
     }
 

@@ -85,6 +85,12 @@ def save_model(folder: Path, learner: Learner[Any], config: ModelConfig) -> None
     _write_folder(folder, {"weights.safetensors": weights, "model.json": _json_bytes(description)})
 
 
+def load_other_seeds(folder: Path) -> dict[int, SavedModel]:
+    """What the same training gave from other seeds, by seed. `folder` holds a model for each, or is not there."""
+    seeds = sorted(int(path.name) for path in folder.iterdir()) if folder.is_dir() else []
+    return {seed: load_model(folder / str(seed)) for seed in seeds}
+
+
 def load_model(folder: Path) -> SavedModel:
     """Read a model written by `save_model`, on the CPU, ready to adapt.
 

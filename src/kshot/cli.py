@@ -128,6 +128,17 @@ def evaluate() -> None:
     _run_stage("evaluate")
 
 
+@app.command("cross-domain")
+def cross_domain(dataset: Annotated[str, typer.Argument(help="A packed dataset under data/.")]) -> None:
+    """Score the trained learner on the held-out classes of another dataset."""
+    die_with_pipeline()
+    spin_briefly()
+    from kshot.config import load_params
+    from kshot.stages.cross_domain import run
+
+    run(load_params(_PARAMS), Path.cwd(), dataset)
+
+
 @app.command()
 def register() -> None:
     """Make the finished run a version of the registered model, once."""
@@ -190,6 +201,17 @@ def compare(
     from kshot.comparison_table import to_terminal
 
     Console().print(to_terminal(compare_versions(_model_name(model), before, after, Path.cwd())))
+
+
+@app.command()
+def report(
+    version: Annotated[int, typer.Argument(help="A registered version.")],
+    model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
+) -> None:
+    """Make the page of a version again: results, decision, what changed since the champion, lineage."""
+    from kshot.run_report import write_run_report
+
+    typer.echo(write_run_report(_model_name(model), version, Path.cwd()))
 
 
 @app.command()

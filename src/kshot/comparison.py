@@ -11,7 +11,7 @@ import yaml
 
 from kshot.datasets.packed import INFO_FILE, MANIFEST_FILE, read_info
 from kshot.intervals import Interval
-from kshot.promotion import paired_difference
+from kshot.promotion import paired_difference, verdict_of
 from kshot.scorecard import CLASSES, EPISODES, METRICS, Scorecard, class_accuracies, read_scorecard
 from kshot.tracking import RegisteredModel, fetch_model, fetch_run_files, flatten
 
@@ -23,6 +23,7 @@ _FILES = (
     *(f"evaluate/{name}" for name in (METRICS, EPISODES, CLASSES)),
 )
 
+_NAMES_SHOWN = 5
 _CODE_TAGS = ("git_commit", "git_dirty", "kshot_version")
 
 
@@ -92,6 +93,34 @@ def compare(name: str, before: int, after: int, root: Path) -> Comparison:
         return _compare(models[0], models[1], folders[0], folders[1])
 
 
+def verdict(comparison: Comparison) -> str:
+    """One line on how the two differ in accuracy."""
+    if comparison.same_weights:
+        return "the same weights"
+    if comparison.overall is None:
+        return "scored on other episodes, so their accuracies do not compare"
+    return f"{verdict_of(comparison.overall)}, {points(comparison.overall)} points over all settings"
+
+
+def points(difference: Interval) -> str:
+    """A difference of accuracies in percentage points, with its interval."""
+    return f"{100 * difference.mean:+.2f} ± {100 * difference.half_width:.2f}"
+
+
+def data_lines(data: DataChange) -> Iterator[str]:
+    """The change of the data in words, a line each."""
+    if data.is_none:
+        yield "data: the same"
+        return
+    yield f"data: {data.items_added:,} items added, {data.items_removed:,} removed"
+    for words, names in (("added", data.classes_added), ("removed", data.classes_removed)):
+        if names:
+            yield f"  {len(names)} classes {words}: {_listed(names)}"
+    if data.classes_moved:
+        moved = tuple(f"{move.name} ({move.before} -> {move.after})" for move in data.classes_moved)
+        yield f"  {len(moved)} classes moved: {_listed(moved)}"
+
+
 def _compare(old: RegisteredModel, new: RegisteredModel, old_folder: Path, new_folder: Path) -> Comparison:
     cards = [
         read_scorecard(folder / "evaluate", model.weights_sha256)
@@ -155,3 +184,8 @@ def _class_changes(before: Mapping[str, float], after: Mapping[str, float]) -> t
 
 def _read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -1,55 +1,25 @@
 """A comparison of two versions as tables on the terminal."""
 
-from collections.abc import Iterator
-
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from kshot.comparison import Change, Comparison, DataChange, ScoreChange
-from kshot.intervals import Interval
-from kshot.promotion import verdict_of
+from kshot.comparison import Change, Comparison, ScoreChange, data_lines, points, verdict
 
-_CLASSES_SHOWN, _NAMES_SHOWN = 10, 5
+_CLASSES_SHOWN = 10
 
 
 def to_terminal(comparison: Comparison) -> RenderableType:
     versions = (f"version {comparison.before}", f"version {comparison.after}")
     return Group(
-        f"{comparison.name}: {verdict(comparison)}",
+        escape(f"{comparison.name}: {verdict(comparison)}"),
         _scores("accuracy, %", versions, comparison.settings),
         _scores(f"classes that changed most, of {len(comparison.classes)}", versions, _most_changed(comparison)),
         _changes("settings", versions, comparison.params),
         _changes("code", versions, comparison.code),
-        *data_lines(comparison.data),
+        *map(escape, data_lines(comparison.data)),
     )
-
-
-def verdict(comparison: Comparison) -> str:
-    """One line on how the two differ in accuracy."""
-    if comparison.same_weights:
-        return "the same weights"
-    if comparison.overall is None:
-        return "scored on other episodes, so their accuracies do not compare"
-    return f"{verdict_of(comparison.overall)}, {points(comparison.overall)} points over all settings"
-
-
-def points(difference: Interval) -> str:
-    return f"{100 * difference.mean:+.2f} ± {100 * difference.half_width:.2f}"
-
-
-def data_lines(data: DataChange) -> Iterator[str]:
-    if data.is_none:
-        yield "data: the same"
-        return
-    yield f"data: {data.items_added:,} items added, {data.items_removed:,} removed"
-    for words, names in (("added", data.classes_added), ("removed", data.classes_removed)):
-        if names:
-            yield f"  {len(names)} classes {words}: {_listed(names)}"
-    if data.classes_moved:
-        moved = tuple(f"{move.name} ({move.before} -> {move.after})" for move in data.classes_moved)
-        yield f"  {len(moved)} classes moved: {_listed(moved)}"
 
 
 def _most_changed(comparison: Comparison) -> tuple[ScoreChange, ...]:
@@ -84,8 +54,3 @@ def _changes(title: str, versions: tuple[str, str], changes: tuple[Change, ...])
 
 def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.2f}"
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return escape(", ".join(names[:_NAMES_SHOWN])) + more

@@ -21,10 +21,12 @@ from kshot.settings import STRICT
 from kshot.task_pool import TaskPoolSettings
 from kshot.training import TrainingSettings
 
+DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class DatasetSettings:
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+    name: DatasetName
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -32,6 +34,7 @@ class MetaTrainSettings:
     algorithm: AlgorithmConfig
     backbone: BackboneConfig
     training: TrainingSettings
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # train from each of these too, to see how much a seed is worth
     n_processes: Annotated[int, Field(ge=1)] = 1
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
     keep_freed_memory: bool = True  # glibc: do not give freed memory back between steps
@@ -53,6 +56,7 @@ class Params:
     task_pool: TaskPoolSettings
     meta_train: MetaTrainSettings
     evaluate: EvaluationSettings
+    cross_domain: tuple[DatasetName, ...]  # other packed datasets, on whose held-out classes to score as well
     register: RegisterSettings
 
 

@@ -108,10 +108,19 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
         distributed.destroy_process_group()
 
 
-def torchrun_command(module: str, n_processes: int) -> tuple[list[str], dict[str, str]]:
+def torchrun_command(module: str, n_processes: int, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Command and environment that run `module` in `n_processes` workers, which end with this process."""
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
-    command = [sys.executable, "-m", "kshot.lifeline", *torchrun, f"--max-restarts={_MAX_RESTARTS}", "-m", module]
+    command = [
+        sys.executable,
+        "-m",
+        "kshot.lifeline",
+        *torchrun,
+        f"--max-restarts={_MAX_RESTARTS}",
+        "-m",
+        module,
+        *arguments,
+    ]
     threads = max(1, (os.cpu_count() or 1) // n_processes)
     own_store_after_restart = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return command, os.environ | own_store_after_restart | {"OMP_NUM_THREADS": str(threads)}

@@ -37,7 +37,7 @@ def accuracy_bars(results: list[dict[str, Any]]) -> Figure:
             capsize=3,
             label=name,
         )
-    axes.set_xticks(positions, [f"{r['n_way']}-way {r['k_shot']}-shot\n{r['mode']}" for r in results])
+    axes.set_xticks(positions, [f"{r['title'].replace(' within', chr(10) + 'within')}\n{r['mode']}" for r in results])
     axes.set(ylabel="accuracy on held-out classes, %", ylim=(0, 105))
     figure.legend(loc="outside upper center", ncols=2)
     return figure
@@ -47,10 +47,12 @@ def shot_curves(results: list[dict[str, Any]]) -> Figure | None:
     """Accuracy against the number of shots, a line for each number of ways; None where no way has two shots."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
-    for n_way, mode in dict.fromkeys((r["n_way"], r["mode"]) for r in results):
-        rows = sorted((r for r in results if (r["n_way"], r["mode"]) == (n_way, mode)), key=lambda r: r["k_shot"])
+    for n_way, sampler, mode in dict.fromkeys((r["n_way"], r["sampler"], r["mode"]) for r in results):
+        alike = [r for r in results if (r["n_way"], r["sampler"], r["mode"]) == (n_way, sampler, mode)]
+        rows = sorted(alike, key=lambda r: r["k_shot"])
         if len(rows) > 1:
-            _interval_line(axes, [r["k_shot"] for r in rows], rows, label=f"{n_way}-way, {mode}")
+            within = "" if sampler == "uniform" else f", {sampler}"
+            _interval_line(axes, [r["k_shot"] for r in rows], rows, label=f"{n_way}-way{within}, {mode}")
     if not axes.lines:
         return None
     axes.set(xlabel="shots", ylabel="accuracy, %", xscale="log")
@@ -96,10 +98,10 @@ def class_distribution(classes: pd.DataFrame) -> Figure:
     """Share of classes at or below each accuracy, one line a setting; `classes` as in per_class.parquet."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
-    for (n_way, k_shot, mode), rows in classes.groupby(["n_way", "k_shot", "mode"], sort=False):
+    for (setting, mode), rows in classes.groupby(["setting", "mode"], sort=False):
         ordered = np.sort(100 * rows["accuracy"].to_numpy())
         share = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
-        axes.step(ordered, share, where="post", label=f"{n_way}-way {k_shot}-shot, {mode}")
+        axes.step(ordered, share, where="post", label=f"{setting}, {mode}")
     axes.set(xlabel="accuracy of a class, %", ylabel="classes at or below, %")
     axes.legend()
     return figure

@@ -19,11 +19,13 @@ from kshot.stages.task_pool import frozen_hashes
 from kshot.tracking import (
     CHALLENGER,
     CHAMPION,
+    COST,
     RegisteredModel,
     fetch_model,
     fetch_run_files,
     move_champion,
     record_decision,
+    run_metrics,
     version_with,
 )
 
@@ -131,7 +133,7 @@ def _logged(model: RegisteredModel, root: Path) -> Scorecard:
     with tempfile.TemporaryDirectory() as folder:
         names = [f"evaluate/{name}" for name in (METRICS, EPISODES, CLASSES)]
         fetch_run_files(model.mlflow_run_id, names, Path(folder), root)
-        return read_scorecard(Path(folder) / "evaluate", model.weights_sha256)
+        return read_scorecard(Path(folder) / "evaluate", model.weights_sha256, **_times(model, root))
 
 
 def _rescored(model: RegisteredModel, root: Path, params: Params, dataset: PackedDataset) -> Scorecard:
@@ -144,4 +146,10 @@ def _rescored(model: RegisteredModel, root: Path, params: Params, dataset: Packe
         )
     with tempfile.TemporaryDirectory() as folder:
         write_scores(params, root, dataset, saved, Path(folder))
-        return read_scorecard(Path(folder), model.weights_sha256)
+        return read_scorecard(Path(folder), model.weights_sha256, **_times(model, root))
+
+
+def _times(model: RegisteredModel, root: Path) -> dict[str, float | None]:
+    """Of adapting and of classifying, as they were measured when the version was registered."""
+    metrics = run_metrics(model.mlflow_run_id, root)
+    return {name: metrics.get(f"{COST}{name}") for name in ("adapt_ms", "classify_ms")}

@@ -14,10 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from kshot.config import load_params
 from kshot.errors import ModelError, StageError
 from kshot.intervals import Interval
 from kshot.promotion import paired_difference
-from kshot.registration import dvc_hash
+from kshot.registration import current_stages, dvc_hash
 from kshot.scorecard import CLASSES, EPISODES, METRICS, read_scorecard
 from kshot.tracking import RegisteredModel, fetch_model, fetch_run_files
 
@@ -106,8 +107,7 @@ def clean_clone(root: Path, recorded: Recorded, files: Path, target: Path) -> No
 
 def mismatches(folder: Path) -> Iterator[Mismatch]:
     """Every file that a stage read or wrote and that is not, in `folder`, what dvc.lock names."""
-    lock: dict[str, Any] = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
-    for stage, entry in lock["stages"].items():
+    for stage, entry in _locked_stages(folder).items():
         for file in (*entry.get("deps", ()), *entry.get("outs", ())):
             path = folder / file["path"]
             found = dvc_hash(path) if path.exists() else ""
@@ -124,8 +124,12 @@ def check_hashes(folder: Path) -> int:
             f"{first.path} of stage {first.stage} has hash {first.found[:12] or 'none'}, recorded "
             f"{first.recorded[:12]} ({len(wrong)} such in all); need the recorded bytes"
         )
-    lock: dict[str, Any] = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
-    return sum(len(entry.get("deps", ())) + len(entry.get("outs", ())) for entry in lock["stages"].values())
+    return sum(len(entry.get("deps", ())) + len(entry.get("outs", ())) for entry in _locked_stages(folder).values())
+
+
+def _locked_stages(folder: Path) -> dict[str, Any]:
+    lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
+    return current_stages(lock, load_params(folder / "params.yaml"))
 
 
 def check_weights_of(recorded: Recorded, folder: Path) -> None:

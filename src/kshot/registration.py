@@ -4,9 +4,10 @@ Not a stage of dvc.yaml: registering is a side effect, which a cached stage woul
 """
 
 import json
+import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import file_digest, md5, sha256
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -15,20 +16,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
-from kshot.checkpoint import SPEED_FILE
+from kshot.checkpoint import SPEED_FILE, load_model
 from kshot.config import Params, params_from
+from kshot.cost import Cost, measure_cost
 from kshot.datasets.packed import INFO_FILE, MANIFEST_FILE, SPLITS, ItemSpec, PackedDataset
 from kshot.errors import StageError
-from kshot.scorecard import setting_name
 from kshot.seeding import generator
 from kshot.serving.classifier import FewShotClassifier
 from kshot.tracking import (
+    COST,
     LoggedFile,
     MetricPoint,
     ModelFiles,
@@ -52,6 +55,7 @@ _ATTACHED = (
     "evaluate/per_class.parquet",
     "evaluate/confusions.parquet",
     "evaluate/report.html",
+    "evaluate/sections.html",
 )
 _RECORDED = (":(exclude)dvc.lock", ":(exclude)params.yaml", ":(exclude)data.dvc")  # each run has its own, logged
 _GIT_TIMEOUT_S = 30
@@ -69,11 +73,12 @@ class FinishedRun:
     history: pd.DataFrame
     weights_sha256: str
     speed: Mapping[str, float]  # nothing, where the training ran on another machine
+    cost: Cost
 
     @property
     def pool_hashes(self) -> dict[str, str]:
         """Hash of each frozen meta_test pool, by setting such as 5w1s."""
-        return {setting_name(result): result["pool_hash"] for result in self.evaluation["results"]}
+        return {result["setting"]: result["pool_hash"] for result in self.evaluation["results"]}
 
 
 def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registration:
@@ -83,7 +88,7 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
     the one that dvc.lock names.
     """
     run = read_finished_run(root, params)
-    tags = _lineage(root, run, flow_run_id)
+    tags = _lineage(root, params, run, flow_run_id)
     evaluation, example = run.evaluation, input_example(run.dataset.item)
     record = RunRecord(
         root=root,
@@ -94,7 +99,7 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
         metrics=_metrics(run),
         history=tuple(_history(run.history)),
         tags=tags,
-        files=_files(root, run.dataset.folder),
+        files=_files(root, run.dataset.folder, params),
         data=TrainingData(
             name=params.dataset.name,
             content_hash=run.dataset.content_hash,
@@ -135,6 +140,7 @@ def read_finished_run(root: Path, params: Params) -> FinishedRun:
         history=pd.read_parquet(root / "artifacts" / "meta_train" / "history.parquet"),
         weights_sha256=weights_sha256,
         speed=_speed(root, weights_sha256),
+        cost=_cost(root, params, dataset),
     )
 
 
@@ -168,9 +174,24 @@ def model_card(root: Path, params: Params, run: FinishedRun, lineage: Mapping[st
         warnings=[check for check in run.facts["checks"] if not check["passed"]],
         training=run.training,
         evaluation=run.evaluation,
+        cost=run.cost,
         lineage=lineage,
         non_transductive=NON_TRANSDUCTIVE,
     )
+
+
+def current_stages(lock: Mapping[str, Any], params: Params) -> dict[str, Any]:
+    """The entries of dvc.lock without those of datasets that cross_domain in params.yaml named once."""
+    named = {*map(cross_domain_stage, params.cross_domain)}
+    return {
+        name: entry
+        for name, entry in lock.get("stages", {}).items()
+        if not name.startswith(cross_domain_stage("")) or name in named
+    }
+
+
+def cross_domain_stage(dataset: str) -> str:
+    return f"cross_domain@{dataset}"
 
 
 def dvc_hash(path: Path) -> str:
@@ -186,8 +207,9 @@ def dvc_hash(path: Path) -> str:
 
 def _check_receipt(root: Path, params: Params, lock: Mapping[str, Any]) -> None:
     """The settings, sources, data and outputs are those that dvc.lock names."""
-    stages = lock.get("stages", {})
+    stages = current_stages(lock, params)
     missing = [name for name in _STAGES if name not in stages]
+    missing += [name for name in map(cross_domain_stage, params.cross_domain) if name not in stages]
     if missing:
         raise StageError(f"dvc.lock has no stage {', '.join(missing)}; need {', '.join(_STAGES)}; {_NEXT}")
     locked = _plain(params)
@@ -216,7 +238,7 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _lineage(root: Path, run: FinishedRun, flow_run_id: str | None) -> dict[str, str]:
+def _lineage(root: Path, params: Params, run: FinishedRun, flow_run_id: str | None) -> dict[str, str]:
     changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *_RECORDED)
     return {
         "git_commit": _git(root, "rev-parse", "HEAD") or "none",
@@ -227,6 +249,8 @@ def _lineage(root: Path, run: FinishedRun, flow_run_id: str | None) -> dict[str,
         "held_out_episodes": run.evaluation["episodes_id"],
         "flow_run_id": flow_run_id or "none",
         "kshot_version": _kshot_version(),
+        "cross_domain": json.dumps(list(params.cross_domain)),
+        "cost_measured_on": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "training_device": str(run.training.get("device", "unknown")),
     }
 
@@ -259,7 +283,7 @@ def _metrics(run: FinishedRun) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for result in run.evaluation["results"]:
         suffix = "" if result["mode"] == NON_TRANSDUCTIVE else "_transductive"
-        prefix = f"meta_test/{setting_name(result)}"
+        prefix = f"meta_test/{result['setting']}"
         metrics[f"{prefix}/accuracy{suffix}"] = result["accuracy"]
         metrics[f"{prefix}/ci95{suffix}"] = result["ci95"]
         metrics[f"{prefix}/calibration_error{suffix}"] = result["calibration_error"]
@@ -267,7 +291,14 @@ def _metrics(run: FinishedRun) -> dict[str, float]:
             metrics[f"{prefix}/baseline/{name.replace(',', '')}"] = score["accuracy"]
     numbers = {name: float(value) for name, value in run.training.items() if isinstance(value, int | float)}
     numbers |= run.speed
+    metrics |= {f"{COST}{name}": float(value) for name, value in asdict(run.cost).items()}
     return metrics | {f"meta_train/final/{name}": value for name, value in numbers.items()}
+
+
+def _cost(root: Path, params: Params, dataset: PackedDataset) -> Cost:
+    """Of the first setting, measured here and now: an artifact would have to be the same everywhere."""
+    kind = next(iter(params.task_pool.meta_test.kinds().values()))
+    return measure_cost(load_model(_model_folder(root)).learner, dataset.item, kind.shape)
 
 
 def _speed(root: Path, weights_sha256: str) -> dict[str, float]:
@@ -283,10 +314,11 @@ def _history(history: pd.DataFrame) -> Iterator[MetricPoint]:
             yield MetricPoint(name=f"meta_train/{name}", value=float(value), step=int(step))
 
 
-def _files(root: Path, dataset: Path) -> tuple[LoggedFile, ...]:
+def _files(root: Path, dataset: Path, params: Params) -> tuple[LoggedFile, ...]:
     artifacts = root / "artifacts"
     plots = sorted((artifacts / "evaluate" / "plots").glob("*.png"))
-    attached = [*(artifacts / name for name in _ATTACHED), *plots]
+    others = [artifacts / "cross_domain" / name / "metrics.json" for name in params.cross_domain]
+    attached = [*(artifacts / name for name in _ATTACHED), *plots, *others]
     return (
         LoggedFile(path=root / "params.yaml", folder=""),
         LoggedFile(path=root / "dvc.lock", folder=""),

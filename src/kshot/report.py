@@ -9,6 +9,7 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,6 +21,11 @@ _INK = "#7d838c"  # reads on light and on dark paper
 def render(template_name: str, **context: Any) -> str:
     """The page of a template in templates/. Text in `context` is escaped; a name missing from it is an error."""
     return _environment().get_template(template_name).render(**context)
+
+
+def markup(html: str) -> Markup:
+    """HTML that `render` made before, to be put into a page as it is."""
+    return Markup(html)  # noqa: S704  made by the same templates, which escape what they are given
 
 
 def figure_uri(figure: Figure, kind: Literal["svg", "png"] = "svg") -> str:

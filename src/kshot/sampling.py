@@ -56,6 +56,18 @@ SamplerConfig = Annotated[Uniform | ClassWeighted | WithinGroup, Field(discrimin
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpisodeKind:
+    """What the episodes of a pool are like: their shape, and how their classes are drawn."""
+
+    shape: EpisodeShape
+    sampler: Uniform | ClassWeighted | WithinGroup
+
+    def __str__(self) -> str:
+        how = {"uniform": "", "class_weighted": ", classes by weight", "within_group": " within a group"}
+        return f"{self.shape}{how[self.sampler.name]}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpisodeIndices:
     """Which items make up E episodes: support (E, N, K), query (E, N, Q), class_ids (E, N).
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,15 +55,12 @@ def episodes_id(dataset: PackedDataset, pool_hashes: Mapping[str, str]) -> str:
     return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def setting_name(result: Mapping[str, Any]) -> str:
-    """Such as 5w1s."""
-    return f"{result['n_way']}w{result['k_shot']}s"
-
-
-def read_scorecard(folder: Path, weights_sha256: str) -> Scorecard:
+def read_scorecard(
+    folder: Path, weights_sha256: str, *, adapt_ms: float | None = None, classify_ms: float | None = None
+) -> Scorecard:
     """The scores in the mode that is served, from an evaluation's files. Raises StageError where there are none."""
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    served = {setting_name(result): result for result in metrics["results"] if result["mode"] == NON_TRANSDUCTIVE}
+    served = {result["setting"]: result for result in metrics["results"] if result["mode"] == NON_TRANSDUCTIVE}
     if not served:
         raise StageError(f"{folder / METRICS} has no {NON_TRANSDUCTIVE} result; need one; next: kshot evaluate")
     episodes = _served(pd.read_parquet(folder / EPISODES))
@@ -80,6 +76,8 @@ def read_scorecard(folder: Path, weights_sha256: str) -> Scorecard:
             for name in names
         },
         calibration_error=max(result["calibration_error"] for result in served.values()),
+        adapt_ms=adapt_ms,
+        classify_ms=classify_ms,
     )
 
 
@@ -96,6 +94,4 @@ def _accuracies(folder: Path, *, by: str) -> dict[str, float]:
 
 
 def _served(table: pd.DataFrame) -> pd.DataFrame:
-    rows = table[table["mode"] == NON_TRANSDUCTIVE]
-    names = rows["n_way"].astype(str) + "w" + rows["k_shot"].astype(str) + "s"
-    return rows.assign(setting=names)
+    return table[table["mode"] == NON_TRANSDUCTIVE]

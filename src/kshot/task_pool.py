@@ -15,7 +15,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 from kshot.episode import EpisodeShape
 from kshot.errors import DataError
-from kshot.sampling import ClassTable, EpisodeIndices, Int, SamplerConfig, Uniform, sample_episodes
+from kshot.sampling import ClassTable, EpisodeIndices, EpisodeKind, Int, SamplerConfig, Uniform, sample_episodes
 from kshot.seeding import stream_key
 from kshot.settings import STRICT
 
@@ -40,9 +40,17 @@ class ValPoolSettings:
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
-class WayAndShot:
+class TestSetting:
+    """One row of the results. `sampler` where it is not the one of meta_test."""
+
     n_way: Annotated[int, Field(ge=2)]
     k_shot: Annotated[int, Field(ge=1)]
+    sampler: SamplerConfig | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as 5w1s, or 5w1s-within_group."""
+        return f"{self.n_way}w{self.k_shot}s" + ("" if self.sampler is None else f"-{self.sampler.name}")
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -51,11 +59,18 @@ class TestPoolSettings:
 
     n_episodes: Annotated[int, Field(ge=2)]
     n_query: Annotated[int, Field(ge=1)]
-    settings: Annotated[tuple[WayAndShot, ...], Field(min_length=1)]
+    settings: Annotated[tuple[TestSetting, ...], Field(min_length=1)]
     sampler: SamplerConfig = Field(default_factory=Uniform)
 
-    def shapes(self) -> tuple[EpisodeShape, ...]:
-        return tuple(EpisodeShape(n_way=s.n_way, k_shot=s.k_shot, n_query=self.n_query) for s in self.settings)
+    def kinds(self) -> dict[str, EpisodeKind]:
+        """The episodes of each setting, by its name."""
+        return {
+            setting.name: EpisodeKind(
+                shape=EpisodeShape(n_way=setting.n_way, k_shot=setting.k_shot, n_query=self.n_query),
+                sampler=setting.sampler or self.sampler,
+            )
+            for setting in self.settings
+        }
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -67,19 +82,12 @@ class TaskPoolSettings:
     meta_val: ValPoolSettings
     meta_test: TestPoolSettings
 
-    def shapes(self) -> dict[str, tuple[EpisodeShape, ...]]:
-        """Every configured episode shape, by split."""
+    def kinds(self) -> dict[str, tuple[EpisodeKind, ...]]:
+        """Every configured kind of episode, by split."""
         return {
-            "meta_train": (self.meta_train.shape,),
-            "meta_val": (self.meta_val.shape,),
-            "meta_test": self.meta_test.shapes(),
-        }
-
-    def samplers(self) -> dict[str, SamplerConfig]:
-        return {
-            "meta_train": self.meta_train.sampler,
-            "meta_val": self.meta_val.sampler,
-            "meta_test": self.meta_test.sampler,
+            "meta_train": (EpisodeKind(shape=self.meta_train.shape, sampler=self.meta_train.sampler),),
+            "meta_val": (EpisodeKind(shape=self.meta_val.shape, sampler=self.meta_val.sampler),),
+            "meta_test": tuple(self.meta_test.kinds().values()),
         }
 
 

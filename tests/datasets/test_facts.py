@@ -12,19 +12,26 @@ from kshot.datasets.facts import Facts, FactSettings, collect_facts, read_items
 from kshot.datasets.near_duplicates import difference_hash, near_pairs, thumbnails
 from kshot.datasets.packed import PackedDataset
 from kshot.episode import EpisodeShape
-from kshot.sampling import Uniform, WithinGroup
+from kshot.sampling import EpisodeKind, SamplerConfig, Uniform, WithinGroup
 from tests.tiny_dataset import SIZE_PX, TinyDataset, noise, tiny_dataset
 
-SHAPES = {
-    "meta_train": (EpisodeShape(n_way=4, k_shot=1, n_query=2),),
-    "meta_val": (EpisodeShape(n_way=2, k_shot=1, n_query=2),),
-    "meta_test": (EpisodeShape(n_way=2, k_shot=1, n_query=3), EpisodeShape(n_way=3, k_shot=2, n_query=3)),
+UNIFORM = Uniform()
+
+
+def kind(n_way: int, k_shot: int, n_query: int, sampler: SamplerConfig = UNIFORM) -> EpisodeKind:
+    return EpisodeKind(shape=EpisodeShape(n_way=n_way, k_shot=k_shot, n_query=n_query), sampler=sampler)
+
+
+KINDS = {
+    "meta_train": (kind(4, 1, 2),),
+    "meta_val": (kind(2, 1, 2),),
+    "meta_test": (kind(2, 1, 3), kind(3, 2, 3)),
 }
 
 
-def facts_of(tiny: TinyDataset, tmp_path: Path, settings: FactSettings | None = None, samplers=None) -> Facts:
+def facts_of(tiny: TinyDataset, tmp_path: Path, settings: FactSettings | None = None, kinds=None) -> Facts:
     dataset = PackedDataset.open(tiny.write(tmp_path / "tiny"))
-    return collect_facts(dataset, SHAPES, samplers or {}, settings or FactSettings(), seed=1)
+    return collect_facts(dataset, KINDS | (kinds or {}), settings or FactSettings(), seed=1)
 
 
 def test_pixel_statistics_are_those_of_numpy(tmp_path):
@@ -43,7 +50,7 @@ def test_facts_do_not_depend_on_how_items_are_cut_into_shards(tmp_path):
     tiny = tiny_dataset()
     one = PackedDataset.open(tiny.write(tmp_path / "one", items_per_shard=1000))
     many = PackedDataset.open(tiny.write(tmp_path / "many", items_per_shard=7))
-    first, second = (collect_facts(dataset, SHAPES, {}, FactSettings(), seed=1) for dataset in (one, many))
+    first, second = (collect_facts(dataset, KINDS, FactSettings(), seed=1) for dataset in (one, many))
     assert first.items.equals(second.items)
 
 
@@ -62,7 +69,7 @@ def test_a_changed_pixel_no_longer_matches_the_manifest(tmp_path):
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1  # in the last item of the shard, number 79 less the 20 of the third
     shard.write_bytes(content)
-    items = collect_facts(PackedDataset.open(folder), SHAPES, {}, FactSettings(), seed=1).items
+    items = collect_facts(PackedDataset.open(folder), KINDS, FactSettings(), seed=1).items
     assert items.index[~items["sha256_matches"]].tolist() == [59]
 
 
@@ -70,7 +77,7 @@ def test_items_of_a_shard_with_another_dtype_are_unreadable_and_the_others_are_m
     folder = tiny_dataset().write(tmp_path / "tiny")
     stored = np.load(folder / "items-00000.npy")
     np.save(folder / "items-00000.npy", stored.astype(np.int8))
-    facts = collect_facts(PackedDataset.open(folder), SHAPES, {}, FactSettings(), seed=1)
+    facts = collect_facts(PackedDataset.open(folder), KINDS, FactSettings(), seed=1)
     assert facts.shards["found"].tolist() == ["int8 40 x 16 x 16 x 1", "uint8 20 x 16 x 16 x 1"]
     assert facts.shards["needed"][0] == "uint8 40 x 16 x 16 x 1"
     assert facts.items["readable"].tolist() == [False] * 40 + [True] * 20
@@ -113,7 +120,7 @@ def test_rotations_multiply_the_classes_of_a_split(tmp_path):
 def test_within_group_sampling_can_draw_from_the_largest_group_only(tmp_path):
     tiny = tiny_dataset()
     tiny.manifest.loc[tiny.rows("train/c0"), "group"] = "other"
-    facts = facts_of(tiny, tmp_path, samplers={"meta_train": WithinGroup(), "meta_val": Uniform()})
+    facts = facts_of(tiny, tmp_path, kinds={"meta_train": (kind(4, 1, 2, WithinGroup()),)})
     assert facts.split_shapes["classes_found"].tolist() == [3, 4, 4, 4]
     assert facts.split_shapes["where"][0] == "in its largest group"
 
@@ -262,7 +269,7 @@ def test_a_large_dataset_is_searched_in_a_sample_that_the_seed_draws(tmp_path):
     dataset = PackedDataset.open(tiny.write(tmp_path / "tiny"))
 
     def compared(n_items: int, seed: int) -> list[int]:
-        near = collect_facts(dataset, SHAPES, {}, FactSettings(near_duplicate_items=n_items), seed).near_duplicates
+        near = collect_facts(dataset, KINDS, FactSettings(near_duplicate_items=n_items), seed).near_duplicates
         assert near.n_compared == n_items
         return sorted({*near.first.tolist(), *near.second.tolist()})
 

@@ -37,7 +37,7 @@ SCORE = """
 import json
 from pathlib import Path
 Path("artifacts/evaluate").mkdir(parents=True, exist_ok=True)
-result = {"n_way": 5, "k_shot": 1, "n_query": 15, "episodes": 1000, "mode": "non-transductive", "accuracy": 0.91,
+result = {"title": "5-way 1-shot", "n_query": 15, "episodes": 1000, "mode": "non-transductive", "accuracy": 0.91,
           "ci95": 0.004, "baselines": {"pixels": {"accuracy": 0.4, "ci95": 0.01}}, "pool_hash": "abc"}
 metrics = {"dataset": "toy", "algorithm": "protonet", "results": [result]}
 Path("artifacts/evaluate/metrics.json").write_text(json.dumps(metrics))

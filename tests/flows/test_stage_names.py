@@ -1,6 +1,7 @@
 """A stage has one name: its key in dvc.yaml, module, section of params.yaml, folder of outputs and task."""
 
 import pkgutil
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,11 +13,16 @@ from flows.dvc_stage import stage_order
 from kshot.config import Params, load_params
 
 REPOSITORY = Path(__file__).parents[2]
-NAMES = ("validate", "task_pool", "meta_train", "evaluate")
+NAMES = ("validate", "task_pool", "meta_train", "evaluate", "cross_domain")
+STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 
 
-def test_the_flow_runs_the_stages_of_dvc_yaml_in_the_order_of_the_pipeline() -> None:
-    assert stage_order(REPOSITORY) == NAMES
+def test_the_flow_runs_the_stages_of_dvc_yaml_in_the_order_of_the_pipeline(tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text("cross_domain: []")
+    assert stage_order(tmp_path) == NAMES[:-1]
+    (tmp_path / "params.yaml").write_text("cross_domain: [maps, seals]")
+    assert set(stage_order(tmp_path)[-3:]) == {"evaluate", "cross_domain@maps", "cross_domain@seals"}
 
 
 def test_every_stage_has_a_module_of_its_name() -> None:
@@ -34,14 +40,14 @@ def test_every_preset_is_complete(params: Path) -> None:
 
 @pytest.mark.parametrize("stage", NAMES)
 def test_every_stage_reads_its_own_section_and_writes_its_own_folder(stage: str) -> None:
-    described = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][stage]
+    described = STAGES[stage].get("do", STAGES[stage])
     assert stage in described["params"]
-    assert described["outs"] == [f"artifacts/{stage}"]
+    assert described["outs"] == [f"artifacts/{stage}" + ("" if "do" not in STAGES[stage] else "/${item}")]
 
 
 @pytest.mark.parametrize("stage", NAMES)
 def test_every_source_that_a_stage_names_exists(stage: str) -> None:
-    described = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][stage]
+    described = STAGES[stage].get("do", STAGES[stage])
     sources = [dep for dep in described["deps"] if dep.startswith("src/")]
     assert f"src/kshot/stages/{stage}.py" in sources
     assert [source for source in sources if not (REPOSITORY / source).exists()] == []

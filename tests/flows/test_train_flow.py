@@ -32,7 +32,11 @@ def registrations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         assert (version, approve) == (1, False)
         return Promotion(name="toy", version=1, is_champion=True, waiting=False, words="version 1 promoted: first")
 
+    def report(root: Path, registered: Registered) -> Path:
+        return root / "report.html"
+
     monkeypatch.setattr(train, "_register", register)
+    monkeypatch.setattr(train, "_report", report)
     monkeypatch.setattr("flows.promote._promote", promote)
     return asked
 
@@ -74,6 +78,7 @@ def test_stages_run_in_order_then_are_pushed_and_registered_and_a_second_run_onl
     assert any((workspace / ".kshot/dvc-remote/runs").rglob("*"))
     expected = dict.fromkeys(("check", "fit", "score"), "ran")
     expected |= {"push": "pushed", "register": "toy version 1, new", "promote": "version 1 promoted: first"}
+    expected["report"] = "attached to the MLflow run"
     assert _task_messages(first, expected) == expected
 
     receipt = (workspace / "dvc.lock").read_bytes()

@@ -14,6 +14,7 @@ from kshot.datasets.packed import PackedDataset
 from kshot.errors import DataError, ModelError
 from kshot.stages import evaluate, meta_train, task_pool
 from kshot.task_pool import FrozenPool
+from tests.browser import check_stands_alone
 from tests.tiny_project import tiny_params, write_project
 
 BASELINES = {"pixel nearest centroid", "untrained backbone, prototypes", "pretrained, linear head"}
@@ -65,9 +66,9 @@ def test_episode_and_class_tables_agree_with_the_metrics(protonet: Path) -> None
     episodes = pd.read_parquet(protonet / "artifacts/evaluate/episodes.parquet")
     classes = pd.read_parquet(protonet / "artifacts/evaluate/per_class.parquet")
     for result in metrics(protonet)["results"]:
-        rows = episodes[(episodes["n_way"] == result["n_way"]) & (episodes["k_shot"] == result["k_shot"])]
+        rows = episodes[episodes["setting"] == result["setting"]]
         assert rows["accuracy"].mean() == pytest.approx(result["accuracy"])
-        per_class = classes[(classes["n_way"] == result["n_way"]) & (classes["k_shot"] == result["k_shot"])]
+        per_class = classes[classes["setting"] == result["setting"]]
         right = (per_class["accuracy"] * per_class["queries"]).sum()
         assert right / per_class["queries"].sum() == pytest.approx(result["accuracy"])
         assert set(per_class["class"]) <= {f"test/c{number}" for number in range(5)}
@@ -77,6 +78,51 @@ def test_the_report_stands_alone_and_shows_the_numbers(protonet: Path) -> None:
     page = (protonet / "artifacts/evaluate/report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     assert f"{100 * metrics(protonet)['results'][0]['accuracy']:.2f}" in page
+
+
+def test_classes_of_training_are_scored_beside_held_out_ones(protonet: Path) -> None:
+    rows = {row["queries"]: row["accuracy"] for row in metrics(protonet)["held_in"]}
+    assert list(rows) == [
+        "held-in classes alone",
+        "held-out classes alone",
+        "both in one label space",
+        "of these, queries of held-in classes",
+        "of these, queries of held-out classes",
+    ]
+    of_three = rows["of these, queries of held-in classes"] + 2 * rows["of these, queries of held-out classes"]
+    assert rows["both in one label space"] == pytest.approx(of_three / 3)
+
+
+def test_a_training_from_several_seeds_tells_how_much_a_seed_is_worth(tmp_path: Path) -> None:
+    params = tiny_params()
+    params["meta_train"]["seeds"] = [1, 7, 8]
+    root = write_project(tmp_path, params)
+    loaded = load_params(root / "params.yaml")
+    for stage in (task_pool, meta_train, evaluate):
+        stage.run(loaded, root)
+    trained = root / "artifacts/meta_train"
+    assert sorted(path.name for path in (trained / "seeds").iterdir()) == ["7", "8"]
+    assert sha(trained / "model") != sha(trained / "seeds/7") != sha(trained / "seeds/8")
+    for result in metrics(root)["results"]:
+        over_seeds = result["over_seeds"]
+        assert over_seeds["seeds"] == [1, 7, 8]
+        assert min(0, result["accuracy"] - 1) <= over_seeds["mean"] <= 1 and over_seeds["std"] >= 0
+    assert "Over seeds" in (root / "artifacts/evaluate/report.html").read_text()
+
+    alone = write_project(tmp_path / "alone", tiny_params() | {"seed": 7})
+    seventh = load_params(alone / "params.yaml")
+    for stage in (task_pool, meta_train):
+        stage.run(seventh, alone)
+    assert sha(alone / "artifacts/meta_train/model") == sha(trained / "seeds/7")
+
+
+def sha(model: Path) -> str:
+    return str(json.loads((model / "model.json").read_text())["weights_sha256"])
+
+
+def test_the_report_opens_in_a_browser(protonet: Path, maml: Path) -> None:
+    for root in (protonet, maml):
+        check_stands_alone(root / "artifacts/evaluate/report.html")
 
 
 def test_pools_are_the_same_bytes_again_and_draw_from_their_own_split(protonet: Path) -> None:

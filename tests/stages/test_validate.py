@@ -41,8 +41,7 @@ def failures(tiny: TinyDataset, tmp_path: Path, **limits: float) -> dict[str, Ch
 
 
 def failures_of(dataset: PackedDataset, params: Params) -> dict[str, CheckResult]:
-    shapes, samplers = params.task_pool.shapes(), params.task_pool.samplers()
-    facts = collect_facts(dataset, shapes, samplers, params.validate, params.seed)
+    facts = collect_facts(dataset, params.task_pool.kinds(), params.validate, params.seed)
     return {result.name: result for result in validate.check(dataset, facts, params.validate) if not result.passed}
 
 
@@ -334,7 +333,7 @@ def test_drift_of_the_last_version_is_a_warning(tmp_path):
 def test_a_check_that_cannot_be_made_has_failed(tmp_path):
     dataset = PackedDataset.open(tiny_dataset().write(tmp_path / "tiny"))
     params = tiny_params()
-    facts = collect_facts(dataset, params.task_pool.shapes(), {}, params.validate, params.seed)
+    facts = collect_facts(dataset, params.task_pool.kinds(), params.validate, params.seed)
     del facts.items["mode"]
     results = {result.name: result for result in validate.check(dataset, facts, params.validate)}
     assert not results["manifest_columns"].passed

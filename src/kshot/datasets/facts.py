@@ -19,8 +19,7 @@ from pydantic.dataclasses import dataclass as settings
 
 from kshot.datasets.near_duplicates import Hashes, difference_hash, near_pairs, thumbnails
 from kshot.datasets.packed import SPLITS, Int, PackedDataset, Pixels, Shard
-from kshot.episode import EpisodeShape
-from kshot.sampling import SamplerConfig, WithinGroup
+from kshot.sampling import EpisodeKind, WithinGroup
 from kshot.seeding import random_bits, stream_key
 from kshot.settings import STRICT
 
@@ -125,13 +124,9 @@ class Facts:
 
 
 def collect_facts(
-    dataset: PackedDataset,
-    shapes: Mapping[str, tuple[EpisodeShape, ...]],
-    samplers: Mapping[str, SamplerConfig],
-    settings: FactSettings,
-    seed: int,
+    dataset: PackedDataset, kinds: Mapping[str, tuple[EpisodeKind, ...]], settings: FactSettings, seed: int
 ) -> Facts:
-    """Facts of `dataset` for the episode shapes and the sampler of each split."""
+    """Facts of `dataset` for the kinds of episode that are drawn from each split."""
     shards = _shard_table(dataset)
     measured = _measure_items(dataset, shards)
     items = _item_table(dataset, measured, settings)
@@ -141,8 +136,8 @@ def collect_facts(
         columns=_column_table(dataset.manifest),
         shards=shards,
         classes=classes,
-        class_shapes=_class_shapes(dataset, classes, shapes),
-        split_shapes=_split_shapes(dataset, classes, shapes, samplers),
+        class_shapes=_class_shapes(dataset, classes, kinds),
+        split_shapes=_split_shapes(dataset, classes, kinds),
         near_duplicates=_near_duplicates(dataset, items, measured, settings, seed),
         drift=_drift(items),
     )
@@ -297,33 +292,31 @@ def _class_table(dataset: PackedDataset, items: pd.DataFrame) -> pd.DataFrame:
 
 
 def _class_shapes(
-    dataset: PackedDataset, classes: pd.DataFrame, shapes: Mapping[str, tuple[EpisodeShape, ...]]
+    dataset: PackedDataset, classes: pd.DataFrame, kinds: Mapping[str, tuple[EpisodeKind, ...]]
 ) -> pd.DataFrame:
     n_items = dict(zip(classes["class"], classes["items"], strict=True))
     rows = [
         (split, name, str(shape), n_items[name], shape.items_per_class)
         for split in SPLITS
-        for shape in shapes.get(split, ())
+        for shape in dict.fromkeys(kind.shape for kind in kinds.get(split, ()))
         for name in dataset.info.splits.of(split)
     ]
     return pd.DataFrame(rows, columns=["split", "class", "shape", "items_found", "items_needed"])
 
 
 def _split_shapes(
-    dataset: PackedDataset,
-    classes: pd.DataFrame,
-    shapes: Mapping[str, tuple[EpisodeShape, ...]],
-    samplers: Mapping[str, SamplerConfig],
+    dataset: PackedDataset, classes: pd.DataFrame, kinds: Mapping[str, tuple[EpisodeKind, ...]]
 ) -> pd.DataFrame:
     """An episode drawn within a group needs its classes in one group."""
     rows = []
     for split in SPLITS:
         held = classes[classes["class"].isin(dataset.info.splits.of(split)) & (classes["items"] > 0)]
-        sizes = held["group"].value_counts() if isinstance(samplers.get(split), WithinGroup) else None
-        n_classes = len(held) if sizes is None else int(sizes.max()) if len(sizes) else 0
-        where = "in the split" if sizes is None else "in its largest group"
-        for shape in shapes.get(split, ()):
-            rows.append((split, str(shape), where, n_classes * len(dataset.info.rotations), shape.n_way))
+        largest_group = int(held["group"].value_counts().max()) if len(held) else 0
+        for kind in kinds.get(split, ()):
+            within = isinstance(kind.sampler, WithinGroup)
+            n_classes = (largest_group if within else len(held)) * len(dataset.info.rotations)
+            where = "in its largest group" if within else "in the split"
+            rows.append((split, str(kind.shape), where, n_classes, kind.shape.n_way))
     return pd.DataFrame(rows, columns=["split", "shape", "where", "classes_found", "classes_needed"])
 
 

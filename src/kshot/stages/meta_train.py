@@ -3,8 +3,9 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,18 @@ from kshot.config import MetaTrainSettings, Params, load_params
 from kshot.cpu_runtime import keep_freed_memory
 from kshot.datasets.packed import PackedDataset
 from kshot.distributed import choose_device, joined_workers, torchrun_command
-from kshot.episode import EpisodeShape
 from kshot.episode_loader import EpisodeLoader, image_gather
 from kshot.errors import EpisodeError, KshotError, TrainingError
 from kshot.lifeline import die_with_parent
 from kshot.live_lines import LiveLines, silent_lines
+from kshot.sampling import EpisodeKind
 from kshot.seeding import stream_key
 from kshot.stages.task_pool import load_pool, train_pool
 from kshot.task_pool import FrozenPool, ReadAhead
 from kshot.training import Progress, TrainingJob, episodes_per_s, meta_train, peak_memory_bytes
 
-_WHERE = ("n_processes", "device", "keep_freed_memory")
+_NOT_OF_THE_WEIGHTS = ("n_processes", "device", "keep_freed_memory", "seeds")
+_ARTIFACTS = Path("artifacts/meta_train")
 _REFUSAL = Path(".kshot/training-refused.txt")
 
 
@@ -42,16 +44,24 @@ def run(params: Params, root: Path) -> None:
     What cannot be trained as configured is refused before any worker starts.
     """
     dataset = PackedDataset.open(root / "data" / params.dataset.name)
-    check_ways(build_learner(_model_config(params, dataset)), params.task_pool.shapes())
+    check_ways(build_learner(_model_config(params, dataset)), params.task_pool.kinds())
     choose_device(params.meta_train.device)
     load_pool(root, "meta_val", dataset)
+    shutil.rmtree(root / _ARTIFACTS / "seeds", ignore_errors=True)
+    for seed in dict.fromkeys((params.seed, *params.meta_train.seeds)):
+        if params.meta_train.seeds:
+            print(f"training from seed {seed}", flush=True)
+        _train_here_or_in_workers(params, seed, root)
+
+
+def _train_here_or_in_workers(params: Params, seed: int, root: Path) -> None:
     n_processes = params.meta_train.n_processes
     if n_processes == 1:
-        train(params, root)
+        train(params, seed, root)
         return
     refusal = root / _REFUSAL
     refusal.unlink(missing_ok=True)
-    command, environment = torchrun_command(__name__, n_processes)
+    command, environment = torchrun_command(__name__, n_processes, str(seed))
     code = subprocess.run(command, env=environment, cwd=root, check=False).returncode
     if refusal.exists():
         raise TrainingError(refusal.read_text(encoding="utf-8"))
@@ -59,9 +69,9 @@ def run(params: Params, root: Path) -> None:
         raise TrainingError(f"torchrun with {n_processes} processes exited with {code}; its lines above say why")
 
 
-def check_ways(learner: Learner[Any], shapes: Mapping[str, tuple[EpisodeShape, ...]]) -> None:
+def check_ways(learner: Learner[Any], kinds: Mapping[str, tuple[EpisodeKind, ...]]) -> None:
     """Raise EpisodeError when a configured episode has more classes than the learner can tell apart."""
-    for split, shape in ((split, shape) for split, group in shapes.items() for shape in group):
+    for split, shape in ((split, kind.shape) for split, group in kinds.items() for kind in group):
         if learner.max_way is not None and shape.n_way > learner.max_way:
             raise EpisodeError(
                 f"{split} asks for {shape}; this learner, trained {learner.max_way}-way, tells at most "
@@ -69,8 +79,12 @@ def check_ways(learner: Learner[Any], shapes: Mapping[str, tuple[EpisodeShape, .
             )
 
 
-def train(params: Params, root: Path) -> None:
-    """One worker's part; the first worker writes model/, history.parquet and metrics.json."""
+def train(params: Params, seed: int, root: Path) -> None:
+    """One worker's part; the first worker writes model/, history.parquet and metrics.json.
+
+    From another seed than `params.seed` only the model is kept, as seeds/SEED.
+    """
+    params, main_seed = replace(params, seed=seed), params.seed
     settings = params.meta_train
     if settings.keep_freed_memory:
         keep_freed_memory()
@@ -93,10 +107,13 @@ def train(params: Params, root: Path) -> None:
         )
         progress = meta_train(job)
     if workers.is_first:
-        folder = root / "artifacts" / "meta_train"
-        save_model(folder / "model", job.learner, config)
-        _write_history(folder, job, progress)
-        _write_speed(root, job, progress)
+        folder = root / _ARTIFACTS
+        if seed == main_seed:
+            save_model(folder / "model", job.learner, config)
+            _write_history(folder, job, progress)
+            _write_speed(root, job, progress)
+        else:
+            save_model(folder / "seeds" / str(seed), job.learner, config)
         shutil.rmtree(checkpoints)
 
 
@@ -117,7 +134,7 @@ def _training_key(params: Params, dataset: PackedDataset, val_pool: FrozenPool) 
     settings = TypeAdapter(MetaTrainSettings).dump_python(params.meta_train, mode="json")
     description = {
         "seed": params.seed,
-        "meta_train": {name: value for name, value in settings.items() if name not in _WHERE},
+        "meta_train": {name: value for name, value in settings.items() if name not in _NOT_OF_THE_WEIGHTS},
         "train_pool": repr(params.task_pool.meta_train),
         "val_pool": val_pool.hash,
         "data": dataset.content_hash,
@@ -171,7 +188,7 @@ def _main() -> None:
     """A torchrun worker. A refusal is left for `run` to raise: torchrun would only try it again."""
     die_with_parent()
     try:
-        train(load_params(Path("params.yaml")), Path())
+        train(load_params(Path("params.yaml")), int(sys.argv[1]), Path())
     except KshotError as error:
         _REFUSAL.parent.mkdir(exist_ok=True)
         _REFUSAL.write_text(str(error), encoding="utf-8")

@@ -10,7 +10,7 @@ from kshot.config import Params
 from kshot.datasets.packed import PackedDataset
 from kshot.episode import EpisodeShape
 from kshot.errors import DataError
-from kshot.sampling import SamplerConfig
+from kshot.sampling import EpisodeKind, SamplerConfig
 from kshot.task_pool import FrozenPool, SampledPool
 
 _TEST_POOL = "meta_test-"
@@ -23,10 +23,10 @@ def run(params: Params, root: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     val, test, seed = params.task_pool.meta_val, params.task_pool.meta_test, params.task_pool.seed
-    frozen = {"meta_val": _pool(dataset, "meta_val", val.shape, val.sampler, seed=seed).freeze(val.n_episodes)}
-    for shape in test.shapes():
-        sampled = _pool(dataset, "meta_test", shape, test.sampler, seed=seed)
-        frozen[test_pool_name(shape)] = sampled.freeze(test.n_episodes)
+    val_kind = EpisodeKind(shape=val.shape, sampler=val.sampler)
+    frozen = {"meta_val": _pool(dataset, "meta_val", val_kind, seed=seed).freeze(val.n_episodes)}
+    for setting, kind in test.kinds().items():
+        frozen[test_pool_name(setting)] = _pool(dataset, "meta_test", kind, seed=seed).freeze(test.n_episodes)
     for name, pool in frozen.items():
         (folder / f"{name}.safetensors").write_bytes(pool.to_bytes())
         print(f"{name}: {len(pool):,} episodes {pool.shape}, {pool.hash[:12]}")
@@ -44,9 +44,9 @@ def run(params: Params, root: Path) -> None:
     (folder / "pools.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def test_pool_name(shape: EpisodeShape) -> str:
-    """File name, without its ending, of the frozen pool for this shape."""
-    return f"{_TEST_POOL}{shape.n_way}w{shape.k_shot}s"
+def test_pool_name(setting: str) -> str:
+    """File name, without its ending, of the frozen pool of a setting such as 5w1s."""
+    return f"{_TEST_POOL}{setting}"
 
 
 def frozen_hashes(root: Path) -> dict[str, str]:
@@ -75,12 +75,12 @@ def load_pool(root: Path, name: str, dataset: PackedDataset) -> FrozenPool:
 
 def train_pool(dataset: PackedDataset, params: Params) -> SampledPool:
     """The endless pool that pools.json describes under meta_train."""
-    settings = params.task_pool.meta_train
-    return _pool(dataset, "meta_train", settings.shape, settings.sampler, seed=params.seed)
+    (kind,) = params.task_pool.kinds()["meta_train"]
+    return _pool(dataset, "meta_train", kind, seed=params.seed)
 
 
-def _pool(dataset: PackedDataset, split: str, shape: EpisodeShape, sampler: SamplerConfig, *, seed: int) -> SampledPool:
-    return SampledPool.of_split(dataset.class_table(split), shape, sampler, seed=seed, split=split)
+def _pool(dataset: PackedDataset, split: str, kind: EpisodeKind, *, seed: int) -> SampledPool:
+    return SampledPool.of_split(dataset.class_table(split), kind.shape, kind.sampler, seed=seed, split=split)
 
 
 def _frozen_entry(pool: FrozenPool) -> dict[str, Any]:

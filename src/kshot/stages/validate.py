@@ -34,8 +34,7 @@ def run(params: Params, root: Path) -> None:
     """Write facts.json and report.html; on a critical failure keep them in .kshot only and raise ValidationError."""
     dataset = PackedDataset.open(root / "data" / params.dataset.name)
     print(f"{dataset.name}: measuring {dataset.n_stored:,} items", flush=True)
-    shapes, samplers = params.task_pool.shapes(), params.task_pool.samplers()
-    facts = collect_facts(dataset, shapes, samplers, params.validate, params.seed)
+    facts = collect_facts(dataset, params.task_pool.kinds(), params.validate, params.seed)
     print(f"{dataset.name}: holding them against the suite", flush=True)
     results = check(dataset, facts, params.validate)
 

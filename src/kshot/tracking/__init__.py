@@ -1,9 +1,10 @@
 """Runs, the model registry and its aliases in MLflow: the only package that imports mlflow, which takes seconds."""
 
-from kshot.tracking.champion import Move, history, move_champion, record_decision, rollback
+from kshot.tracking.champion import Move, history, last_decision, move_champion, record_decision, rollback
 from kshot.tracking.runs import (
     CHALLENGER,
     CHAMPION,
+    COST,
     PREVIOUS,
     LoggedFile,
     MetricPoint,
@@ -16,11 +17,12 @@ from kshot.tracking.runs import (
     serving_requirements,
 )
 from kshot.tracking.store import default_tracking_uri, prepare_store
-from kshot.tracking.versions import RegisteredModel, fetch_model, fetch_run_files, version_with
+from kshot.tracking.versions import RegisteredModel, attach, fetch_model, fetch_run_files, run_metrics, version_with
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "COST",
     "PREVIOUS",
     "LoggedFile",
     "MetricPoint",
@@ -30,16 +32,19 @@ __all__ = [
     "Registration",
     "RunRecord",
     "TrainingData",
+    "attach",
     "default_tracking_uri",
     "fetch_model",
     "fetch_run_files",
     "flatten",
     "history",
+    "last_decision",
     "move_champion",
     "prepare_store",
     "record_decision",
     "register",
     "rollback",
+    "run_metrics",
     "serving_requirements",
     "version_with",
 ]

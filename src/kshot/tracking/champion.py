@@ -34,6 +34,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 _ENTRY = "champion_history."
+_DECISIONS = "promotion"  # a folder of the run: one file a decision, named by its time
 _VERDICT_TAG, _REASON_TAG = "promotion", "promotion_reason"
 _TAG_LENGTH = 5000  # what the registry's column holds on a server database
 _TOLERANCE = 1e-4  # of a probability: another CPU rounds otherwise
@@ -97,9 +98,20 @@ def record_decision(
     """Store a decision with the version: tags for the verdict and its reason, and the whole as a JSON artifact."""
     with open_store(root) as client:
         found = find_version(client, name, None, str(version))
-        client.log_dict(str(found.run_id), dict(decision), f"promotion/{_now().replace(':', '')}.json")
+        client.log_dict(str(found.run_id), dict(decision), f"{_DECISIONS}/{_now().replace(':', '')}.json")
         client.set_model_version_tag(name, str(version), _VERDICT_TAG, verdict)
         client.set_model_version_tag(name, str(version), _REASON_TAG, reason[:_TAG_LENGTH])
+
+
+def last_decision(mlflow_run_id: str, root: Path) -> dict[str, Any] | None:
+    """What `record_decision` stored last with a version's run; None where nothing was decided."""
+    with open_store(root) as client, TemporaryDirectory() as folder:
+        stored = sorted(file.path for file in client.list_artifacts(mlflow_run_id, _DECISIONS))
+        if not stored:
+            return None
+        path = download(f"runs:/{mlflow_run_id}/{stored[-1]}", Path(folder))
+        decision: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return decision
 
 
 def _move(

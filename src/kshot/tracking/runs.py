@@ -42,6 +42,7 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 KEY_TAG = "dvc_lock_sha256"
 SMOKE_TEST = "smoke_test.safetensors"
 EXPECTED = "expected"
+COST = "cost/"  # the prefix of what a model costs, among the metrics of its run
 _STATE_TAG = "registration"
 
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH = 1000, 100  # the most that MLflow takes in one request

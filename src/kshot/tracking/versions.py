@@ -63,6 +63,18 @@ def fetch_run_files(mlflow_run_id: str, names: Iterable[str], folder: Path, root
             download(f"runs:/{mlflow_run_id}/{name}", folder / Path(name).parent)
 
 
+def run_metrics(mlflow_run_id: str, root: Path) -> dict[str, float]:
+    """The last value of every metric of a run."""
+    with open_store(root) as client:
+        return dict(client.get_run(mlflow_run_id).data.metrics)
+
+
+def attach(mlflow_run_id: str, path: Path, root: Path) -> None:
+    """Put a file among the artifacts of a run, under its own name."""
+    with open_store(root) as client:
+        client.log_artifact(mlflow_run_id, str(path))
+
+
 def check_registry(root: Path, tracking_uri: str | None = None) -> None:
     """Raise ModelError where no registry was made yet, rather than make an empty one."""
     address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)

@@ -1,0 +1,62 @@
+"""Score the trained learner on the held-out classes of another dataset, which it was not trained on."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+from kshot.algorithms.learner import Flatten
+from kshot.algorithms.protonet import ProtoNet
+from kshot.baselines import PIXELS
+from kshot.checkpoint import load_model
+from kshot.config import Params
+from kshot.cpu_runtime import keep_freed_memory
+from kshot.datasets.packed import PackedDataset
+from kshot.distributed import choose_device
+from kshot.episode_loader import image_gather
+from kshot.errors import DataError
+from kshot.evaluation import score_episodes
+from kshot.intervals import mean_interval
+from kshot.live_lines import LiveLines
+from kshot.task_pool import SampledPool
+
+
+def run(params: Params, root: Path, name: str) -> None:
+    """Write cross_domain/NAME/metrics.json: the settings of meta_test, on episodes of the dataset `name`."""
+    if params.meta_train.keep_freed_memory:
+        keep_freed_memory()
+    dataset = PackedDataset.open(root / "data" / name)
+    saved = load_model(root / "artifacts" / "meta_train" / "model")
+    if saved.item.shape != dataset.item.shape:
+        raise DataError(
+            f"{dataset.folder} has {dataset.item}; the model takes {saved.item}; need the same size and colour; "
+            f"next: ingest it so under another name, or take {name} out of cross_domain in params.yaml"
+        )
+    device = choose_device(params.meta_train.device)
+    gather, learner = image_gather(dataset, device), saved.learner.to(device)
+    pixels, lines = ProtoNet(Flatten()), LiveLines(partial(print, flush=True))
+    table = dataset.class_table("meta_test")
+    results = []
+    for setting, kind in params.task_pool.meta_test.kinds().items():
+        pool = SampledPool.of_split(
+            table, kind.shape, kind.sampler, seed=params.task_pool.seed, split=f"cross_domain/{name}"
+        ).freeze(params.task_pool.meta_test.n_episodes)
+        beside = mean_interval(score_episodes(pixels, pool.indices, gather).accuracy)
+        for mode, in_mode in learner.normalization_modes().items():
+            found = mean_interval(score_episodes(in_mode, pool.indices, gather, lines=lines).accuracy)
+            lines.say(f"{name}: {kind} {mode}: {found.mean:.2%}; {PIXELS} {beside.mean:.2%}; {len(pool):,} episodes")
+            results.append(
+                {
+                    "setting": setting,
+                    "title": str(kind),
+                    "mode": mode,
+                    "episodes": len(pool),
+                    "accuracy": found.mean,
+                    "ci95": found.half_width,
+                    "baselines": {PIXELS: {"accuracy": beside.mean, "ci95": beside.half_width}},
+                    "pool_hash": pool.hash,
+                }
+            )
+    folder = root / "artifacts" / "cross_domain" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = {"dataset": name, "data_hash": dataset.content_hash, "results": results}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")

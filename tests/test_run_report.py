@@ -1,0 +1,82 @@
+"""The page of a registered version, from the real MLflow, opened in a real browser."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from kshot.config import Params, load_params
+from kshot.errors import ModelError
+from kshot.run_report import write_run_report
+from kshot.tracking import default_tracking_uri
+from tests.browser import check_stands_alone
+from tests.test_gate import add_version, decided
+from tests.tiny_project import tiny_params, write_project
+
+
+@pytest.fixture
+def params(project: Path) -> Params:
+    write_project(project, tiny_params())
+    return load_params(project / "params.yaml")
+
+
+def words(page: str) -> str:
+    return page.partition('<p class="words">')[2].partition("</p>")[0]
+
+
+def test_the_first_line_says_what_came_of_the_version(project: Path, params: Params) -> None:
+    add_version(project, "1", accuracy=0.5)
+    undecided = write_run_report("tiny", 1, project).read_text()
+    assert words(undecided).startswith("Version 1 is registered; nothing was decided on it yet.")
+    decided(project, params)
+    add_version(project, "2", accuracy=0.4)
+    decided(project, params)
+    add_version(project, "3", accuracy=0.6)
+    waiting = replace(params.register.promotion, mode="dry_run")
+    decided(project, params, mode=waiting.mode)
+    first, worse, better = (words(write_run_report("tiny", n, project).read_text()) for n in (1, 2, 3))
+    assert first.startswith("Version 1 is champion. It recognises held-out classes of tiny with 50.00")
+    assert worse.startswith("Version 2 is refused: worse than version 1 by 10.00 &plusmn; 0.00 points.")
+    assert better.startswith("Version 3 may be promoted; version 1 is champion: better than version 1 by 10.00")
+
+
+def test_the_page_has_decision_changes_data_cost_and_lineage(project: Path, params: Params) -> None:
+    add_version(project, "1", accuracy=0.5)
+    decided(project, params)
+    add_version(project, "2", accuracy=0.4)
+    decided(project, params)
+    path = write_run_report("tiny", 2, project)
+    page = path.read_text()
+    for part in (
+        "<h2>The decision</h2>",
+        "at least -10.00 points",
+        "<h2>What changed since version 1</h2>",
+        "Accuracy: worse, -10.00 ± 0.00 points over all settings.",
+        "Data: the same.",
+        "<h2>Accuracy on held-out classes</h2>",
+        "<strong>near duplicates</strong>: 3 pairs; needed at most 0",
+        "<dd>1.5 ms</dd>",
+        "<dd>0.25 ms</dd>",
+        "<dd>1,000</dd>",
+        "weights_sha256",
+    ):
+        assert part in page, part
+    client = MlflowClient(default_tracking_uri(project))
+    run_id = str(client.get_model_version("tiny", "2").run_id)
+    attached = Path(client.download_artifacts(run_id, "report.html"))
+    assert attached.read_bytes() == path.read_bytes()
+
+
+def test_the_page_stands_alone_in_a_browser(project: Path, params: Params) -> None:
+    add_version(project, "1", accuracy=0.5)
+    decided(project, params)
+    add_version(project, "2", accuracy=0.6)
+    decided(project, params)
+    check_stands_alone(write_run_report("tiny", 2, project))
+
+
+def test_a_version_that_is_not_there_is_named(project: Path, params: Params) -> None:
+    add_version(project, "1", accuracy=0.5)
+    with pytest.raises(ModelError, match="tiny has no version 7; known: 1"):
+        write_run_report("tiny", 7, project)
