@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from kshot.errors import ModelError, StageError
 from kshot.tracking import (
     RunRecord,
-    default_tracking_uri,
     fetch_model,
     history,
     move_champion,
@@ -191,7 +190,7 @@ N_RACES = 100
 
 
 def test_of_two_promotions_at_once_one_wins_a_hundred_times_and_no_entry_is_lost(
-    tmp_path_factory: pytest.TempPathFactory, three_versions: Path
+    registry: str, three_versions: Path
 ) -> None:
     """Two processes are told at once to replace the same champion, each by a version of its own."""
     racers = [
@@ -205,7 +204,7 @@ def test_of_two_promotions_at_once_one_wins_a_hundred_times_and_no_entry_is_lost
     ]
     promote(three_versions, 1, None)
     assert [line_of(racer) for racer in racers] == ["ready", "ready"]
-    client = MlflowClient(tracking_uri=default_tracking_uri(three_versions))
+    client = MlflowClient(tracking_uri=registry)
     for _ in range(N_RACES):
         for racer in racers:
             tell(racer, "1")

@@ -20,6 +20,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 _LOCK_TIMEOUT_S = 600.0
@@ -98,12 +99,12 @@ def _alone(address: str, root: Path) -> Iterator[None]:
 @contextmanager
 def _advisory_lock(address: str) -> Iterator[None]:
     """PostgreSQL lets go of it when the connection ends, also by a kill."""
-    engine = create_engine(address, poolclass=NullPool)
+    engine = create_engine(address, poolclass=NullPool, isolation_level="AUTOCOMMIT")  # no transaction that waits
     with engine.connect() as connection:
         connection.execute(text(f"SET lock_timeout = {int(_LOCK_TIMEOUT_S * 1000)}"))
         try:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
-        except Exception as error:
+        except OperationalError as error:
             raise _held(f"the advisory lock {_LOCK_KEY} of the database") from error
         yield
 
