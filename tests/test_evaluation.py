@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from kshot.algorithms.learner import Flatten
 from kshot.algorithms.protonet import ProtoNet
 from kshot.episode import EpisodeShape
-from kshot.evaluation import score_episodes
-from kshot.sampling import EpisodeIndices
+from kshot.evaluation import embedded_once, score_episodes
+from kshot.sampling import EpisodeIndices, Int
 from tests.toy_episodes import image_pools, point_gather
 
 
@@ -18,6 +19,25 @@ def test_scores_count_right_answers_of_each_class() -> None:
     scores = score_episodes(ProtoNet(Flatten()), indices, point_gather(points))
     assert scores.correct.tolist() == [[1, 1]]  # 9.0 is nearer to 10.0, 4.0 nearer to 0.0
     assert scores.accuracy.tolist() == [0.5]
+
+
+def test_an_item_is_embedded_once_for_all_lists_of_episodes() -> None:
+    _, pool, gather = image_pools(EpisodeShape(n_way=4, k_shot=3, n_query=2))
+    seen: list[int] = []
+
+    def counting(items: Int) -> Tensor:
+        seen.extend(items.ravel().tolist())
+        return gather(items)
+
+    learner = ProtoNet(Flatten())
+    on_features, features = embedded_once(learner, counting)
+    halves = [score_episodes(on_features, pool.indices[part], features) for part in (slice(0, 7), slice(7, 12))]
+    again = score_episodes(on_features, pool.indices, features)
+    whole = score_episodes(learner, pool.indices, gather)
+    assert np.concatenate([half.predicted for half in halves]).tolist() == whole.predicted.tolist()
+    np.testing.assert_array_equal(again.confidence, whole.confidence)
+    used = np.unique(np.concatenate([pool.indices.support.ravel(), pool.indices.query.ravel()]))
+    assert sorted(seen) == used.tolist()
 
 
 def test_the_pixel_baseline_is_the_nearest_centroid_of_the_pixels() -> None:

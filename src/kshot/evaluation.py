@@ -94,39 +94,55 @@ def score_episodes(
     )
 
 
+def embedded_once(learner: Learner[Any], gather: Gather) -> tuple[Learner[Any], Gather]:
+    """The learner and the gather for scoring several lists of episodes of the same items.
+
+    A metric learner is put on features, and an item embedded when it is first asked for; others stay as they are.
+    """
+    if not isinstance(learner, MetricLearner):
+        return learner, gather
+    return learner.on_features(), _Features(learner, gather)
+
+
+class _Features:
+    """Item indices (...) -> features (..., D); each item goes through the learner once."""
+
+    def __init__(self, learner: MetricLearner[Any], gather: Gather) -> None:
+        self._learner, self._gather = learner, gather
+        self._row_of_item = np.full(0, -1)
+        self._features: Tensor | None = None  # (I, D)
+
+    @torch.no_grad()
+    def __call__(self, items: Int) -> Tensor:
+        n_more = int(items.max(initial=-1)) + 1 - len(self._row_of_item)
+        self._row_of_item = np.pad(self._row_of_item, (0, max(n_more, 0)), constant_values=-1)
+        new = np.unique(items[self._row_of_item[items] < 0])
+        if len(new):
+            known = [] if self._features is None else [self._features]
+            self._row_of_item[new] = np.arange(len(new)) + (len(known[0]) if known else 0)
+            self._features = torch.cat([*known, *(self._learner.embed(self._gather(chunk)) for chunk in _chunks(new))])
+        assert self._features is not None
+        return self._features[torch.from_numpy(self._row_of_item[items])]
+
+
 def episode_logits(
     learner: Learner[Any], indices: EpisodeIndices, gather: Gather, lines: LiveLines
 ) -> Iterator[Tensor]:
     """(B, N * Q, N) of some episodes after the other.
 
-    A metric learner sees each item alone, so the items are embedded once and episodes are gathers.
+    A metric learner sees each item alone, so each is embedded once and episodes are gathers.
     """
     if isinstance(learner, MetricLearner):
-        items, positions = _used_items(indices)
-        features = torch.cat([learner.embed(gather(chunk)) for chunk in _chunks(items)])
-        per_episode = features[0].numel() * (positions.support[0].size + positions.query[0].size)
+        learner, gather = embedded_once(learner, gather)
+        items_per_episode = indices.support[0].size + indices.query[0].size
+        per_episode = gather(indices.support[:1, :1, :1]).numel() * items_per_episode
         at_once = min(max(1, _NUMBERS_AT_ONCE // per_episode), _EPISODES_AT_ONCE)
-        learner, indices = learner.on_features(), positions
-
-        def gather(index: Int) -> Tensor:
-            return features[torch.from_numpy(index)]
     else:
         at_once = learner.episodes_at_once
     for start in range(0, len(indices), at_once):
         episodes = load_episodes(indices[start : start + at_once], gather)
         yield learner.classify(learner.adapt(episodes.support), episodes.query_x)
         lines.mention(partial("{:,} of {:,} episodes scored".format, start + len(episodes), len(indices)))
-
-
-def _used_items(indices: EpisodeIndices) -> tuple[Int, EpisodeIndices]:
-    """The items that occur (I,), and the same episodes pointing at positions in that list."""
-    n_support = indices.support.shape[2]
-    both = np.concatenate([indices.support, indices.query], axis=2)
-    items, flat = np.unique(both, return_inverse=True)
-    positions = flat.reshape(both.shape)
-    return items, EpisodeIndices(
-        support=positions[:, :, :n_support], query=positions[:, :, n_support:], class_ids=indices.class_ids
-    )
 
 
 def _chunks(items: Int) -> list[Int]:

@@ -14,7 +14,7 @@ from kshot.datasets.packed import PackedDataset
 from kshot.distributed import choose_device
 from kshot.episode_loader import image_gather
 from kshot.errors import DataError
-from kshot.evaluation import score_episodes
+from kshot.evaluation import embedded_once, score_episodes
 from kshot.intervals import mean_interval
 from kshot.live_lines import LiveLines
 from kshot.task_pool import SampledPool
@@ -35,14 +35,15 @@ def run(params: Params, root: Path, name: str) -> None:
     gather, learner = image_gather(dataset, device), saved.learner.to(device)
     pixels, lines = ProtoNet(Flatten()), LiveLines(partial(print, flush=True))
     table = dataset.class_table("meta_test")
+    modes = {mode: embedded_once(one, gather) for mode, one in learner.normalization_modes().items()}
     results = []
     for setting, kind in params.task_pool.meta_test.kinds().items():
         pool = SampledPool.of_split(
             table, kind.shape, kind.sampler, seed=params.task_pool.seed, split=f"cross_domain/{name}"
         ).freeze(params.task_pool.meta_test.n_episodes)
         beside = mean_interval(score_episodes(pixels, pool.indices, gather).accuracy)
-        for mode, in_mode in learner.normalization_modes().items():
-            found = mean_interval(score_episodes(in_mode, pool.indices, gather, lines=lines).accuracy)
+        for mode, (in_mode, items) in modes.items():
+            found = mean_interval(score_episodes(in_mode, pool.indices, items, lines=lines).accuracy)
             lines.say(f"{name}: {kind} {mode}: {found.mean:.2%}; {PIXELS} {beside.mean:.2%}; {len(pool):,} episodes")
             results.append(
                 {

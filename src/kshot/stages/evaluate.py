@@ -19,7 +19,7 @@ from kshot.cpu_runtime import keep_freed_memory
 from kshot.datasets.packed import PackedDataset
 from kshot.distributed import choose_device
 from kshot.episode_loader import Gather, image_gather
-from kshot.evaluation import score_episodes
+from kshot.evaluation import embedded_once, score_episodes
 from kshot.evaluation_report import write_report
 from kshot.evaluation_tables import Evaluation, SettingScores, class_table, confusion_table, episode_table
 from kshot.held_in import held_in_and_held_out
@@ -91,12 +91,17 @@ def _score_settings(
         saved.config, dataset, gather, seed=params.seed, pretrain_steps=params.evaluate.pretrain_steps, lines=lines
     )
     device = next(saved.learner.parameters()).device
-    by_seed = {seed: other.learner.to(device).normalization_modes() for seed, other in other_seeds.items()}
+    by_seed = {
+        seed: {mode: embedded_once(it, gather) for mode, it in other.learner.to(device).normalization_modes().items()}
+        for seed, other in other_seeds.items()
+    }
+    scored = {mode: embedded_once(learner, gather) for mode, learner in modes.items()}
+    compared = {name: embedded_once(learner, gather) for name, learner in others.items()}
     for name, kind in params.task_pool.meta_test.kinds().items():
         pool = load_pool(root, test_pool_name(name), dataset)
-        beside = {name: score_episodes(learner, pool.indices, gather) for name, learner in others.items()}
-        for mode, learner in modes.items():
-            scores = score_episodes(learner, pool.indices, gather, temperature=temperatures[mode], lines=lines)
+        beside = {name: score_episodes(learner, pool.indices, items) for name, (learner, items) in compared.items()}
+        for mode, (learner, items) in scored.items():
+            scores = score_episodes(learner, pool.indices, items, temperature=temperatures[mode], lines=lines)
             lines.say(
                 f"{kind} {mode}: {scores.accuracy.mean():.2%}; "
                 + "; ".join(f"{name} {other.accuracy.mean():.2%}" for name, other in beside.items())
@@ -112,7 +117,8 @@ def _score_settings(
                 scores=scores,
                 baselines=beside,
                 other_seeds={
-                    seed: score_episodes(other[mode], pool.indices, gather) for seed, other in by_seed.items()
+                    seed: score_episodes(other, pool.indices, items)
+                    for seed, (other, items) in ((seed, in_modes[mode]) for seed, in_modes in by_seed.items())
                 },
             )
 
