@@ -19,6 +19,7 @@ from bench.measure import Measurement, Request
 from bench.processes import MAX_REPEATS, DriverError, quietest, run_driver
 from bench.results import DISTURBED_SHARE, Machine, Record, Results, save
 from bench.workloads import WORKLOADS, Workload
+from kshot.cpu_runtime import cpu_name
 
 PARTIAL_RESULTS = Path(".kshot/bench/partial.json")
 IMAGES = Path(".kshot/bench/images.npy")
@@ -60,9 +61,8 @@ def prepare_images(dataset_folder: Path) -> None:
 
 
 def describe_machine() -> Machine:
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return Machine(
-        cpu=cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
+        cpu=cpu_name(),
         cores=os.cpu_count() or 1,
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         system=f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",

@@ -62,6 +62,7 @@ def main() -> int:
 def _promote(root: Path, version: int | None, approve: bool) -> Promotion:
     from kshot.config import load_params  # here and not above: these import torch and mlflow
     from kshot.gate import consider
+    from kshot.run_report import renew_run_reports
 
     outcome = consider(
         root,
@@ -71,6 +72,7 @@ def _promote(root: Path, version: int | None, approve: bool) -> Promotion:
         approved=approve,
         tell=get_run_logger().info,
     )
+    renew_run_reports(outcome.name, (outcome.version, outcome.champion), root, get_run_logger().warning)
     return Promotion(
         name=outcome.name,
         version=outcome.version,

@@ -47,11 +47,13 @@ def train_flow(root: Path = Path()) -> Summary:
     try:
         with alone_in(root, get_run_logger().info):
             close_lost_run(root)
+            _check(root)
             stages = tuple(run_as_task(stage, root) for stage in stage_order(root))
             push(root, return_state=True).result()
             registered = register(root, return_state=True).result()
-            promotion = promote(root, registered.version, False, return_state=True).result()
-            page = report(root, registered, return_state=True).result()
+            promotion_state = promote(root, registered.version, False, return_state=True)
+            page = report(root, registered, return_state=True).result()  # also of a version that failed its smoke test
+            promotion = promotion_state.result()
             summary = _summarise(root, stages, registered, promotion, page)
             publish(summary)
             return completed(f"{registered}; {promotion}", summary)
@@ -138,8 +140,16 @@ def main() -> int:
     return 0
 
 
-def _register(root: Path) -> Registered:
+def _check(root: Path) -> None:
+    """Raise a KshotError for settings with which only a late stage would fail."""
     from kshot.config import load_params  # here and not above: these import torch and mlflow
+    from kshot.stages.cross_domain import check
+
+    check(load_params(root / "params.yaml"), root)
+
+
+def _register(root: Path) -> Registered:
+    from kshot.config import load_params
     from kshot.registration import register_run
 
     done = register_run(root, load_params(root / "params.yaml"), str(runtime.flow_run.id))

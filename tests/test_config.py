@@ -23,6 +23,17 @@ def test_every_preset_is_valid_and_says_its_command(path: Path) -> None:
     assert "Command: make" in path.read_text().split("seed:")[0]
 
 
+@pytest.mark.parametrize("sampler", [None, {"name": "uniform"}])
+def test_two_settings_that_are_the_same_are_refused(sampler: dict[str, str] | None) -> None:
+    raw_params = raw()
+    raw_params["task_pool"]["meta_test"]["settings"] = [
+        {"n_way": 5, "k_shot": 1},
+        {"n_way": 5, "k_shot": 1} | ({} if sampler is None else {"sampler": sampler}),
+    ]
+    with pytest.raises(ConfigError, match="stands there twice; need different settings"):
+        params_from(raw_params, source="params.yaml")
+
+
 def test_a_setting_may_have_a_sampler_of_its_own() -> None:
     raw_params = raw()
     raw_params["task_pool"]["meta_test"]["settings"] = [

@@ -1,8 +1,17 @@
-import numpy as np
+from pathlib import Path
 
-from kshot.held_in import mixed
+import numpy as np
+import torch
+
+from kshot.algorithms.learner import Flatten
+from kshot.algorithms.protonet import ProtoNet
+from kshot.datasets.packed import PackedDataset
+from kshot.episode import EpisodeShape
+from kshot.episode_loader import image_gather
+from kshot.held_in import held_in_and_held_out, mixed
 from kshot.sampling import EpisodeIndices
 from kshot.seeding import stream_key
+from tests.tiny_dataset import tiny_dataset
 
 
 def episodes(first_class: int) -> EpisodeIndices:
@@ -13,6 +22,16 @@ def episodes(first_class: int) -> EpisodeIndices:
         query=100 * class_ids[:, :, None] + np.arange(2, 5),
         class_ids=class_ids,
     )
+
+
+def test_nothing_is_measured_where_a_class_has_too_few_images(tmp_path: Path) -> None:
+    tiny = tiny_dataset(n_classes=4, n_images=5)
+    dataset = PackedDataset.open(tiny.write(tmp_path / "tiny"))
+    gather, learner = image_gather(dataset, torch.device("cpu")), ProtoNet(Flatten())
+    for k_shot, n_rows in ((4, 5), (5, 0)):
+        shape = EpisodeShape(n_way=3, k_shot=k_shot, n_query=9)
+        rows = list(held_in_and_held_out(learner, dataset, shape, gather, seed=1, n_episodes=4))
+        assert len(rows) == n_rows
 
 
 def test_two_of_five_classes_come_from_the_first_with_their_own_items() -> None:

@@ -284,6 +284,17 @@ def test_new_model_name_needs_no_new_run(project: Path) -> None:
     assert register_run(project, renamed, None).name == "renamed"
 
 
+def test_a_dataset_that_is_listed_no_more_is_left_out_of_the_receipt(project: Path) -> None:
+    params = write_run(project)
+    lock = yaml.safe_load((project / "dvc.lock").read_text())
+    gone = {"path": "artifacts/cross_domain/other", "hash": "md5", "md5": "0" * 32}
+    lock["stages"]["cross_domain@other"] = {"cmd": "python -m kshot cross-domain other", "outs": [gone]}
+    (project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert register_run(project, params, None).created
+    with pytest.raises(StageError, match=r"artifacts/cross_domain/other"):
+        register_run(project, replace(params, cross_domain=("other",)), None)
+
+
 def test_data_changed_after_the_run_is_refused(project: Path) -> None:
     params = write_run(project)
     shutil.rmtree(project / "data")

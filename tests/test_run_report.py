@@ -7,9 +7,9 @@ import pytest
 from mlflow import MlflowClient
 
 from kshot.config import Params, load_params
-from kshot.errors import ModelError
+from kshot.errors import ModelError, StageError
 from kshot.run_report import write_run_report
-from kshot.tracking import default_tracking_uri
+from kshot.tracking import default_tracking_uri, fetch_model, rollback
 from tests.browser import check_stands_alone
 from tests.test_gate import add_version, decided
 from tests.tiny_project import tiny_params, write_project
@@ -39,6 +39,28 @@ def test_the_first_line_says_what_came_of_the_version(project: Path, params: Par
     assert first.startswith("Version 1 is champion. It recognises held-out classes of tiny with 50.00")
     assert worse.startswith("Version 2 is refused: worse than version 1 by 10.00 &plusmn; 0.00 points.")
     assert better.startswith("Version 3 may be promoted; version 1 is champion: better than version 1 by 10.00")
+
+
+def test_a_champion_that_was_rolled_back_or_replaced_is_told_as_such(project: Path, params: Params) -> None:
+    for key, accuracy in (("1", 0.5), ("2", 0.6)):
+        add_version(project, key, accuracy=accuracy)
+        decided(project, params)
+    replaced = words(write_run_report("tiny", 1, project).read_text())
+    assert replaced.startswith("Version 1 was champion; version 2 is champion.")
+    rollback("tiny", project, reason="complaints", by="test")
+    back = words(write_run_report("tiny", 2, project).read_text())
+    assert back.startswith("Version 2 was rolled back (complaints); version 1 is champion: better than version 1")
+    assert words(write_run_report("tiny", 1, project).read_text()).startswith("Version 1 is champion.")
+
+
+def test_a_version_that_failed_its_smoke_test_says_so(project: Path, params: Params) -> None:
+    add_version(project, "1", accuracy=0.5)
+    weights = fetch_model("models:/tiny/1", project).folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"zzzz")
+    with pytest.raises(StageError, match="fails its smoke test"):
+        decided(project, params)
+    state = words(write_run_report("tiny", 1, project).read_text())
+    assert state.startswith("Version 1 is not champion: version 1 of tiny fails its smoke test")
 
 
 def test_the_page_has_decision_changes_data_cost_and_lineage(project: Path, params: Params) -> None:

@@ -63,6 +63,21 @@ def test_a_scorecard_holds_what_is_served(tmp_path: Path) -> None:
     assert (card.episodes, card.weights_sha256) == ("e" * 64, "a" * 64)
 
 
+def test_a_scorecard_from_before_settings_had_names_is_read(tmp_path: Path) -> None:
+    write_evaluation(tmp_path)
+    for name in ("episodes.parquet", "per_class.parquet"):
+        table = pd.read_parquet(tmp_path / name).drop(columns="setting")
+        table.assign(n_way=5, k_shot=1).to_parquet(tmp_path / name)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for result in metrics["results"]:
+        del result["setting"]
+        result |= {"n_way": 5, "k_shot": 1}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    card = read_scorecard(tmp_path, "a" * 64)
+    np.testing.assert_array_equal(card.accuracy["5w1s"], [0.5, 0.9])
+    assert card.group_accuracy == pytest.approx({"one": 0.9, "two": 0.2})
+
+
 def test_scores_that_are_not_served_do_not_count(tmp_path: Path) -> None:
     write_evaluation(tmp_path, modes=("transductive",))
     with pytest.raises(StageError, match="has no non-transductive result"):

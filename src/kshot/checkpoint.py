@@ -87,7 +87,7 @@ def save_model(folder: Path, learner: Learner[Any], config: ModelConfig) -> None
 
 def load_other_seeds(folder: Path) -> dict[int, SavedModel]:
     """What the same training gave from other seeds, by seed. `folder` holds a model for each, or is not there."""
-    seeds = sorted(int(path.name) for path in folder.iterdir()) if folder.is_dir() else []
+    seeds = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
     return {seed: load_model(folder / str(seed)) for seed in seeds}
 
 

@@ -158,9 +158,11 @@ def promote(
     """Decide whether a version becomes champion, and move the alias if so; exit code 3 where it does not."""
     from kshot.config import load_params
     from kshot.gate import consider
+    from kshot.run_report import renew_run_reports
 
     outcome = consider(Path.cwd(), load_params(_PARAMS), by=_user(), version=version, approved=approve, tell=typer.echo)
     typer.echo(f"{outcome.name}: {outcome}")
+    renew_run_reports(outcome.name, (outcome.version, outcome.champion), Path.cwd(), _warn)
     if not outcome.is_champion:
         raise typer.Exit(_NOT_PROMOTED)
 
@@ -171,9 +173,12 @@ def rollback(
     model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
 ) -> None:
     """Make the champion before this one champion again."""
+    from kshot.run_report import renew_run_reports
     from kshot.tracking import rollback as roll_back
 
-    move = roll_back(_model_name(model), Path.cwd(), reason=reason, by=_user())
+    name = _model_name(model)
+    move = roll_back(name, Path.cwd(), reason=reason, by=_user())
+    renew_run_reports(name, (move.version, move.champion), Path.cwd(), _warn)
     typer.echo(f"version {move.version} is champion again, in place of version {move.champion}")
 
 
@@ -273,6 +278,10 @@ def _model_name(given: str) -> str:
     from kshot.config import load_params
 
     return given or load_params(_PARAMS).register.model_name
+
+
+def _warn(words: str) -> None:
+    typer.echo(f"warning: {words}", err=True)
 
 
 def _user() -> str:

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 from pydantic import ValidationError as PydanticError
 from pydantic.dataclasses import dataclass as settings
 
@@ -58,6 +58,12 @@ class Params:
     evaluate: EvaluationSettings
     cross_domain: tuple[DatasetName, ...]  # other packed datasets, on whose held-out classes to score as well
     register: RegisterSettings
+
+    @model_validator(mode="after")
+    def _check_cross_domain(self) -> Self:
+        if len(set(self.cross_domain)) < len(self.cross_domain) or self.dataset.name in self.cross_domain:
+            raise ValueError("cross_domain lists other datasets than dataset.name, each once")
+        return self
 
 
 def load_params(path: Path) -> Params:

@@ -145,7 +145,7 @@ def _rescored(model: RegisteredModel, root: Path, params: Params, dataset: Packe
             "need equal ones to compare; next: register under a new model name"
         )
     with tempfile.TemporaryDirectory() as folder:
-        write_scores(params, root, dataset, saved, Path(folder))
+        write_scores(params, root, dataset, saved, Path(folder), beside=False)
         return read_scorecard(Path(folder), model.weights_sha256, **_times(model, root))
 
 

@@ -14,7 +14,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kshot.config import load_params
 from kshot.errors import ModelError, StageError
 from kshot.intervals import Interval
 from kshot.promotion import paired_difference
@@ -128,8 +127,8 @@ def check_hashes(folder: Path) -> int:
 
 
 def _locked_stages(folder: Path) -> dict[str, Any]:
-    lock = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))
-    return current_stages(lock, load_params(folder / "params.yaml"))
+    lock, params = (yaml.safe_load((folder / name).read_text(encoding="utf-8")) for name in ("dvc.lock", "params.yaml"))
+    return current_stages(lock, params.get("cross_domain") or ())
 
 
 def check_weights_of(recorded: Recorded, folder: Path) -> None:

@@ -4,9 +4,8 @@ Not a stage of dvc.yaml: registering is a side effect, which a cached stage woul
 """
 
 import json
-import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import file_digest, md5, sha256
 from importlib.metadata import PackageNotFoundError
@@ -26,6 +25,7 @@ from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.checkpoint import SPEED_FILE, load_model
 from kshot.config import Params, params_from
 from kshot.cost import Cost, measure_cost
+from kshot.cpu_runtime import cpu_name
 from kshot.datasets.packed import INFO_FILE, MANIFEST_FILE, SPLITS, ItemSpec, PackedDataset
 from kshot.errors import StageError
 from kshot.seeding import generator
@@ -73,7 +73,6 @@ class FinishedRun:
     history: pd.DataFrame
     weights_sha256: str
     speed: Mapping[str, float]  # nothing, where the training ran on another machine
-    cost: Cost
 
     @property
     def pool_hashes(self) -> dict[str, str]:
@@ -89,14 +88,14 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
     """
     run = read_finished_run(root, params)
     tags = _lineage(root, params, run, flow_run_id)
-    evaluation, example = run.evaluation, input_example(run.dataset.item)
+    evaluation, example, cost = run.evaluation, input_example(run.dataset.item), _cost(root, params, run.dataset)
     record = RunRecord(
         root=root,
         model_name=params.register.model_name,
         run_name=f"{evaluation['algorithm']}-{evaluation['backbone']}-{run.lock_sha256[:8]}",
         dvc_lock_sha256=run.lock_sha256,
         params=_plain(params),
-        metrics=_metrics(run),
+        metrics=_metrics(run, cost),
         history=tuple(_history(run.history)),
         tags=tags,
         files=_files(root, run.dataset.folder, params),
@@ -112,7 +111,7 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
             input_example=example,
             expected=FewShotClassifier.load(_model_folder(root)).predict(**example).probabilities,
         ),
-        model_card=model_card(root, params, run, tags),
+        model_card=model_card(root, params, run, cost, tags),
     )
     return register(record)
 
@@ -140,7 +139,6 @@ def read_finished_run(root: Path, params: Params) -> FinishedRun:
         history=pd.read_parquet(root / "artifacts" / "meta_train" / "history.parquet"),
         weights_sha256=weights_sha256,
         speed=_speed(root, weights_sha256),
-        cost=_cost(root, params, dataset),
     )
 
 
@@ -154,7 +152,7 @@ def input_example(item: ItemSpec) -> dict[str, NDArray[Any]]:
     }
 
 
-def model_card(root: Path, params: Params, run: FinishedRun, lineage: Mapping[str, str]) -> str:
+def model_card(root: Path, params: Params, run: FinishedRun, cost: Cost, lineage: Mapping[str, str]) -> str:
     """The card in Markdown, from mlflow/model_card.md.j2."""
     template = _needed(root / "mlflow" / "model_card.md.j2", root)
     environment = Environment(
@@ -174,15 +172,15 @@ def model_card(root: Path, params: Params, run: FinishedRun, lineage: Mapping[st
         warnings=[check for check in run.facts["checks"] if not check["passed"]],
         training=run.training,
         evaluation=run.evaluation,
-        cost=run.cost,
+        cost=cost,
         lineage=lineage,
         non_transductive=NON_TRANSDUCTIVE,
     )
 
 
-def current_stages(lock: Mapping[str, Any], params: Params) -> dict[str, Any]:
-    """The entries of dvc.lock without those of datasets that cross_domain in params.yaml named once."""
-    named = {*map(cross_domain_stage, params.cross_domain)}
+def current_stages(lock: Mapping[str, Any], cross_domain: Iterable[str]) -> dict[str, Any]:
+    """The entries of dvc.lock without those of datasets that params.yaml named under cross_domain once."""
+    named = {*map(cross_domain_stage, cross_domain)}
     return {
         name: entry
         for name, entry in lock.get("stages", {}).items()
@@ -207,7 +205,7 @@ def dvc_hash(path: Path) -> str:
 
 def _check_receipt(root: Path, params: Params, lock: Mapping[str, Any]) -> None:
     """The settings, sources, data and outputs are those that dvc.lock names."""
-    stages = current_stages(lock, params)
+    stages = current_stages(lock, params.cross_domain)
     missing = [name for name in _STAGES if name not in stages]
     missing += [name for name in map(cross_domain_stage, params.cross_domain) if name not in stages]
     if missing:
@@ -250,7 +248,7 @@ def _lineage(root: Path, params: Params, run: FinishedRun, flow_run_id: str | No
         "flow_run_id": flow_run_id or "none",
         "kshot_version": _kshot_version(),
         "cross_domain": json.dumps(list(params.cross_domain)),
-        "cost_measured_on": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "cost_measured_on": f"{cpu_name()}, {torch.get_num_threads()} threads",
         "training_device": str(run.training.get("device", "unknown")),
     }
 
@@ -278,7 +276,7 @@ def _kshot_version() -> str:
         return "not installed"
 
 
-def _metrics(run: FinishedRun) -> dict[str, float]:
+def _metrics(run: FinishedRun, cost: Cost) -> dict[str, float]:
     """Held-out results as meta_test/5w1s/accuracy, or .../accuracy_transductive, and numbers of the training."""
     metrics: dict[str, float] = {}
     for result in run.evaluation["results"]:
@@ -291,7 +289,7 @@ def _metrics(run: FinishedRun) -> dict[str, float]:
             metrics[f"{prefix}/baseline/{name.replace(',', '')}"] = score["accuracy"]
     numbers = {name: float(value) for name, value in run.training.items() if isinstance(value, int | float)}
     numbers |= run.speed
-    metrics |= {f"{COST}{name}": float(value) for name, value in asdict(run.cost).items()}
+    metrics |= {f"{COST}{name}": float(value) for name, value in asdict(cost).items()}
     return metrics | {f"meta_train/final/{name}": value for name, value in numbers.items()}
 
 

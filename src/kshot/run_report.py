@@ -5,11 +5,15 @@ Made from what its run logged and from the registry alone, so the page of any ve
 
 import json
 import tempfile
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kshot.comparison import Change, Comparison, compare, data_lines, verdict
+from kshot.comparison import Change, Comparison, compare, data_lines, points, verdict
+from kshot.errors import KshotError
 from kshot.evaluation_report import SECTIONS, headline
+from kshot.intervals import Interval
 from kshot.report import markup, render
 from kshot.tracking import (
     CHAMPION,
@@ -65,7 +69,8 @@ def write_run_report(name: str, version: int, root: Path) -> Path:
             sections=markup((folder / _SECTIONS).read_text(encoding="utf-8")),
             cross_domain={other: _read(folder / path)["results"] for other, path in cross_domain.items()},
             warnings=[check for check in _read(folder / _FACTS)["checks"] if not check["passed"]],
-            changes=None if against is None else _changes(compare(name, against, version, root)),
+            changes=None if against is None else _changes(compare(name, against, version, root), decision or {}),
+            time=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             cost=_cost(model, root),
             is_committed=model.tags.get("git_commit", "none") != "none" and model.tags.get("git_dirty") == "false",
             lineage={tag: model.tags[tag] for tag in _LINEAGE if tag in model.tags},
@@ -77,27 +82,40 @@ def write_run_report(name: str, version: int, root: Path) -> Path:
     return path
 
 
+def renew_run_reports(name: str, versions: Iterable[int | None], root: Path, tell: Callable[[str], None]) -> None:
+    """The pages of versions whose state may have changed; one that cannot be made is told, and stops nothing."""
+    for version in versions:
+        try:
+            if version is not None:
+                write_run_report(name, version, root)
+        except KshotError as error:
+            tell(f"the page of version {version} is as it was: {error}")
+
+
 def _state(model: RegisteredModel, decision: dict[str, Any] | None, root: Path) -> str:
     """What the version is now, in words."""
-    champion = version_with(model.name, CHAMPION, root)
-    if champion == model.version:
+    champion, number = version_with(model.name, CHAMPION, root), model.version
+    now = f"version {champion} is champion" if champion else "there is no champion"
+    if champion == number:
         return "is champion"
+    for move in reversed(history(model.name, root)):
+        if move.outcome == "moved" and move.champion == number:
+            how = f"was rolled back ({move.reason})" if move.action == "rollback" else "was champion"
+            return f"{how}; {now}"
+        if move.outcome == "refused" and move.version == number:
+            return f"is not champion: {move.reason}"
     if decision is None:
         return "is registered; nothing was decided on it yet"
-    if not decision["promote"]:
-        return "is refused"
-    moves = [move for move in history(model.name, root) if move.version == model.version]
-    if moves and moves[-1].outcome == "refused":
-        return f"is not champion: {moves[-1].reason}"
-    return f"may be promoted; {f'version {champion} is champion' if champion else 'there is no champion'}"
+    return f"may be promoted; {now}" if decision["promote"] else "is refused"
 
 
-def _changes(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as the page shows it."""
+def _changes(comparison: Comparison, decision: dict[str, Any]) -> dict[str, Any]:
+    """A comparison as the page shows it. The gate scores both anew where their runs have other episodes."""
     lists: dict[str, tuple[Change, ...]] = {"Settings": comparison.params, "Code": comparison.code}
+    anew = comparison.overall is None and not comparison.same_weights and decision.get("difference")
     return {
         "before": comparison.before,
-        "verdict": verdict(comparison),
+        "verdict": f"{points(Interval(**anew))} points, both scored anew by the gate" if anew else verdict(comparison),
         "scores": comparison.settings,
         "lists": lists,
         "data": list(data_lines(comparison.data)),

@@ -32,6 +32,9 @@ class Uniform:
 
     name: Literal["uniform"] = "uniform"
 
+    def __str__(self) -> str:
+        return ""
+
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class ClassWeighted:
@@ -44,12 +47,18 @@ class ClassWeighted:
     name: Literal["class_weighted"] = "class_weighted"
     exponent: Annotated[float, Field(ge=-4, le=4)] = 0.5
 
+    def __str__(self) -> str:
+        return f", classes by weight {self.exponent:g}"
+
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class WithinGroup:
     """All classes of an episode share one group (alphabet, product line); groups by number of classes."""
 
     name: Literal["within_group"] = "within_group"
+
+    def __str__(self) -> str:
+        return " within a group"
 
 
 SamplerConfig = Annotated[Uniform | ClassWeighted | WithinGroup, Field(discriminator="name")]
@@ -60,11 +69,10 @@ class EpisodeKind:
     """What the episodes of a pool are like: their shape, and how their classes are drawn."""
 
     shape: EpisodeShape
-    sampler: Uniform | ClassWeighted | WithinGroup
+    sampler: SamplerConfig
 
     def __str__(self) -> str:
-        how = {"uniform": "", "class_weighted": ", classes by weight", "within_group": " within a group"}
-        return f"{self.shape}{how[self.sampler.name]}"
+        return f"{self.shape}{self.sampler}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,7 @@ def read_scorecard(
 ) -> Scorecard:
     """The scores in the mode that is served, from an evaluation's files. Raises StageError where there are none."""
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    served = {result["setting"]: result for result in metrics["results"] if result["mode"] == NON_TRANSDUCTIVE}
+    served = {_setting(result): result for result in metrics["results"] if result["mode"] == NON_TRANSDUCTIVE}
     if not served:
         raise StageError(f"{folder / METRICS} has no {NON_TRANSDUCTIVE} result; need one; next: kshot evaluate")
     episodes = _served(pd.read_parquet(folder / EPISODES))
@@ -94,4 +95,10 @@ def _accuracies(folder: Path, *, by: str) -> dict[str, float]:
 
 
 def _served(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["mode"] == NON_TRANSDUCTIVE]
+    served = table[table["mode"] == NON_TRANSDUCTIVE]
+    return served if "setting" in served else served.assign(setting=served.apply(_setting, axis=1))
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    """Name of the setting; that of a version from before settings had names."""
+    return str(row["setting"]) if "setting" in row else f"{row['n_way']}w{row['k_shot']}s"

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as settings
 from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
@@ -61,6 +61,15 @@ class TestPoolSettings:
     n_query: Annotated[int, Field(ge=1)]
     settings: Annotated[tuple[TestSetting, ...], Field(min_length=1)]
     sampler: SamplerConfig = Field(default_factory=Uniform)
+
+    @model_validator(mode="after")
+    def _check_distinct(self) -> Self:
+        named, kinds = [setting.name for setting in self.settings], [str(kind) for kind in self.kinds().values()]
+        twice = [name for name in dict.fromkeys(named) if named.count(name) > 1]
+        twice += [kind for kind in dict.fromkeys(kinds) if kinds.count(kind) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} stands there twice; need different settings")
+        return self
 
     def kinds(self) -> dict[str, EpisodeKind]:
         """The episodes of each setting, by its name."""
@@ -115,7 +124,10 @@ class SampledPool:
     def of_split(
         cls, table: ClassTable, shape: EpisodeShape, sampler: SamplerConfig, *, seed: int, split: str
     ) -> "SampledPool":
-        return cls(table=table, shape=shape, sampler=sampler, key=stream_key(seed, "task_pool", split, str(shape)))
+        how = () if isinstance(sampler, Uniform) else (sampler.name,)  # so that no two settings share their draws
+        return cls(
+            table=table, shape=shape, sampler=sampler, key=stream_key(seed, "task_pool", split, str(shape), *how)
+        )
 
     def episodes(self, numbers: Int) -> EpisodeIndices:
         return sample_episodes(self.table, self.shape, self.sampler, self.key, numbers)

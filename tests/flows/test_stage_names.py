@@ -41,7 +41,7 @@ def test_every_preset_is_complete(params: Path) -> None:
 @pytest.mark.parametrize("stage", NAMES)
 def test_every_stage_reads_its_own_section_and_writes_its_own_folder(stage: str) -> None:
     described = STAGES[stage].get("do", STAGES[stage])
-    assert stage in described["params"]
+    assert stage in described["params"] or "do" in STAGES[stage]  # a listed dataset says nothing of the others
     assert described["outs"] == [f"artifacts/{stage}" + ("" if "do" not in STAGES[stage] else "/${item}")]
 
 

@@ -35,6 +35,7 @@ def registrations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     def report(root: Path, registered: Registered) -> Path:
         return root / "report.html"
 
+    monkeypatch.setattr(train, "_check", lambda root: None)
     monkeypatch.setattr(train, "_register", register)
     monkeypatch.setattr(train, "_report", report)
     monkeypatch.setattr("flows.promote._promote", promote)

@@ -1,6 +1,8 @@
 """The task_pool and evaluate stages on a tiny dataset, with real files."""
 
 import json
+import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import torch
 from kshot.checkpoint import load_model
 from kshot.config import load_params
 from kshot.datasets.packed import PackedDataset
+from kshot.episode_loader import image_gather
 from kshot.errors import DataError, ModelError
+from kshot.evaluation import score_episodes
 from kshot.stages import evaluate, meta_train, task_pool
 from kshot.task_pool import FrozenPool
 from tests.browser import check_stands_alone
@@ -102,11 +106,17 @@ def test_a_training_from_several_seeds_tells_how_much_a_seed_is_worth(tmp_path: 
         stage.run(loaded, root)
     trained = root / "artifacts/meta_train"
     assert sorted(path.name for path in (trained / "seeds").iterdir()) == ["7", "8"]
-    assert sha(trained / "model") != sha(trained / "seeds/7") != sha(trained / "seeds/8")
+    assert len({sha(trained / "model"), sha(trained / "seeds/7"), sha(trained / "seeds/8")}) == 3
+    dataset = PackedDataset.open(root / "data/tiny")
+    gather = image_gather(dataset, torch.device("cpu"))
     for result in metrics(root)["results"]:
+        pool = FrozenPool.load(root / f"artifacts/task_pool/meta_test-{result['setting']}.safetensors")
+        learners = [load_model(trained / name).learner for name in ("model", "seeds/7", "seeds/8")]
+        accuracies = [score_episodes(learner, pool.indices, gather).accuracy.mean() for learner in learners]
         over_seeds = result["over_seeds"]
         assert over_seeds["seeds"] == [1, 7, 8]
-        assert min(0, result["accuracy"] - 1) <= over_seeds["mean"] <= 1 and over_seeds["std"] >= 0
+        assert over_seeds["mean"] == pytest.approx(sum(accuracies) / 3)
+        assert over_seeds["std"] == pytest.approx(statistics.stdev(accuracies))
     assert "Over seeds" in (root / "artifacts/evaluate/report.html").read_text()
 
     alone = write_project(tmp_path / "alone", tiny_params() | {"seed": 7})
@@ -114,6 +124,33 @@ def test_a_training_from_several_seeds_tells_how_much_a_seed_is_worth(tmp_path: 
     for stage in (task_pool, meta_train):
         stage.run(seventh, alone)
     assert sha(alone / "artifacts/meta_train/model") == sha(trained / "seeds/7")
+
+
+def test_a_seed_that_is_done_is_not_trained_again_after_a_kill_in_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    params = tiny_params()
+    params["meta_train"]["seeds"] = [7]
+    root = write_project(tmp_path, params)
+    loaded = load_params(root / "params.yaml")
+    task_pool.run(loaded, root)
+    save = meta_train.save_model
+
+    def killed(folder: Path, *arguments: Any) -> None:
+        if folder.name == "7":
+            raise KeyboardInterrupt
+        save(folder, *arguments)
+
+    monkeypatch.setattr(meta_train, "save_model", killed)
+    with pytest.raises(KeyboardInterrupt):
+        meta_train.run(loaded, root)
+    monkeypatch.undo()
+    shutil.rmtree(root / "artifacts/meta_train")  # as DVC does
+    capfd.readouterr()
+    meta_train.run(loaded, root)
+    assert capfd.readouterr().out.count("resuming from the checkpoint of step 8") == 2
+    assert (root / "artifacts/meta_train/model").is_dir() and (root / "artifacts/meta_train/seeds/7").is_dir()
+    assert list((root / ".kshot/checkpoints").iterdir()) == []
 
 
 def sha(model: Path) -> str:

@@ -164,7 +164,7 @@ def test_training_goes_on_after_a_worker_was_killed(tmp_path: Path, unbroken: Pa
     root = project(tmp_path, n_processes=2, training=LONG)
     process = train_command(root)
     wait_for_checkpoint(root)
-    workers = [pid for pid in descendants(process.pid) if command_line(pid).endswith("kshot.stages.meta_train 1")]
+    workers = [pid for pid in descendants(process.pid) if command_line(pid).endswith("kshot.stages.meta_train 1 1")]
     os.kill(max(workers), signal.SIGKILL)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output

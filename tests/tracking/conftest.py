@@ -29,7 +29,7 @@ def registry(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.
         return default_tracking_uri(project)
     address: str = request.getfixturevalue("postgresql")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    monkeypatch.chdir(project)  # MLflow puts artifacts there
+    monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", (project / "files").as_uri())
     return prepare_store(project)
 
 

@@ -10,14 +10,28 @@ from kshot.baselines import PIXELS
 from kshot.checkpoint import load_model
 from kshot.config import Params
 from kshot.cpu_runtime import keep_freed_memory
-from kshot.datasets.packed import PackedDataset
+from kshot.datasets.packed import ItemSpec, PackedDataset
 from kshot.distributed import choose_device
 from kshot.episode_loader import image_gather
-from kshot.errors import DataError
+from kshot.errors import DataError, EpisodeError
 from kshot.evaluation import embedded_once, score_episodes
 from kshot.intervals import mean_interval
 from kshot.live_lines import LiveLines
+from kshot.sampling import check_feasible
 from kshot.task_pool import SampledPool
+
+
+def check(params: Params, root: Path) -> None:
+    """Raise a KshotError where a dataset of cross_domain cannot be scored on, before hours of training."""
+    item = PackedDataset.open(root / "data" / params.dataset.name).item
+    for name in params.cross_domain:
+        dataset = PackedDataset.open(root / "data" / name)
+        _check_item(dataset, item)
+        for kind in params.task_pool.meta_test.kinds().values():
+            try:
+                check_feasible(dataset.class_table("meta_test"), kind.shape, kind.sampler)
+            except EpisodeError as error:
+                raise EpisodeError(f"meta_test of {name}: {error}; next: take {name} out of cross_domain") from error
 
 
 def run(params: Params, root: Path, name: str) -> None:
@@ -26,11 +40,7 @@ def run(params: Params, root: Path, name: str) -> None:
         keep_freed_memory()
     dataset = PackedDataset.open(root / "data" / name)
     saved = load_model(root / "artifacts" / "meta_train" / "model")
-    if saved.item.shape != dataset.item.shape:
-        raise DataError(
-            f"{dataset.folder} has {dataset.item}; the model takes {saved.item}; need the same size and colour; "
-            f"next: ingest it so under another name, or take {name} out of cross_domain in params.yaml"
-        )
+    _check_item(dataset, saved.item)
     device = choose_device(params.meta_train.device)
     gather, learner = image_gather(dataset, device), saved.learner.to(device)
     pixels, lines = ProtoNet(Flatten()), LiveLines(partial(print, flush=True))
@@ -61,3 +71,11 @@ def run(params: Params, root: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {"dataset": name, "data_hash": dataset.content_hash, "results": results}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_item(dataset: PackedDataset, item: ItemSpec) -> None:
+    if dataset.item.shape != item.shape:
+        raise DataError(
+            f"{dataset.folder} has {dataset.item}; the model takes {item}; need the same size and colour; "
+            f"next: ingest it so under another name, or take {dataset.name} out of cross_domain in params.yaml"
+        )

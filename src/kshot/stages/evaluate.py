@@ -53,16 +53,21 @@ def write_scores(
     saved: SavedModel,
     folder: Path,
     other_seeds: Mapping[int, SavedModel] = MappingProxyType({}),
+    *,
+    beside: bool = True,
 ) -> Evaluation:
-    """Score any model on the frozen episodes of `root`, and write the numbers into `folder`."""
+    """Score any model on the frozen episodes of `root`, and write the numbers into `folder`.
+
+    `beside`: also what stands beside the settings, the curve over inner steps and the classes of training.
+    """
     device = choose_device(params.meta_train.device)
     gather, learner = image_gather(dataset, device), saved.learner.to(device)
     lines = LiveLines(partial(print, flush=True))
     settings = list(_score_settings(params, root, dataset, saved, other_seeds, gather, lines))
     metrics = _summary(params, saved) | {
         "results": [_result(setting, seed=params.seed) for setting in settings],
-        "adaptation": list(_adaptation(learner, settings[0], gather)),
-        "held_in": list(_held_in(params, learner, settings[0], dataset, gather)),
+        "adaptation": list(_adaptation(learner, settings[0], gather)) if beside else [],
+        "held_in": list(_held_in(params, learner, settings[0], dataset, gather)) if beside else [],
         "episodes_id": episodes_id(dataset, {setting.name: setting.pool_hash for setting in settings}),
     }
     classes = class_table(settings, dataset)

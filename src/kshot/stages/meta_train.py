@@ -46,12 +46,15 @@ def run(params: Params, root: Path) -> None:
     dataset = PackedDataset.open(root / "data" / params.dataset.name)
     check_ways(build_learner(_model_config(params, dataset)), params.task_pool.kinds())
     choose_device(params.meta_train.device)
-    load_pool(root, "meta_val", dataset)
+    val_pool = load_pool(root, "meta_val", dataset)
     shutil.rmtree(root / _ARTIFACTS / "seeds", ignore_errors=True)
-    for seed in dict.fromkeys((params.seed, *params.meta_train.seeds)):
+    seeds = dict.fromkeys((params.seed, *params.meta_train.seeds))
+    for seed in seeds:
         if params.meta_train.seeds:
             print(f"training from seed {seed}", flush=True)
         _train_here_or_in_workers(params, seed, root)
+    for seed in seeds:  # only now: a seed that is done is not trained again after a kill in the next one
+        shutil.rmtree(_checkpoints(root, replace(params, seed=seed), dataset, val_pool))
 
 
 def _train_here_or_in_workers(params: Params, seed: int, root: Path) -> None:
@@ -61,7 +64,7 @@ def _train_here_or_in_workers(params: Params, seed: int, root: Path) -> None:
         return
     refusal = root / _REFUSAL
     refusal.unlink(missing_ok=True)
-    command, environment = torchrun_command(__name__, n_processes, str(seed))
+    command, environment = torchrun_command(__name__, n_processes, str(params.seed), str(seed))
     code = subprocess.run(command, env=environment, cwd=root, check=False).returncode
     if refusal.exists():
         raise TrainingError(refusal.read_text(encoding="utf-8"))
@@ -93,7 +96,6 @@ def train(params: Params, seed: int, root: Path) -> None:
     config = _model_config(params, dataset)
     gather = image_gather(dataset, device)
     val_pool = load_pool(root, "meta_val", dataset)
-    checkpoints = root / ".kshot" / "checkpoints" / _training_key(params, dataset, val_pool)
     with joined_workers(device) as workers:
         job = TrainingJob(
             learner=build_learner(config, init_seed=int(stream_key(params.seed, "init")) % 2**63).to(device),
@@ -101,7 +103,7 @@ def train(params: Params, seed: int, root: Path) -> None:
             val=EpisodeLoader(pool=val_pool, gather=gather),
             val_pool=val_pool,
             settings=settings.training,
-            checkpoints=CheckpointFolder(checkpoints),
+            checkpoints=CheckpointFolder(_checkpoints(root, params, dataset, val_pool)),
             workers=workers,
             lines=LiveLines(_print_line) if workers.is_first else silent_lines(),
         )
@@ -114,7 +116,6 @@ def train(params: Params, seed: int, root: Path) -> None:
             _write_speed(root, job, progress)
         else:
             save_model(folder / "seeds" / str(seed), job.learner, config)
-        shutil.rmtree(checkpoints)
 
 
 def _model_config(params: Params, dataset: PackedDataset) -> ModelConfig:
@@ -124,6 +125,10 @@ def _model_config(params: Params, dataset: PackedDataset) -> ModelConfig:
         item=dataset.item,
         train_shape=params.task_pool.meta_train.shape,
     )
+
+
+def _checkpoints(root: Path, params: Params, dataset: PackedDataset, val_pool: FrozenPool) -> Path:
+    return root / ".kshot" / "checkpoints" / _training_key(params, dataset, val_pool)
 
 
 def _training_key(params: Params, dataset: PackedDataset, val_pool: FrozenPool) -> str:
@@ -188,7 +193,8 @@ def _main() -> None:
     """A torchrun worker. A refusal is left for `run` to raise: torchrun would only try it again."""
     die_with_parent()
     try:
-        train(load_params(Path("params.yaml")), int(sys.argv[1]), Path())
+        main_seed, seed = map(int, sys.argv[1:])
+        train(replace(load_params(Path("params.yaml")), seed=main_seed), seed, Path())
     except KshotError as error:
         _REFUSAL.parent.mkdir(exist_ok=True)
         _REFUSAL.write_text(str(error), encoding="utf-8")

@@ -13,6 +13,7 @@ its key and goes on from there; a run that never finished is closed as FAILED an
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ SMOKE_TEST = "smoke_test.safetensors"
 EXPECTED = "expected"
 COST = "cost/"  # the prefix of what a model costs, among the metrics of its run
 _STATE_TAG = "registration"
+ARTIFACT_ROOT = "MLFLOW_DEFAULT_ARTIFACT_ROOT"  # the name that MLflow's own server has for it
 
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH = 1000, 100  # the most that MLflow takes in one request
 _DIGEST_LENGTH = 36
@@ -179,10 +181,19 @@ def _create_version(client: MlflowClient, record: RunRecord) -> ModelVersion:
 
 
 def _experiment(client: MlflowClient, record: RunRecord) -> str:
-    """The experiment named like the model; a local one keeps its artifacts under .kshot."""
-    local = mlflow.get_tracking_uri() == default_tracking_uri(record.root)
-    artifacts = (state_folder(record.root) / "mlartifacts").as_uri() if local else None
+    """The experiment named like the model; a local one keeps its artifacts under .kshot.
+
+    A tracking server says where artifacts go. A database does not: there `ARTIFACT_ROOT` has to.
+    """
+    address = mlflow.get_tracking_uri()
+    local = address == default_tracking_uri(record.root)
+    artifacts = (state_folder(record.root) / "mlartifacts").as_uri() if local else os.environ.get(ARTIFACT_ROOT)
     known = client.get_experiment_by_name(record.model_name)
+    if known is None and artifacts is None and not address.startswith("http"):
+        raise StageError(
+            f"MLFLOW_TRACKING_URI is a database, which says nothing of where files go; "
+            f"next: set {ARTIFACT_ROOT} to a place that every machine reaches, such as s3://BUCKET/mlflow"
+        )
     if known is None:
         return str(client.create_experiment(record.model_name, artifact_location=artifacts))
     if local and known.artifact_location != artifacts:
