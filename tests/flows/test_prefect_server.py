@@ -64,7 +64,7 @@ def test_a_flow_that_fails_says_so_in_one_line_and_by_its_exit_code(tmp_path: Pa
         text=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert done.stdout.startswith("error: cannot read the stages of")
+    assert done.returncode == 2
+    assert done.stdout.startswith("error: no ") and "need a params file" in done.stdout
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr
