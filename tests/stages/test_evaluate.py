@@ -126,6 +126,18 @@ def test_a_training_from_several_seeds_tells_how_much_a_seed_is_worth(tmp_path: 
     assert sha(alone / "artifacts/meta_train/model") == sha(trained / "seeds/7")
 
 
+def test_an_edit_of_the_source_during_training_does_not_spoil_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_project(tmp_path, tiny_params())
+    loaded = load_params(root / "params.yaml")
+    task_pool.run(loaded, root)
+    hashes = iter("abcdefgh")
+    monkeypatch.setattr(meta_train, "_source_hash", lambda: next(hashes))
+    meta_train.run(loaded, root)
+    load_model(root / "artifacts/meta_train/model")
+
+
 def test_a_seed_that_is_done_is_not_trained_again_after_a_kill_in_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,10 +23,9 @@ from kshot.task_pool import SampledPool
 
 def check(params: Params, root: Path) -> None:
     """Raise a KshotError where a dataset of cross_domain cannot be scored on, before hours of training."""
-    item = PackedDataset.open(root / "data" / params.dataset.name).item
     for name in params.cross_domain:
         dataset = PackedDataset.open(root / "data" / name)
-        _check_item(dataset, item)
+        _check_item(dataset, PackedDataset.open(root / "data" / params.dataset.name).item)
         for kind in params.task_pool.meta_test.kinds().values():
             try:
                 check_feasible(dataset.class_table("meta_test"), kind.shape, kind.sampler)

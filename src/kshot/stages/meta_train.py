@@ -49,12 +49,13 @@ def run(params: Params, root: Path) -> None:
     val_pool = load_pool(root, "meta_val", dataset)
     shutil.rmtree(root / _ARTIFACTS / "seeds", ignore_errors=True)
     seeds = dict.fromkeys((params.seed, *params.meta_train.seeds))
+    checkpoints = [_checkpoints(root, replace(params, seed=seed), dataset, val_pool) for seed in seeds]
     for seed in seeds:
         if params.meta_train.seeds:
             print(f"training from seed {seed}", flush=True)
         _train_here_or_in_workers(params, seed, root)
-    for seed in seeds:  # only now: a seed that is done is not trained again after a kill in the next one
-        shutil.rmtree(_checkpoints(root, replace(params, seed=seed), dataset, val_pool))
+    for folder in checkpoints:  # only now: a seed that is done is not trained again after a kill in the next one
+        shutil.rmtree(folder, ignore_errors=True)  # not there where the source changed meanwhile
 
 
 def _train_here_or_in_workers(params: Params, seed: int, root: Path) -> None:
