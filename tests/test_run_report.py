@@ -1,5 +1,6 @@
 """The page of a registered version, from the real MLflow, opened in a real browser."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from kshot.run_report import write_run_report
 from kshot.tracking import default_tracking_uri, fetch_model, rollback
 from tests.browser import check_stands_alone
 from tests.test_gate import add_version, decided
+from tests.tiny_dataset import noise, tiny_dataset
 from tests.tiny_project import tiny_params, write_project
 
 
@@ -88,6 +90,20 @@ def test_the_page_has_decision_changes_data_cost_and_lineage(project: Path, para
     run_id = str(client.get_model_version("tiny", "2").run_id)
     attached = Path(client.download_artifacts(run_id, "report.html"))
     assert attached.read_bytes() == path.read_bytes()
+
+
+def test_names_of_new_classes_are_told_as_they_are_written(project: Path, params: Params) -> None:
+    add_version(project, "1", accuracy=0.5)
+    decided(project, params)
+    grown = tiny_dataset(n_classes=5, n_images=6)
+    grown.append(noise(6, seed=99), "train/New_ABC", version=2)
+    grown.splits["meta_train"].append("train/New_ABC")
+    shutil.rmtree(project / "data" / "tiny")
+    grown.write(project / "data" / "tiny")
+    add_version(project, "2", accuracy=0.6)
+    decided(project, params)
+    page = write_run_report("tiny", 2, project).read_text()
+    assert "Data: 6 items added, 0 removed. 1 classes added: train/New_ABC." in page
 
 
 def test_the_page_stands_alone_in_a_browser(project: Path, params: Params) -> None:

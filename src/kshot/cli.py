@@ -144,8 +144,10 @@ def register() -> None:
     """Make the finished run a version of the registered model, once."""
     from kshot.config import load_params
     from kshot.registration import register_run
+    from kshot.run_report import renew_run_reports
 
     done = register_run(Path.cwd(), load_params(_PARAMS), None)
+    renew_run_reports(done.name, (done.version,), Path.cwd(), _warn)
     typer.echo(f"{done.name} version {done.version}: {'registered' if done.created else 'already there'}")
     typer.echo("next: kshot promote")
 

@@ -58,6 +58,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]  # Jinja's capitalize lowers the rest
     environment.filters["percent"] = lambda fraction, digits=2: f"{100 * fraction:.{digits}f}"
     return environment
 
