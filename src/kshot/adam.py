@@ -1,5 +1,6 @@
-"""The optimiser of the outer loop."""
+"""The optimiser of the outer loop, and the schedule of its learning rate."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -7,6 +8,11 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
+
+
+def cosine_decay(step: int, n_steps: int) -> float:
+    """What is left of the learning rate at `step` from 0, in 0..1. Loshchilov and Hutter, "SGDR", 2017, one cycle."""
+    return 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
 
 class Adam:

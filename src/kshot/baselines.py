@@ -1,6 +1,5 @@
 """What a meta-trained learner has to beat, scored on the same episodes: pixels, no training, ordinary training."""
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kshot.adam import Adam
+from kshot.adam import Adam, cosine_decay
 from kshot.algorithms.learner import Flatten, Learner
 from kshot.algorithms.linear_probe import LinearProbe
 from kshot.algorithms.protonet import ProtoNet
@@ -64,8 +63,8 @@ def pretrain(
             loss = F.cross_entropy(
                 head(backbone(images, len(images))), torch.from_numpy(labels[rows]).to(images.device)
             )
-            learning_rate = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / n_steps))
-            optimizer.step(torch.autograd.grad(loss, optimizer.parameters), learning_rate)
+            gradients = torch.autograd.grad(loss, optimizer.parameters)
+            optimizer.step(gradients, _LEARNING_RATE * cosine_decay(step, n_steps))
             lines.mention(partial("pretrained baseline: step {:,} of {:,}".format, step + 1, n_steps))
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.adam import Adam
+from kshot.adam import Adam, cosine_decay
 from kshot.algorithms.learner import Learner
 from kshot.backbones.backbone import calibrate
 from kshot.distributed import PairwiseSum, Workers
@@ -56,7 +56,7 @@ class TrainingSettings:
             case "halving":
                 return self.outer_lr * 0.5 ** (step // self.halve_every)
             case "cosine":
-                return self.outer_lr * 0.5 * (1 + math.cos(math.pi * step / self.n_steps))
+                return self.outer_lr * cosine_decay(step, self.n_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
