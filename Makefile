@@ -87,11 +87,12 @@ $(GLYPHS): src/kshot/datasets/glyphs.py | setup
 $(OMNIGLOT): | setup
 	@$(BIN)/kshot ingest omniglot
 
-$(READY): requirements.lock pyproject.toml infra/uv.lock infra/make_venv.sh $(MOVED)
+$(READY): requirements.lock pyproject.toml infra/uv.lock infra/make_venv.sh src/kshot/backbones/native.cpp $(MOVED)
 	@sh infra/make_venv.sh $(VENV) $(PYTHON)
 	@$(BIN)/python -m pip install --quiet --require-hashes -r infra/uv.lock
 	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/kshot kernels || echo "going on without native kernels; training will be slower" >&2
 	@printf %s "$(CURDIR)" > $@
 
 moved:

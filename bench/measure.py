@@ -39,6 +39,7 @@ class Request:
     noise: Noise | None = None  # instead of the dataset
     width: int = 64
     precision: str = "float32"
+    native_kernels: bool = True
 
     @classmethod
     def from_json(cls, text: str) -> "Request":

@@ -19,6 +19,7 @@ from bench.measure import Measurement, Request
 from bench.processes import MAX_REPEATS, DriverError, quietest, run_driver
 from bench.results import DISTURBED_SHARE, Machine, Record, Results, save
 from bench.workloads import WORKLOADS, Workload
+from kshot.backbones.native import build_native
 from kshot.cpu_runtime import cpu_name
 
 PARTIAL_RESULTS = Path(".kshot/bench/partial.json")
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (options.data / "dataset.json").is_file():
         print(f"error: no dataset at {options.data}; next: kshot ingest glyphs", file=sys.stderr)
         return 2
+    build_native()
     prepare_images(options.data)
     results = Results(
         command=" ".join(["python -m bench.run", *(sys.argv[1:] if arguments is None else arguments)]),
@@ -92,6 +94,7 @@ def _measure(driver: Driver, workload: Workload, number: int, options: argparse.
         dataset=str(options.data),
         images=str(IMAGES),
         precision=driver.precision,
+        native_kernels=driver.native_kernels,
     )
     try:
         measurement = quietest(lambda: run_driver(driver, request), options.repeats)

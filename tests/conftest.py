@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,27 @@ def project(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyP
     shutil.copyfile(migrated_database, tmp_path / ".kshot" / "mlflow.db")
     shutil.copytree(REPOSITORY / "mlflow", tmp_path / "mlflow")
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _torch_alone_again() -> Iterator[None]:
+    """Whether native kernels run belongs to the process, and a stage that a test runs turns them on."""
+    yield
+    if native := sys.modules.get("kshot.backbones.native"):
+        native.use_native_kernels(False)
+
+
+@pytest.fixture(params=["torch", "native"])
+def kernels(request: pytest.FixtureRequest) -> str:
+    """Both ways to compute a convolution block; without a C++ compiler torch alone."""
+    from kshot.backbones.native import build_native, use_native_kernels
+    from kshot.errors import StageError
+
+    if request.param == "native":
+        try:
+            build_native()
+        except StageError as error:
+            pytest.skip(str(error))
+        assert use_native_kernels()
+    name: str = request.param
+    return name

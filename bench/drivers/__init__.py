@@ -26,6 +26,7 @@ class Driver:
     module: str
     workloads: tuple[str, ...]
     precision: str = "float32"
+    native_kernels: bool = True
     peer_version: str | None = None  # of the library on the package index; None for what is ours
 
     @property
@@ -44,6 +45,7 @@ _OWN = "bench.drivers.own"
 _DRIVERS = (
     Driver(name="floor", module=_OWN, workloads=("floor-plain", "floor-conv")),
     Driver(name="kshot", module=_OWN, workloads=_EVERYTHING),
+    Driver(name="kshot-torch", module=_OWN, workloads=(*_TRAINING, "memory"), native_kernels=False),
     Driver(name="kshot-bf16", module=_OWN, workloads=_TRAINING, precision="bfloat16"),
     Driver(name="learn2learn", module="bench.peers.learn2learn", workloads=_EVERYTHING, peer_version="0.2.0"),
     Driver(

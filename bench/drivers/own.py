@@ -7,7 +7,8 @@ from kshot.cpu_runtime import keep_freed_memory, spin_briefly
 
 
 def main() -> None:
-    workload = Request.from_json(sys.argv[1]).workload
+    request = Request.from_json(sys.argv[1])
+    workload = request.workload
     if workload.name != "floor-plain":  # which keeps every default
         spin_briefly()
         keep_freed_memory()
@@ -18,7 +19,9 @@ def main() -> None:
         serve(floor_steps.prepare)
     else:
         from bench.drivers import kshot_steps
+        from kshot.backbones.native import use_native_kernels
 
+        use_native_kernels(request.native_kernels)
         with kshot_steps.prepared() as prepare:
             serve(prepare)
 

@@ -105,6 +105,14 @@ def ingest(
 
 
 @app.command()
+def kernels() -> None:
+    """Compile the native kernels for this environment and processor; training goes on without them, slower."""
+    from kshot.backbones.native import build_native
+
+    typer.echo(f"native kernels: {build_native()}")
+
+
+@app.command()
 def validate() -> None:
     """Check the dataset against params.yaml; critical findings stop the pipeline."""
     _run_stage("validate")

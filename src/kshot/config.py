@@ -38,6 +38,7 @@ class MetaTrainSettings:
     n_processes: Annotated[int, Field(ge=1)] = 1
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
     keep_freed_memory: bool = True  # glibc: do not give freed memory back between steps
+    native_kernels: bool = True  # where `kshot kernels` has built them; else, and where there are none, torch alone
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)

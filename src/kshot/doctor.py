@@ -54,6 +54,7 @@ def checks(root: Path) -> tuple[Check, ...]:
         _dvc_remote(root / ".dvc"),
         _disk(root),
         _gpu(),
+        _kernels(),
         _omniglot(os.environ.get("KSHOT_OMNIGLOT")),
         _database("MLflow store", os.environ.get("MLFLOW_TRACKING_URI"), root / ".kshot" / "mlflow.db"),
         _database("Prefect store", os.environ.get("PREFECT_API_URL"), _prefect_database(root)),
@@ -194,6 +195,17 @@ def _gpu() -> Check:
     without_cuda = _installed("torch").endswith("+cpu")
     found = ", ".join(names.splitlines()) + (", but torch is built for the CPU only" if without_cuda else "")
     return _check("gpu", not without_cuda, found, "torch built with CUDA, where there is a GPU", _INSTALL)
+
+
+def _kernels() -> Check:
+    needed = "nothing: they only make training faster"
+    try:
+        from kshot.backbones.native import native_library  # imports torch, which may be missing
+
+        built = native_library().exists()
+    except ImportError as error:
+        return _check("native kernels", False, f"not read: {error}", needed, _INSTALL)
+    return _check("native kernels", True, "built" if built else "not built; kshot kernels compiles them", needed, "")
 
 
 def _omniglot(folder: str | None) -> Check:

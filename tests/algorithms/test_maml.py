@@ -13,6 +13,8 @@ from kshot.backbones import Conv4Config
 from kshot.episode import EpisodeBatch
 from tests.toy_episodes import SHAPE, image_pools
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 
 @pytest.fixture(autouse=True)
 def double_precision() -> Iterator[None]:

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from kshot.backbones.conv_block import conv_block, conv_block_folded
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 EPS = 1e-5
 SIZES = [4, 7, 9]
 
@@ -24,8 +26,8 @@ def images(n: int, channels: int, size: int) -> Tensor:
     return torch.randn(n, channels, size, size, dtype=torch.float64)
 
 
-def textbook(x: Tensor, weight: Tensor, slope: Tensor, offset: Tensor, n_reference: int) -> Tensor:
-    y = F.conv2d(x, weight, padding=1)
+def textbook(x: Tensor, weight: Tensor, slope: Tensor, offset: Tensor, n_reference: int, groups: int = 1) -> Tensor:
+    y = F.conv2d(x, weight, padding=1, groups=groups)
     var, mean = torch.var_mean(y[:n_reference], dim=(0, 2, 3), correction=0)
     normalised = (y - mean[:, None, None]) / (var[:, None, None] + EPS).sqrt()
     return F.max_pool2d(F.relu(normalised * slope[:, None, None] + offset[:, None, None]), 2)
@@ -58,9 +60,59 @@ def test_second_derivatives_are_those_of_the_layers(size: int, layout: torch.mem
     for y in (conv_block(*inputs, n_reference=5, eps=EPS), textbook(*inputs, 5)):
         gradients = torch.autograd.grad(y, inputs, cotangent, create_graph=True)
         paired = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
-        found.append(torch.autograd.grad(paired, (*inputs, cotangent)))
+        found.append(torch.autograd.grad(paired, (*inputs, cotangent), materialize_grads=True))
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("outputs", [4, 19], ids=["less than a vector", "more than a vector"])
+def test_a_block_on_images_is_that_of_the_layers(size: int, groups: int, outputs: int) -> None:
+    """Images get no gradient, and with native kernels their block has another algorithm."""
+    x = images(5, 2 * groups, size)
+    inputs = [p.requires_grad_() for p in parameters(2, groups * outputs)]
+    cotangent = torch.randn(5, groups * outputs, size // 2, size // 2, dtype=torch.float64, requires_grad=True)
+    directions = [torch.randn(p.shape, dtype=torch.float64) for p in inputs]
+    found = []
+    for y in (conv_block(x, *inputs, n_reference=5, eps=EPS, groups=groups), textbook(x, *inputs, 5, groups)):
+        gradients = torch.autograd.grad(y, inputs, cotangent, create_graph=True)
+        paired = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+        second = torch.autograd.grad(paired, (*inputs, cotangent), materialize_grads=True)
+        found.append((y, *gradients, *second))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_third_derivatives_are_refused() -> None:
+    """The formulas end at the second; autograd would go on through them and be wrong."""
+    x = images(3, 1, 4).requires_grad_()
+    slope = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    weight, _, offset = parameters(1, 2)
+    y = conv_block(x, weight, slope, offset, n_reference=3, eps=EPS)
+    (first,) = torch.autograd.grad(y.square().sum(), slope, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), slope, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        second.sum().backward()
+
+
+def test_images_that_are_all_alike_give_finite_numbers() -> None:
+    inputs = [p.float().requires_grad_() for p in parameters(1, 4)]
+    y = conv_block(torch.full((3, 1, 8, 8), 0.3), *inputs, n_reference=3, eps=EPS)
+    assert all(torch.isfinite(g).all() for g in (y, *torch.autograd.grad(y.sum(), inputs)))
+
+
+def test_the_first_of_equal_maxima_gets_the_gradient() -> None:
+    """As with torch's pooling: flat image regions are common."""
+    x = (images(4, 1, 8) > 0).double()
+    inputs = [p.requires_grad_() for p in parameters(1, 4)]
+    x = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    ours, plain = conv_block(x, *inputs, n_reference=4, eps=EPS), textbook(x, *inputs, 4)
+    cotangent = torch.randn(plain.shape, dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs, cotangent), torch.autograd.grad(plain, inputs, cotangent), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_second_derivatives_equal_finite_differences() -> None:

@@ -14,6 +14,7 @@ def run() -> FakeRun:
     for number in range(3):
         made.add_parts(number, "floor-conv", "floor", {"80": 0.005, "360": 0.02, "400": 0.03})
         made.add(number, "protonet-5w1s15q", "kshot", 0.010)
+        made.add(number, "protonet-5w1s15q", "kshot-torch", 0.020)
         made.add(number, "protonet-5w1s15q", "kshot-bf16", 0.005)
         made.add(number, "protonet-5w1s15q", "learn2learn", 0.010 * (2 + number))
         made.add(number, "memory", "kshot", 1, peak_rss_mb=500)
@@ -31,8 +32,8 @@ def line(text: str, start: str) -> str:
 def test_a_ratio_stands_with_its_extremes_its_floor_and_its_goal(run: FakeRun) -> None:
     row = line(report.tables(run.results()), "protonet-5w1s15q")
     assert row == (
-        "| protonet-5w1s15q | 3.00x (2.00..4.00) | learn2learn | 3.00x (2.00..4.00) | 6.00x (4.00..8.00) | 50% | "
-        "2.0x, 60% |"
+        "| protonet-5w1s15q | 3.00x (2.00..4.00) | learn2learn | 3.00x (2.00..4.00) | 1.50x (1.00..2.00) | "
+        "6.00x (4.00..8.00) | 50% | 2.0x, 60% |"
     )
 
 

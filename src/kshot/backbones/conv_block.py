@@ -8,6 +8,8 @@ torch's own double backward of batch normalisation and convolution takes several
 
 Several episodes, each with weights of its own, run side by side as groups of channels.
 
+The passes over memory that are left run in native kernels where a process uses them (`native.py`).
+
 Shapes: B images, G groups, I input and O output channels of a group, C = G * O, H,W, h,w = H//2,W//2.
 """
 
@@ -16,10 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from kshot.backbones import native
+from kshot.backbones.native_block import ConvReluPool, NativeNormReluPool
 
 _aten = torch.ops.aten
 _PAIR_OF_ONES, _NO_PADDING, _WINDOW = [1, 1], [0, 0], [2, 2]
+_MAX_IMAGE_CHANNELS = 4
 
 
 def conv_block(
@@ -30,11 +37,14 @@ def conv_block(
     weight (C, I, 3, 3); slope and offset (C,) of the normalisation. Under autocast the convolution runs
     in its type and the statistics in float32.
     """
+    if n_reference == len(x) and _is_first(x, groups) and native.serves(x):
+        return _first_block(x, weight, slope, offset, eps, groups)
     sign = _sign(slope)
     x = _convolve(x, weight * sign[:, None, None, None], groups)
     slope = slope * sign
     if n_reference == len(x):
-        pooled: Tensor = _NormReluPool.apply(x, slope, offset, eps)
+        block = NativeNormReluPool if native.serves(x) else _NormReluPool
+        pooled: Tensor = block.apply(x, slope, offset, eps)
         return pooled
     var, mean = torch.var_mean(at_least_float32(x[:n_reference]), dim=(0, 2, 3), correction=0)
     scale = slope * (var + eps).rsqrt()
@@ -44,6 +54,29 @@ def conv_block(
 def conv_block_folded(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """(B, I, H, W) -> (B, O, h, w) with a given normalisation, scale * convolution + shift, inside the convolution."""
     return F.max_pool2d(F.conv2d(x, weight * scale[:, None, None, None], shift, padding=1), 2).relu()
+
+
+def _is_first(x: Tensor, groups: int) -> bool:
+    """Whether x are images, which want no gradient and have few channels."""
+    return not x.requires_grad and x.shape[1] <= _MAX_IMAGE_CHANNELS * groups
+
+
+def _first_block(x: Tensor, weight: Tensor, slope: Tensor, offset: Tensor, eps: float, groups: int) -> Tensor:
+    """The block where x (B, G*I, H, W) are images.
+
+    The statistics of a convolution follow from those of the patches that it sees: a mean w.m, a variance
+    w.S.w. So they are known before the convolution, whose kernels take in the normalisation, and its output
+    is never stored. What is differentiated is linear in the kernels but for the places of the maxima.
+    """
+    m, s = native.patch_moments(x, groups)
+    kernels = weight.reshape(groups, len(slope) // groups, -1).double()  # (G, O, K)
+    mean = (kernels @ m[:, :, None])[:, :, 0]
+    var = (kernels @ s * kernels).sum(2).clamp_min(0)
+    scale = slope.view(groups, -1) * (var + eps).rsqrt()
+    shift = offset.view(groups, -1) - mean * scale
+    scaled = (kernels * scale[:, :, None]).transpose(1, 2)
+    y: Tensor = ConvReluPool.apply(x, scaled.to(x.dtype), shift.to(x.dtype))
+    return y
 
 
 def _sign(slope: Tensor) -> Tensor:
@@ -137,6 +170,7 @@ class _NormReluPoolBackward(Function):
         return x_bar, slope_bar, offset_bar
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, v: Tensor, v_slope: Tensor, v_offset: Tensor) -> tuple[Tensor | None, ...]:
         """Cotangents v, v_slope, v_offset of the three gradients -> gradients of y_bar, x and slope.
 

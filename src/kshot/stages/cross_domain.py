@@ -9,7 +9,6 @@ from kshot.algorithms.protonet import ProtoNet
 from kshot.baselines import PIXELS
 from kshot.checkpoint import load_model
 from kshot.config import Params
-from kshot.cpu_runtime import keep_freed_memory
 from kshot.datasets.packed import ItemSpec, PackedDataset
 from kshot.distributed import choose_device
 from kshot.episode_loader import image_gather
@@ -18,6 +17,7 @@ from kshot.evaluation import embedded_once, score_episodes
 from kshot.intervals import mean_interval
 from kshot.live_lines import LiveLines
 from kshot.sampling import check_feasible
+from kshot.stages.process import set_up_process
 from kshot.task_pool import SampledPool
 
 
@@ -35,8 +35,7 @@ def check(params: Params, root: Path) -> None:
 
 def run(params: Params, root: Path, name: str) -> None:
     """Write cross_domain/NAME/metrics.json: the settings of meta_test, on episodes of the dataset `name`."""
-    if params.meta_train.keep_freed_memory:
-        keep_freed_memory()
+    set_up_process(params.meta_train)
     dataset = PackedDataset.open(root / "data" / name)
     saved = load_model(root / "artifacts" / "meta_train" / "model")
     _check_item(dataset, saved.item)

@@ -15,7 +15,6 @@ from kshot.baselines import baselines
 from kshot.calibration import fit_temperature
 from kshot.checkpoint import SavedModel, load_model, load_other_seeds
 from kshot.config import Params
-from kshot.cpu_runtime import keep_freed_memory
 from kshot.datasets.packed import PackedDataset
 from kshot.distributed import choose_device
 from kshot.episode_loader import Gather, image_gather
@@ -27,6 +26,7 @@ from kshot.intervals import mean_interval
 from kshot.live_lines import LiveLines
 from kshot.per_class import class_interval
 from kshot.scorecard import CLASSES, EPISODES, METRICS, episodes_id
+from kshot.stages.process import set_up_process
 from kshot.stages.task_pool import load_pool, test_pool_name
 
 _FEW_EPISODES = 200  # of the first setting: for the curve over inner steps, and on the classes of training
@@ -34,8 +34,7 @@ _FEW_EPISODES = 200  # of the first setting: for the curve over inner steps, and
 
 def run(params: Params, root: Path) -> None:
     """Write metrics.json, three tables (episodes, per_class, confusions), plots/, sections.html and report.html."""
-    if params.meta_train.keep_freed_memory:
-        keep_freed_memory()
+    set_up_process(params.meta_train)
     dataset = PackedDataset.open(root / "data" / params.dataset.name)
     trained = root / "artifacts" / "meta_train"
     folder = root / "artifacts" / "evaluate"

@@ -18,9 +18,9 @@ from pydantic import TypeAdapter
 import kshot
 from kshot.algorithms import Learner
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
+from kshot.backbones.native import native_kernels_in_use
 from kshot.checkpoint import SPEED_FILE, CheckpointFolder, ModelConfig, build_learner, save_model
 from kshot.config import MetaTrainSettings, Params, load_params
-from kshot.cpu_runtime import keep_freed_memory
 from kshot.datasets.packed import PackedDataset
 from kshot.distributed import choose_device, joined_workers, torchrun_command
 from kshot.episode_loader import EpisodeLoader, image_gather
@@ -29,6 +29,7 @@ from kshot.lifeline import die_with_parent
 from kshot.live_lines import LiveLines, silent_lines
 from kshot.sampling import EpisodeKind
 from kshot.seeding import stream_key
+from kshot.stages.process import set_up_process
 from kshot.stages.task_pool import load_pool, train_pool
 from kshot.task_pool import FrozenPool, ReadAhead
 from kshot.training import Progress, TrainingJob, episodes_per_s, meta_train, peak_memory_bytes
@@ -90,8 +91,7 @@ def train(params: Params, seed: int, root: Path) -> None:
     """
     params, main_seed = replace(params, seed=seed), params.seed
     settings = params.meta_train
-    if settings.keep_freed_memory:
-        keep_freed_memory()
+    set_up_process(settings)
     device = choose_device(settings.device)
     dataset = PackedDataset.open(root / "data" / params.dataset.name)
     config = _model_config(params, dataset)
@@ -152,7 +152,7 @@ def _training_key(params: Params, dataset: PackedDataset, val_pool: FrozenPool) 
 def _source_hash() -> str:
     package = Path(kshot.__file__).parent
     digest = sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.cpp")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -168,10 +168,17 @@ def _write_history(folder: Path, job: TrainingJob, progress: Progress) -> None:
         "val_mode": TRANSDUCTIVE if job.learner.transductive else NON_TRANSDUCTIVE,
         "processes": job.workers.world_size,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu",
+        "device": _device_name(job.device),
         "stopped_early": progress.step < job.settings.n_steps,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _device_name(device: torch.device) -> str:
+    """What computed, as far as the bits of the weights depend on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "cpu with native kernels" if native_kernels_in_use() else "cpu"
 
 
 def _write_speed(root: Path, job: TrainingJob, progress: Progress) -> None:

@@ -1,0 +1,224 @@
+"""The memory-bound half of a convolution block in C++, where it has been built for this environment and processor.
+
+torch does the same in several passes over memory, each at its own speed; `native.cpp` in one or two. Nothing
+needs it: what is not built, or not asked for by `use_native_kernels`, is torch's. Results differ by rounding.
+
+Shapes: B images, G groups, I input and O output channels of a group, K = 9 I, C channels, H,W, h,w = H//2,W//2.
+"""
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kshot.errors import StageError
+
+_SOURCE = Path(__file__).with_name("native.cpp")
+_FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi", "-Werror")
+_FLAGS_OF_CPU = {
+    "AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+    "AVX2": ("-march=x86-64-v3",),
+}
+_TYPE_NAMES = {torch.float32: "float32", torch.float64: "float64"}
+_SHOWN_OF_COMPILER = 300  # characters of its complaint
+
+_Function = Callable[..., None]
+_loaded: ctypes.CDLL | None = None
+_functions: dict[tuple[str, torch.dtype], _Function] = {}
+
+
+def native_library() -> Path:
+    """Where the library of this source, environment and kind of processor is, or would be.
+
+    Another source or a processor with other instructions has another name, so that no process loads
+    what it cannot run.
+    """
+    digest = sha256(_SOURCE.read_bytes() + repr(_flags()).encode()).hexdigest()
+    return Path(sysconfig.get_path("data")) / "share" / "kshot" / f"native-{digest[:16]}.so"
+
+
+def build_native() -> Path:
+    """Compile `native.cpp` into this environment, where it is not there yet. Raises StageError."""
+    library = native_library()
+    if library.exists():
+        return library
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(compiler[0]) is None:
+        raise StageError(f"found no C++ compiler {compiler[0]}; next: install g++, or name one in CXX")
+    library.parent.mkdir(parents=True, exist_ok=True)
+    made = library.with_suffix(f".{os.getpid()}")
+    command = [*compiler, *_flags(), str(_SOURCE), "-o", str(made)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            complaint = " ".join(done.stderr.split())[:_SHOWN_OF_COMPILER]
+            raise StageError(f"{shlex.join(command)} exited with {done.returncode}: {complaint}")
+        made.replace(library)
+    finally:
+        made.unlink(missing_ok=True)
+    return library
+
+
+def use_native_kernels(wanted: bool = True) -> bool:
+    """Let this process's blocks use the library, where it has been built, or torch alone; say whether they do."""
+    global _loaded
+    _functions.clear()
+    _loaded = ctypes.CDLL(str(native_library())) if wanted and native_library().exists() else None
+    return _loaded is not None
+
+
+def native_kernels_in_use() -> bool:
+    return _loaded is not None
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the functions below take this tensor."""
+    return _loaded is not None and x.device.type == "cpu" and x.dtype in _TYPE_NAMES
+
+
+def patch_moments(images: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean (G, K) and covariance (G, K, K), float64, of all patches of each group's channels.
+
+    A patch is what lies under a 3x3 window at any pixel of images (B, G*I, H, W), zero beyond the edge.
+    """
+    images = _dense(images)
+    b, c, h, w = images.shape
+    k = c // groups * 9
+    sums = torch.empty(groups, k, dtype=torch.float64)
+    products = torch.empty(groups, k, k, dtype=torch.float64)
+    _call("patch_moments", images, _convolution(images, groups, 0), sums, products)
+    mean = sums / (b * h * w)
+    return mean, products / (b * h * w) - mean[:, :, None] * mean[:, None, :]
+
+
+def conv_relu_pool(images: Tensor, weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """relu(max_pool(convolution) + shift) (B, G*O, h, w) and the places of the maxima, for the functions below.
+
+    images (B, G*I, H, W), weight (G, K, O), shift (G, O).
+    """
+    images, weight, shift = _dense(images), weight.contiguous(), shift.contiguous()
+    y = _pooled_of(images, shift.numel())
+    where = torch.empty_like(y, dtype=torch.uint8)
+    _call("conv_relu_pool", images, weight, shift, _convolution(images, *shift.shape), y, where)
+    return y, where
+
+
+def conv_at_maxima(images: Tensor, weight: Tensor, shift: Tensor, where: Tensor) -> Tensor:
+    """The convolution plus `shift` read at `where`, zero where ReLU clipped: (B, G*O, h, w)."""
+    images, weight, shift = _dense(images), weight.contiguous(), shift.contiguous()
+    y = _pooled_of(images, shift.numel())
+    _call("conv_at_maxima", images, weight, shift, where, _convolution(images, *shift.shape), y)
+    return y
+
+
+def conv_relu_pool_gradient(y_bar: Tensor, images: Tensor, where: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Gradients of weight (G, K, O) and shift (G, O) for that of y, y_bar (B, G*O, h, w)."""
+    images, y_bar = _dense(images), _dense(y_bar)
+    outputs = y_bar.shape[1] // groups
+    weight_bar = y_bar.new_empty(groups, images.shape[1] // groups * 9, outputs)
+    shift_bar = y_bar.new_empty(groups, outputs)
+    shape = _convolution(images, groups, outputs)
+    _call("conv_relu_pool_gradient", y_bar, images, where, shape, weight_bar, shift_bar)
+    return weight_bar, shift_bar
+
+
+def norm_relu_pool(x: Tensor, slope: Tensor, offset: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """y = relu(max_pool(slope * xhat + offset)), slope >= 0, maxima, where: (B, C, h, w); mean, inverse_std: (C,)."""
+    x, slope, offset = _dense(x), slope.contiguous(), offset.contiguous()
+    y, maxima = _pooled_of(x, x.shape[1]), _pooled_of(x, x.shape[1])
+    where = torch.empty_like(y, dtype=torch.uint8)
+    mean, inverse_std = torch.empty_like(slope), torch.empty_like(slope)
+    _call("norm_relu_pool", x, slope, offset, ctypes.c_double(eps), _batch(x), y, maxima, where, mean, inverse_std)
+    return y, maxima, where, mean, inverse_std
+
+
+def norm_relu_pool_gradient(
+    y_bar: Tensor, x: Tensor, slope: Tensor, maxima: Tensor, where: Tensor, mean: Tensor, inverse_std: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (B, C, H, W), slope and offset (C,) for that of y."""
+    x = _dense(x)
+    x_bar, slope_bar, offset_bar = torch.empty_like(x), torch.empty_like(slope), torch.empty_like(slope)
+    given = (_dense(y_bar), x, slope, maxima, where, mean, inverse_std)
+    _call("norm_relu_pool_gradient", *given, _batch(x), x_bar, slope_bar, offset_bar)
+    return x_bar, slope_bar, offset_bar
+
+
+def norm_relu_pool_second(
+    v: Tensor,
+    v_slope: Tensor,
+    v_offset: Tensor,
+    y_bar: Tensor,
+    x: Tensor,
+    slope: Tensor,
+    maxima: Tensor,
+    where: Tensor,
+    mean: Tensor,
+    inverse_std: Tensor,
+    slope_bar: Tensor,
+    offset_bar: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of y_bar, x and slope for the cotangents v, v_slope and v_offset of the three gradients above."""
+    x = _dense(x)
+    of_y_bar, of_x, of_slope = torch.empty_like(maxima), torch.empty_like(x), torch.empty_like(slope)
+    given = (_dense(v), v_slope.contiguous(), v_offset.contiguous(), _dense(y_bar), x)
+    saved = (slope, maxima, where, mean, inverse_std, slope_bar, offset_bar)
+    _call("norm_relu_pool_second", *given, *saved, _batch(x), of_y_bar, of_x, of_slope)
+    return of_y_bar, of_x, of_slope
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("images", "groups", "inputs", "outputs", "height", "width")]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("images", "channels", "height", "width")]
+
+
+def _convolution(images: Tensor, groups: int, outputs: int) -> _Convolution:
+    b, c, h, w = images.shape
+    return _Convolution(b, groups, c // groups, outputs, h, w)
+
+
+def _batch(x: Tensor) -> _Batch:
+    return _Batch(*x.shape)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _pooled_of(x: Tensor, channels: int) -> Tensor:
+    b, _, h, w = x.shape
+    return torch.empty(b, channels, h // 2, w // 2, dtype=x.dtype, memory_format=torch.channels_last)
+
+
+def _call(name: str, first: Tensor, *rest: Tensor | ctypes.Structure | ctypes.c_double) -> None:
+    function = _function(name, first.dtype)
+    function(*(_argument(value) for value in (first, *rest)))
+
+
+def _argument(value: Tensor | ctypes.Structure | ctypes.c_double) -> object:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.byref(value) if isinstance(value, ctypes.Structure) else value
+
+
+def _function(name: str, dtype: torch.dtype) -> _Function:
+    if (name, dtype) not in _functions:
+        assert _loaded is not None
+        address = ctypes.c_void_p.in_dll(_loaded, f"kshot_{name}_{_TYPE_NAMES[dtype]}").value
+        assert address is not None
+        _functions[name, dtype] = ctypes.CFUNCTYPE(None)(address)
+    return _functions[name, dtype]
+
+
+def _flags() -> tuple[str, ...]:
+    return *_FLAGS, *_FLAGS_OF_CPU.get(torch.backends.cpu.get_cpu_capability(), ())

@@ -1,0 +1,11 @@
+"""How the process of a stage that runs a network is set up."""
+
+from kshot.backbones.native import use_native_kernels
+from kshot.config import MetaTrainSettings
+from kshot.cpu_runtime import keep_freed_memory
+
+
+def set_up_process(settings: MetaTrainSettings) -> None:
+    if settings.keep_freed_memory:
+        keep_freed_memory()
+    use_native_kernels(settings.native_kernels)

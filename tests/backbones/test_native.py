@@ -1,0 +1,105 @@
+"""Building and choosing the native kernels; what they compute is in test_conv_block.py."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kshot.backbones import Conv4Config, native
+from kshot.errors import StageError
+
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment without a library."""
+    monkeypatch.setattr(native.sysconfig, "get_path", lambda name: str(tmp_path))
+    return tmp_path
+
+
+@needs_compiler
+def test_building_leaves_one_library_and_the_next_time_does_nothing(environment: Path) -> None:
+    library = native.build_native()
+    made = library.stat().st_mtime_ns
+    assert [path for path in environment.rglob("*") if path.is_file()] == [library]
+    assert native.build_native().stat().st_mtime_ns == made
+
+
+def test_without_a_compiler_building_says_what_to_install(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(StageError, match="found no C\\+\\+ compiler no-such-compiler; next: install g"):
+        native.build_native()
+
+
+def test_a_failing_compiler_leaves_nothing_and_its_first_words_are_shown(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = environment / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'no room on the disk' >&2\nexit 4\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(StageError, match="exited with 4: no room on the disk"):
+        native.build_native()
+    assert not list((environment / "share" / "kshot").iterdir())
+
+
+def test_unbuilt_kernels_leave_the_work_to_torch(environment: Path) -> None:
+    assert not native.use_native_kernels()
+    assert not native.serves(torch.zeros(1, 1, 4, 4))
+
+
+@needs_compiler
+def test_a_processor_with_other_instructions_has_a_library_of_its_own(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = native.build_native()
+    monkeypatch.setattr(native.torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert native.native_library() != here
+    assert not native.use_native_kernels()
+    portable = native.build_native()
+    assert portable != here
+    assert native.use_native_kernels()
+
+
+@needs_compiler
+def test_the_number_of_threads_does_not_change_a_bit() -> None:
+    program = """
+import sys, torch
+from kshot.backbones import Conv4Config
+from kshot.backbones.native import use_native_kernels
+assert use_native_kernels()
+torch.set_num_threads(int(sys.argv[1]))
+torch.manual_seed(0)
+net = Conv4Config(width=8).build(channels=1, image_size=28)
+images = torch.rand(21, 1, 28, 28)
+loss = conv = None
+from kshot.backbones.conv_block import conv_block
+x, inputs = images, [net.convolutions[0].weight, net.norms[0].weight, net.norms[0].bias]
+y = conv_block(x, *inputs, n_reference=21, eps=1e-5)
+print([g.double().sum().item().hex() for g in torch.autograd.grad(y.square().sum(), inputs)])
+"""
+    native.build_native()
+    found = [
+        subprocess.run([sys.executable, "-c", program, threads], capture_output=True, text=True, check=True).stdout
+        for threads in ("1", "2", "3")
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_with_native_kernels_agrees_with_torchs(channels: int) -> None:
+    torch.manual_seed(0)
+    net = Conv4Config(width=24).build(channels=channels, image_size=31)
+    images, gradients = torch.rand(6, channels, 31, 31), []
+    native.build_native()
+    for wanted in (True, False):
+        assert native.use_native_kernels(wanted) is wanted
+        loss = net(images, 6).square().mean()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]))
+    difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    assert 0 < float(difference) < 1e-4
