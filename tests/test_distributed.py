@@ -7,9 +7,8 @@ from kshot.distributed import PairwiseSum, Workers
 def summed(terms: list[torch.Tensor]) -> torch.Tensor:
     total = PairwiseSum()
     for term in terms:
-        total.add([term])
-    (result,) = total.result()
-    return result
+        total.add(term)
+    return total.result()
 
 
 def test_parts_of_a_power_of_two_sum_to_the_bits_of_the_whole() -> None:

@@ -1,7 +1,7 @@
 """The optimiser of the outer loop, and the schedule of its learning rate."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,31 +15,37 @@ def cosine_decay(step: int, n_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
 
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """All their numbers one after the other, each tensor's in row order."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
 class Adam:
     """Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015, by torch's own function.
 
     torch.optim.Adam does the same, but imports torch's compiler at its first use: 150 MB and a second in
-    every process. Not the fused kernel: it takes parameter, gradient and moments for memory of one order,
-    and a channels-last weight and its restored moments are not.
+    every process. Gradient and moments are one vector each, whose order is the parameters' rows whatever
+    their strides, so a step is a few operations and not a few for each parameter.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = list(parameters)
-        self._moments = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self._squares = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self._steps = [torch.zeros(()) for _ in self.parameters]
+        self._moment = torch.zeros_like(flat(self.parameters), requires_grad=False)
+        self._square = torch.zeros_like(self._moment)
+        self._step = torch.zeros(())
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
-        """Change the parameters in place; `gradients` in their order."""
+    def step(self, gradient: Tensor, learning_rate: float) -> None:
+        """Change the parameters in place; `gradient` is `flat` of those by each parameter."""
+        change = torch.zeros_like(gradient)
         adam(
-            self.parameters,
-            list(gradients),
-            self._moments,
-            self._squares,
+            [change],
+            [gradient],
+            [self._moment],
+            [self._square],
             [],
-            self._steps,
-            foreach=True,
+            [self._step],
+            foreach=False,
             amsgrad=False,
             beta1=_BETAS[0],
             beta2=_BETAS[1],
@@ -48,15 +54,15 @@ class Adam:
             eps=_EPS,
             maximize=False,
         )
+        parts = torch.split(change, [parameter.numel() for parameter in self.parameters])
+        torch._foreach_add_(
+            self.parameters, [part.view_as(one) for part, one in zip(parts, self.parameters, strict=True)]
+        )
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step needs beside the parameters, by number of the parameter and name."""
-        return {f"{i}.{name}": tensor for name, tensors in self._named().items() for i, tensor in enumerate(tensors)}
+        """What the next step needs beside the parameters."""
+        return {"exp_avg": self._moment, "exp_avg_sq": self._square, "step": self._step}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, tensors in self._named().items():
-            for i, tensor in enumerate(tensors):
-                tensor.copy_(state[f"{i}.{name}"])
-
-    def _named(self) -> dict[str, list[Tensor]]:
-        return {"exp_avg": self._moments, "exp_avg_sq": self._squares, "step": self._steps}
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kshot.adam import Adam, cosine_decay
+from kshot.adam import Adam, cosine_decay, flat
 from kshot.algorithms.learner import Flatten, Learner
 from kshot.algorithms.linear_probe import LinearProbe
 from kshot.algorithms.protonet import ProtoNet
@@ -64,7 +64,7 @@ def pretrain(
                 head(backbone(images, len(images))), torch.from_numpy(labels[rows]).to(images.device)
             )
             gradients = torch.autograd.grad(loss, optimizer.parameters)
-            optimizer.step(gradients, _LEARNING_RATE * cosine_decay(step, n_steps))
+            optimizer.step(flat(gradients), _LEARNING_RATE * cosine_decay(step, n_steps))
             lines.mention(partial("pretrained baseline: step {:,} of {:,}".format, step + 1, n_steps))
 
 

@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
-_SPIN_COUNT = "1000"
+_SPIN_COUNT = "10000"
 
 
 def keep_freed_memory() -> bool:

@@ -7,7 +7,7 @@ hour for them.
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,49 +38,46 @@ class Workers:
         """This worker's part of `numbers`: those of all workers, one after the other, are `numbers`."""
         return np.array_split(numbers, self.world_size)[self.rank]
 
-    def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The sum of each tensor over all workers, in one message.
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all workers.
 
         On the CPU it is a `PairwiseSum` in the order of the ranks, so that the bits do not depend on how
         many workers there are; GPUs reduce in an order of their own.
         """
         if self.world_size == 1:
-            return list(tensors)
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        if flat.is_cuda:
-            distributed.all_reduce(flat)
-        else:
-            of_all = [torch.empty_like(flat) for _ in range(self.world_size)]
-            distributed.all_gather(of_all, flat)
-            total = PairwiseSum()
-            for one in of_all:
-                total.add([one])
-            (flat,) = total.result()
-        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+            return tensor
+        if tensor.is_cuda:
+            distributed.all_reduce(tensor)
+            return tensor
+        of_all = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        distributed.all_gather(of_all, tensor)
+        total = PairwiseSum()
+        for one in of_all:
+            total.add(one)
+        return total.result()
 
 
 class PairwiseSum:
-    """A sum of lists of tensors, added two by two like the rounds of a tournament.
+    """A sum of tensors, added two by two like the rounds of a tournament.
 
     A power of two of neighbours is summed by itself, whatever follows. So 2 or 4 workers that each sum
     their part of 8 terms, and then sum the parts, get the bits of one worker that sums all 8.
     """
 
     def __init__(self) -> None:
-        self._sums: list[tuple[int, list[Tensor]]] = []  # how many terms, and their sum; the counts fall
+        self._sums: list[tuple[int, Tensor]] = []  # how many terms, and their sum; the counts fall
 
-    def add(self, term: Sequence[Tensor]) -> None:
-        count, sums = 1, list(term)
+    def add(self, term: Tensor) -> None:
+        count, total = 1, term
         while self._sums and self._sums[-1][0] == count:
-            count, sums = 2 * count, list(torch._foreach_add(self._sums.pop()[1], sums))
-        self._sums.append((count, sums))
+            count, total = 2 * count, self._sums.pop()[1] + total
+        self._sums.append((count, total))
 
-    def result(self) -> list[Tensor]:
+    def result(self) -> Tensor:
         """The sum of at least one term."""
         total = self._sums[-1][1]
-        for _, sums in reversed(self._sums[:-1]):
-            total = list(torch._foreach_add(sums, total))
+        for _, before in reversed(self._sums[:-1]):
+            total = before + total
         return total
 
 

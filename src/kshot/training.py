@@ -18,7 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.adam import Adam, cosine_decay
+from kshot.adam import Adam, cosine_decay, flat
 from kshot.algorithms.learner import Learner
 from kshot.backbones.backbone import calibrate
 from kshot.distributed import PairwiseSum, Workers
@@ -169,14 +169,14 @@ def training_step(job: TrainingJob, optimizer: Adam, step: int) -> Tensor:
     Returns the mean loss over the step's episodes and the norm of its gradient, (2,) on the learner's device.
     """
     numbers = step * job.settings.episodes_per_step + np.arange(job.settings.episodes_per_step)
-    loss, *gradients = job.workers.sum(_loss_and_gradients(job, job.workers.share(numbers)))
-    norm = torch.nn.utils.get_total_norm(gradients)
-    optimizer.step(gradients, job.settings.learning_rate(step))
-    return torch.stack([loss, norm])
+    total = job.workers.sum(_gradient_and_loss(job, job.workers.share(numbers)))
+    gradient, loss = total[:-1], total[-1]
+    optimizer.step(gradient, job.settings.learning_rate(step))
+    return torch.stack([loss, torch.linalg.vector_norm(gradient)])
 
 
-def _loss_and_gradients(job: TrainingJob, numbers: np.ndarray) -> list[Tensor]:
-    """This worker's part of the mean loss over the step's episodes, and of its gradient by each parameter.
+def _gradient_and_loss(job: TrainingJob, numbers: np.ndarray) -> Tensor:
+    """This worker's part of the gradient of the mean loss over the step's episodes, `flat`, and of that loss, last.
 
     A few episodes at a time, so that memory does not grow with their number.
     """
@@ -184,11 +184,12 @@ def _loss_and_gradients(job: TrainingJob, numbers: np.ndarray) -> list[Tensor]:
     job.learner.train()
     total = PairwiseSum()
     if not len(numbers):  # more workers than episodes
-        total.add([torch.zeros((), device=job.device), *map(torch.zeros_like, parameters)])
+        total.add(torch.zeros(sum(p.numel() for p in parameters) + 1, device=job.device, dtype=parameters[0].dtype))
     for episodes in job.train.load_in_parts(numbers, job.learner.episodes_at_once):
         with torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.settings.precision == "bfloat16"):
             loss = job.learner.meta_loss(episodes).sum() / job.settings.episodes_per_step
-        total.add([loss.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)])
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        total.add(flat([*gradients, loss.detach()]))
     return total.result()
 
 
@@ -220,7 +221,7 @@ def _validate(job: TrainingJob) -> float:
         calibrate(job.learner.backbone, torch.cat([episodes.support_x, episodes.query_x], dim=1))
     share = job.workers.share(np.arange(len(job.val_pool)))
     scores = score_episodes(job.learner, job.val_pool.episodes(share), job.val.gather, lines=job.lines)
-    (correct,) = job.workers.sum([torch.tensor(scores.correct.sum(), device=job.device, dtype=torch.int64)])
+    correct = job.workers.sum(torch.tensor(scores.correct.sum(), device=job.device, dtype=torch.int64))
     shape = job.val_pool.shape
     return int(correct) / (len(job.val_pool) * shape.n_way * shape.n_query)
 

@@ -6,12 +6,14 @@ Shapes: B episodes, S support items, Q query items, N way, D features.
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from kshot.algorithms.learner import (
@@ -107,7 +109,9 @@ class MAML(Learner[AdaptedWeights]):
             ),
             strict=True,
         )
-        return _with_gradients(torch.cat(losses), list(adapted.weights.values()), list(zip(*gradients, strict=True)))
+        by_weight = [torch.cat(parts) for parts in zip(*gradients, strict=True)]
+        with_gradients: Tensor = _WithGradients.apply(torch.cat(losses), by_weight, *adapted.weights.values())
+        return with_gradients
 
     def normalization_modes(self) -> dict[str, Learner[AdaptedWeights]]:
         with_queries, with_support = copy(self), copy(self)
@@ -132,7 +136,7 @@ class MAML(Learner[AdaptedWeights]):
                 loss = cross_entropy(self._logits(weights, support.x, support.x.shape[1]), support.y).sum()
                 gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order)
             weights = {
-                name: weight - self.config.inner_lr * gradient
+                name: torch.add(weight, gradient, alpha=-self.config.inner_lr)
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
             }
         return AdaptedWeights(weights=weights, support_x=support.x)
@@ -180,9 +184,15 @@ def _leaves(weights: Weights) -> Weights:
     return {name: weight.detach().requires_grad_() for name, weight in weights.items()}
 
 
-def _with_gradients(losses: Tensor, weights: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-    """`losses` (B,) whose gradients with respect to `weights`, (B, *shape) each, are the given ones."""
-    for weight, parts in zip(weights, gradients, strict=True):
-        no_change = (weight - weight.detach()) * torch.cat(list(parts))
-        losses = losses + no_change.flatten(1).sum(1)
-    return losses
+class _WithGradients(Function):
+    """Losses (B,) whose gradients with respect to some weights, each (B, *shape), are given."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, gradients: Sequence[Tensor], *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return losses.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, losses_bar: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(losses_bar.view(-1, *[1] * (one.ndim - 1)) * one for one in ctx.saved_tensors)

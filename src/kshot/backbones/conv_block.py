@@ -37,15 +37,17 @@ def conv_block(
     weight (C, I, 3, 3); slope and offset (C,) of the normalisation. Under autocast the convolution runs
     in its type and the statistics in float32.
     """
-    if n_reference == len(x) and _is_first(x, groups) and native.serves(x):
-        return _first_block(x, weight, slope, offset, eps, groups)
+    by_all = n_reference == len(x)
+    if by_all and native.serves(x):
+        if _are_images(x, groups):
+            return _block_on_images(x, weight, slope, offset, eps, groups)
+        if not torch.is_autocast_enabled(x.device.type):
+            return _apply(NativeNormReluPool, _convolve(x, weight, groups), slope, offset, eps)
     sign = _sign(slope)
     x = _convolve(x, weight * sign[:, None, None, None], groups)
     slope = slope * sign
-    if n_reference == len(x):
-        block = NativeNormReluPool if native.serves(x) else _NormReluPool
-        pooled: Tensor = block.apply(x, slope, offset, eps)
-        return pooled
+    if by_all:
+        return _apply(_NormReluPool, x, slope, offset, eps)
     var, mean = torch.var_mean(at_least_float32(x[:n_reference]), dim=(0, 2, 3), correction=0)
     scale = slope * (var + eps).rsqrt()
     return _affine(F.max_pool2d(x, 2), scale, offset - mean * scale).relu()
@@ -56,12 +58,17 @@ def conv_block_folded(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -
     return F.max_pool2d(F.conv2d(x, weight * scale[:, None, None, None], shift, padding=1), 2).relu()
 
 
-def _is_first(x: Tensor, groups: int) -> bool:
+def _apply(function: type[Function], *inputs: Any) -> Tensor:
+    y: Tensor = function.apply(*inputs)
+    return y
+
+
+def _are_images(x: Tensor, groups: int) -> bool:
     """Whether x are images, which want no gradient and have few channels."""
     return not x.requires_grad and x.shape[1] <= _MAX_IMAGE_CHANNELS * groups
 
 
-def _first_block(x: Tensor, weight: Tensor, slope: Tensor, offset: Tensor, eps: float, groups: int) -> Tensor:
+def _block_on_images(x: Tensor, weight: Tensor, slope: Tensor, offset: Tensor, eps: float, groups: int) -> Tensor:
     """The block where x (B, G*I, H, W) are images.
 
     The statistics of a convolution follow from those of the patches that it sees: a mean w.m, a variance
@@ -75,8 +82,7 @@ def _first_block(x: Tensor, weight: Tensor, slope: Tensor, offset: Tensor, eps: 
     scale = slope.view(groups, -1) * (var + eps).rsqrt()
     shift = offset.view(groups, -1) - mean * scale
     scaled = (kernels * scale[:, :, None]).transpose(1, 2)
-    y: Tensor = ConvReluPool.apply(x, scaled.to(x.dtype), shift.to(x.dtype))
-    return y
+    return _apply(ConvReluPool, x, scaled.to(x.dtype), shift.to(x.dtype))
 
 
 def _sign(slope: Tensor) -> Tensor:

@@ -357,15 +357,17 @@ struct Layout {
   Index to(int q) const { return (q / 2 * s.width + q % 2) * s.channels; }
 };
 
-// y = relu(slope * (pool(x) - mean) * inverse_std + offset), slope >= 0, by the statistics of x, which come back too.
+// y = pool(relu(slope * (x - mean) * inverse_std + offset)) by the statistics of x, which come back too. The largest
+// of a window is the largest or, where the slope is negative, the smallest x, which `extremes` holds.
 template <class T>
-void norm_relu_pool(const T* x, const T* slope, const T* offset, double eps, const Batch& s, T* y, T* maxima,
+void norm_relu_pool(const T* x, const T* slope, const T* offset, double eps, const Batch& s, T* y, T* extremes,
                     Place* where, T* mean, T* inverse_std) {
   const Layout at{s};
   Sums<2> sums(s);
   for_rows<T>(
       s,
       [&](Index image, auto c, Index row) {
+        const Mask<T> falling = load<T>(slope + c.first, c) < 0;
         Values<T> sum{}, squares{};
         for (Index column = 0; column < s.pooled_width(); ++column) {
           const T* from = x + at.pixel(image, c, 2 * row, 2 * column);
@@ -373,9 +375,11 @@ void norm_relu_pool(const T* x, const T* slope, const T* offset, double eps, con
           for (int q = 0; q < 4; ++q) pixel[q] = load<T>(from + at.to(q), c);
           sum += (pixel[0] + pixel[1]) + (pixel[2] + pixel[3]);
           squares += (pixel[0] * pixel[0] + pixel[1] * pixel[1]) + (pixel[2] * pixel[2] + pixel[3] * pixel[3]);
+          for (auto& value : pixel) value = falling ? -value : value;
           Mask<T> place;
+          const Values<T> extreme = largest<T>(pixel, place);
           const Index to = at.pooled(image, c, row, column);
-          store<T>(maxima + to, largest<T>(pixel, place), c);
+          store<T>(extremes + to, falling ? -extreme : extreme, c);
           store_places<T>(where + to, place, c);
         }
         sums.add<T>(0, image, c, sum);
@@ -400,7 +404,7 @@ void norm_relu_pool(const T* x, const T* slope, const T* offset, double eps, con
   for (Index pixel = 0; pixel < s.images * s.pooled(); ++pixel)
     for_channels<T>(s.channels, [&](auto c) {
       const Index here = pixel * s.channels + c.first;
-      const Values<T> value = load<T>(maxima + here, c) * load<T>(scale.data() + c.first, c) +
+      const Values<T> value = load<T>(extremes + here, c) * load<T>(scale.data() + c.first, c) +
                               load<T>(shift.data() + c.first, c);
       const Mask<T> clipped = value <= 0, place = load_places<T>(where + here, c);
       store<T>(y + here, clipped ? Values<T>{} : value, c);
@@ -408,7 +412,7 @@ void norm_relu_pool(const T* x, const T* slope, const T* offset, double eps, con
     });
 }
 
-// x_bar = a g + b x + d v + e at every pixel, by channel; g is only at the maxima, and v may be missing.
+// x_bar = a g + b x + d v + e at every pixel, by channel; g is only at `where`, and v may be missing.
 template <class T> struct Combination {
   std::vector<T> of_g, of_x, of_v, constant;
   explicit Combination(const Batch& s) : of_g(s.channels), of_x(s.channels), of_v(s.channels), constant(s.channels) {}
@@ -446,7 +450,7 @@ void combine(const T* g, const Place* where, const T* x, const T* v, const Combi
 
 // Gradients of x, slope and offset; see conv_block.py for the formula.
 template <class T>
-void norm_relu_pool_gradient(const T* y_bar, const T* x, const T* slope, const T* maxima, const Place* where,
+void norm_relu_pool_gradient(const T* y_bar, const T* x, const T* slope, const T* extremes, const Place* where,
                              const T* mean, const T* inverse_std, const Batch& s, T* x_bar, T* slope_bar,
                              T* offset_bar) {
   const Layout at{s};
@@ -454,15 +458,15 @@ void norm_relu_pool_gradient(const T* y_bar, const T* x, const T* slope, const T
   for_rows<T>(
       s,
       [&](Index image, auto c, Index row) {
-        Values<T> sum{}, with_maxima{};
+        Values<T> sum{}, with_extreme{};
         for (Index column = 0; column < s.pooled_width(); ++column) {
           const Index here = at.pooled(image, c, row, column);
           const Values<T> g = only<T>(load_places<T>(where + here, c) != kClipped, load<T>(y_bar + here, c));
           sum += g;
-          with_maxima += g * load<T>(maxima + here, c);
+          with_extreme += g * load<T>(extremes + here, c);
         }
         sums.add<T>(0, image, c, sum);
-        sums.add<T>(1, image, c, with_maxima);
+        sums.add<T>(1, image, c, with_extreme);
       },
       [](Index, auto, Index, Index) {});
   Combination<T> factors(s);
@@ -482,7 +486,7 @@ void norm_relu_pool_gradient(const T* y_bar, const T* x, const T* slope, const T
 // Gradients of y_bar, x and slope for the cotangents v, v_slope and v_offset of the three above; see conv_block.py.
 template <class T>
 void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, const T* y_bar, const T* x,
-                           const T* slope, const T* maxima, const Place* where, const T* mean, const T* inverse_std,
+                           const T* slope, const T* extremes, const Place* where, const T* mean, const T* inverse_std,
                            const T* slope_bar, const T* offset_bar, const Batch& s, T* of_y_bar, T* of_x,
                            T* of_slope) {
   const Layout at{s};
@@ -520,7 +524,7 @@ void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, cons
       });
 
   Combination<T> factors(s);
-  std::vector<T> of_maxima(s.channels), of_u(s.channels), constant(s.channels);
+  std::vector<T> of_extreme(s.channels), of_u(s.channels), constant(s.channels);
   for (Index c = 0; c < s.channels; ++c) {
     const double n = s.count(), r = inverse_std[c], m = mean[c], scale = slope[c] * r;
     const double sum_g = offset_bar[c], sum_g_phat = slope_bar[c];
@@ -531,7 +535,7 @@ void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, cons
     const double mean_bar_xhat = (of_phat * sum_g_phat + of_v * sum_v_xhat) / n;
     const double tilt = -(r * mean_bar_xhat + slope[c] * q * r * r / n) * r;
     of_slope[c] = static_cast<T>(r * q);
-    of_maxima[c] = static_cast<T>(of_phat * r);
+    of_extreme[c] = static_cast<T>(of_phat * r);
     of_u[c] = static_cast<T>(scale);
     constant[c] = static_cast<T>(v_offset[c] - scale * sum_v / n - of_phat * r * m);
     factors.of_g[c] = static_cast<T>(r * of_phat);
@@ -545,7 +549,7 @@ void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, cons
         for (Index column = 0; column < s.pooled_width(); ++column) {
           const Index pooled = at.pooled(image, c, row, column);
           const Mask<T> place = load_places<T>(where + pooled, c);
-          const Values<T> value = load<T>(maxima + pooled, c) * load<T>(of_maxima.data() + c.first, c) +
+          const Values<T> value = load<T>(extremes + pooled, c) * load<T>(of_extreme.data() + c.first, c) +
                                   load<T>(constant.data() + c.first, c) +
                                   at_maximum(image, c, row, column, place) * load<T>(of_u.data() + c.first, c);
           store<T>(of_y_bar + pooled, only<T>(place != kClipped, value), c);

@@ -131,22 +131,25 @@ def conv_relu_pool_gradient(y_bar: Tensor, images: Tensor, where: Tensor, groups
 
 
 def norm_relu_pool(x: Tensor, slope: Tensor, offset: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """y = relu(max_pool(slope * xhat + offset)), slope >= 0, maxima, where: (B, C, h, w); mean, inverse_std: (C,)."""
+    """max_pool(relu(slope * xhat + offset)) and what its gradients need: extremes, where, mean and inverse_std.
+
+    x (B, C, H, W), slope and offset (C,) -> the first three (B, C, h, w), the others (C,).
+    """
     x, slope, offset = _dense(x), slope.contiguous(), offset.contiguous()
-    y, maxima = _pooled_of(x, x.shape[1]), _pooled_of(x, x.shape[1])
+    y, extremes = _pooled_of(x, x.shape[1]), _pooled_of(x, x.shape[1])
     where = torch.empty_like(y, dtype=torch.uint8)
     mean, inverse_std = torch.empty_like(slope), torch.empty_like(slope)
-    _call("norm_relu_pool", x, slope, offset, ctypes.c_double(eps), _batch(x), y, maxima, where, mean, inverse_std)
-    return y, maxima, where, mean, inverse_std
+    _call("norm_relu_pool", x, slope, offset, ctypes.c_double(eps), _batch(x), y, extremes, where, mean, inverse_std)
+    return y, extremes, where, mean, inverse_std
 
 
 def norm_relu_pool_gradient(
-    y_bar: Tensor, x: Tensor, slope: Tensor, maxima: Tensor, where: Tensor, mean: Tensor, inverse_std: Tensor
+    y_bar: Tensor, x: Tensor, slope: Tensor, extremes: Tensor, where: Tensor, mean: Tensor, inverse_std: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (B, C, H, W), slope and offset (C,) for that of y."""
     x = _dense(x)
     x_bar, slope_bar, offset_bar = torch.empty_like(x), torch.empty_like(slope), torch.empty_like(slope)
-    given = (_dense(y_bar), x, slope, maxima, where, mean, inverse_std)
+    given = (_dense(y_bar), x, slope, extremes, where, mean, inverse_std)
     _call("norm_relu_pool_gradient", *given, _batch(x), x_bar, slope_bar, offset_bar)
     return x_bar, slope_bar, offset_bar
 
@@ -158,7 +161,7 @@ def norm_relu_pool_second(
     y_bar: Tensor,
     x: Tensor,
     slope: Tensor,
-    maxima: Tensor,
+    extremes: Tensor,
     where: Tensor,
     mean: Tensor,
     inverse_std: Tensor,
@@ -167,9 +170,9 @@ def norm_relu_pool_second(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of y_bar, x and slope for the cotangents v, v_slope and v_offset of the three gradients above."""
     x = _dense(x)
-    of_y_bar, of_x, of_slope = torch.empty_like(maxima), torch.empty_like(x), torch.empty_like(slope)
+    of_y_bar, of_x, of_slope = torch.empty_like(extremes), torch.empty_like(x), torch.empty_like(slope)
     given = (_dense(v), v_slope.contiguous(), v_offset.contiguous(), _dense(y_bar), x)
-    saved = (slope, maxima, where, mean, inverse_std, slope_bar, offset_bar)
+    saved = (slope, extremes, where, mean, inverse_std, slope_bar, offset_bar)
     _call("norm_relu_pool_second", *given, *saved, _batch(x), of_y_bar, of_x, of_slope)
     return of_y_bar, of_x, of_slope
 

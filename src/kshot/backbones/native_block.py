@@ -13,7 +13,7 @@ from kshot.backbones import native
 
 
 class NativeNormReluPool(Function):
-    """relu(max_pool(slope * xhat + offset)) with slope >= 0, and its derivatives as `conv_block.py` has them."""
+    """max_pool(relu(slope * xhat + offset)), and its derivatives as `conv_block.py` has them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor, offset: Tensor, eps: float) -> Tensor:
