@@ -17,6 +17,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.dvc_stage import completed, failed, run_dvc, stage_order
+from flows.live_process import run_live
 from flows.prefect_server import prefect_api
 from flows.summary import terminal
 from kshot.errors import KshotError, StageError
@@ -78,6 +79,7 @@ def _rerun(root: Path, model: str, version: int, from_scratch: bool, tell: Calla
     from kshot import rebuild  # here and not above: these import torch and mlflow
     from kshot.config import load_params
     from kshot.report import render
+    from kshot.stages.meta_train import CPU_WITH_KERNELS
 
     name = model or load_params(root / "params.yaml").register.model_name
     folder = root / ".kshot" / "reruns" / f"{name}-{version}"
@@ -92,6 +94,8 @@ def _rerun(root: Path, model: str, version: int, from_scratch: bool, tell: Calla
     tell(words)
     verdict = None
     if from_scratch:
+        if recorded.device == CPU_WITH_KERNELS:
+            build_kernels(clone, tell)
         run_again(clone, tell)
         trained = json.loads((clone / "artifacts/meta_train/metrics.json").read_text(encoding="utf-8"))
         verdict = rebuild.compare_rebuilt(recorded, clone, str(trained["device"]))
@@ -113,17 +117,25 @@ def pull(clone: Path, tell: Callable[[str], None]) -> None:
         ) from error
 
 
+def build_kernels(clone: Path, tell: Callable[[str], None]) -> None:
+    """The native kernels of the clone's source, which this environment may lack; a failure is told, no more."""
+    run_live([sys.executable, "-m", "kshot", "kernels"], clone, os.environ | _own_source(clone), tell)
+
+
 def run_again(clone: Path, tell: Callable[[str], None]) -> None:
     """Every stage, by the clone's own source, whatever is there already."""
-    own_source = {"PYTHONPATH": os.pathsep.join([str(clone / "src"), str(clone)])}
     for stage in stage_order(clone):
         run_dvc(
             ["repro", "--single-item", "--force", "--no-run-cache", stage],
             clone,
             tell,
             doing=stage,
-            environment=own_source,
+            environment=_own_source(clone),
         )
+
+
+def _own_source(clone: Path) -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join([str(clone / "src"), str(clone)])}
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def test_commands_and_options_are_these() -> None:
         "report": ["model", "version"],
         "predict": ["model", "queries", "support"],
         "doctor": [],
+        "kernels": [],
         "preset": ["name"],
     }
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kshot.promotion import GateCheck, PromotionSettings, decide, paired_difference
+from kshot.promotion import GateCheck, decide, paired_difference
+from kshot.promotion_settings import PromotionSettings
 from kshot.scorecard import Scorecard
 
 N_EPISODES, N_QUERIES = 1_000, 75

@@ -3,14 +3,14 @@
 import sys
 
 from bench.measure import Request, serve
-from kshot.cpu_runtime import keep_freed_memory, spin_briefly
+from kshot.cpu_runtime import keep_freed_memory, prepare_environment
 
 
 def main() -> None:
     request = Request.from_json(sys.argv[1])
     workload = request.workload
     if workload.name != "floor-plain":  # which keeps every default
-        spin_briefly()
+        prepare_environment()
         keep_freed_memory()
     # imported now: torch reads the first of the two settings
     if workload.kind == "floor":

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from kshot.cpu_runtime import spin_briefly
+from kshot.cpu_runtime import prepare_environment
 from kshot.errors import ConfigError, KshotError, StageError
 from kshot.lifeline import die_with_pipeline
 
@@ -140,7 +140,7 @@ def evaluate() -> None:
 def cross_domain(dataset: Annotated[str, typer.Argument(help="A packed dataset under data/.")]) -> None:
     """Score the trained learner on the held-out classes of another dataset."""
     die_with_pipeline()
-    spin_briefly()
+    prepare_environment()
     from kshot.config import load_params
     from kshot.stages.cross_domain import run
 
@@ -303,7 +303,7 @@ def _user() -> str:
 
 def _run_stage(name: Literal["validate", "task_pool", "meta_train", "evaluate"]) -> None:
     die_with_pipeline()
-    spin_briefly()
+    prepare_environment()
     from kshot.config import load_params
 
     params = load_params(_PARAMS)

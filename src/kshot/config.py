@@ -13,10 +13,10 @@ from pydantic.dataclasses import dataclass as settings
 
 from kshot.algorithms import AlgorithmConfig
 from kshot.backbones import BackboneConfig
-from kshot.datasets.facts import FactSettings
+from kshot.datasets.fact_settings import FactSettings
 from kshot.errors import ConfigError
 from kshot.evaluation import EvaluationSettings
-from kshot.promotion import PromotionSettings
+from kshot.promotion_settings import PromotionSettings
 from kshot.settings import STRICT
 from kshot.task_pool import TaskPoolSettings
 from kshot.training import TrainingSettings

@@ -1,4 +1,4 @@
-"""Settings of the C allocator and of OpenMP that torch's training loop on a CPU wants, for one process."""
+"""Settings of allocators and of OpenMP that torch's training loop on a CPU wants, for one process."""
 
 import ctypes
 import os
@@ -30,10 +30,11 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def spin_briefly() -> None:
-    """Let OpenMP threads sleep soon when they wait. Call before torch is imported; a set value stands.
+def prepare_environment() -> None:
+    """Set what GNU OpenMP and Arrow read when they are loaded. Call before torch is imported; a set value stands.
 
     GNU OpenMP spins for milliseconds by default: where another process takes one of the cores, a step
-    is several times slower than its work.
+    is several times slower than its work. Arrow's own allocator keeps 15 MB more than the system's.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

@@ -11,7 +11,8 @@ from kshot.checkpoint import load_model
 from kshot.config import Params
 from kshot.datasets.packed import PackedDataset
 from kshot.errors import ModelError
-from kshot.promotion import PromotionDecision, PromotionSettings, decide
+from kshot.promotion import PromotionDecision, decide
+from kshot.promotion_settings import PromotionSettings
 from kshot.scorecard import CLASSES, EPISODES, METRICS, Scorecard, episodes_id, read_scorecard
 from kshot.serving.classifier import check_weights
 from kshot.stages.evaluate import write_scores

@@ -8,36 +8,16 @@ Shapes: E episodes of a setting.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
-from pydantic.dataclasses import dataclass as settings
 
 from kshot.intervals import Interval, t_quantile_95
+from kshot.promotion_settings import PromotionSettings
 from kshot.scorecard import Scorecard
-from kshot.settings import STRICT
 
 Verdict = Literal["first", "better", "no difference", "worse", "not comparable"]
-
-_Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-@settings(frozen=True, kw_only=True, config=STRICT)
-class PromotionSettings:
-    """What a challenger must show. Accuracies, gains and drops are fractions."""
-
-    mode: Literal["off", "dry_run", "enforce"] = "enforce"  # off decides nothing; dry_run decides and moves nothing
-    approval: Literal["none", "required"] = "none"  # required: a person's run of the promote flow moves the alias
-    required_gain: Annotated[float, Field(gt=-1, lt=1)] = 0.0
-    """The 95% interval of the paired difference must lie above it. Below 0 it is a non-inferiority margin."""
-    floors: Mapping[str, _Fraction] = Field(default_factory=dict)  # least accuracy by setting, such as 5w1s
-    max_group_drop: _Fraction | None = None  # of accuracy against the champion, in any group of classes
-    max_calibration_error: _Fraction | None = None
-    max_adapt_ms: Annotated[float, Field(gt=0)] | None = None
-    max_classify_ms: Annotated[float, Field(gt=0)] | None = None  # a query
-    beat_baselines: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

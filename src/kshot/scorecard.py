@@ -44,7 +44,7 @@ def episodes_id(dataset: PackedDataset, pool_hashes: Mapping[str, str]) -> str:
 
     Two datasets of one size have the same pools, and new training classes leave the held-out ones alone.
     """
-    info, manifest = dataset.info, dataset.manifest
+    info, manifest = dataset.info, dataset.manifest.to_pandas()
     held_out = manifest[manifest["class"].isin(info.splits.of("meta_test"))]
     identity = {
         "pools": dict(pool_hashes),

@@ -30,8 +30,9 @@ def test_a_folder_of_colour_photos_becomes_a_dataset(class_folders: Folders, tmp
     assert (report.added, report.skipped, report.n_items, report.n_classes) == (12, 0, 12, 4)
     dataset = PackedDataset.open(tmp_path / "data" / "defects")
     assert (dataset.name, dataset.info.source, dataset.info.licence) == ("defects", "photos", "ours")
-    assert dataset.manifest["id"].iloc[0] == "a/00.png"
-    assert dataset.manifest[["width", "height", "mode"]].iloc[0].tolist() == [40, 30, "RGB"]
+    first = dataset.manifest.slice(0, 1).to_pylist()[0]
+    assert first["id"] == "a/00.png"
+    assert (first["width"], first["height"], first["mode"]) == (40, 30, "RGB")
     with Image.open(folder / "b" / "01.png") as image:
         assert np.array_equal(dataset.gather(np.array([4]))[0], to_item(image, SMALL))
 
@@ -143,7 +144,7 @@ def test_a_later_source_is_noted_beside_the_first(class_folders: Folders, tmp_pa
     ingest(class_folders("tuesday", "d"), "defects", tmp_path / "data")
     dataset = PackedDataset.open(tmp_path / "data" / "defects")
     assert dataset.info.source == "monday; tuesday"
-    assert dataset.manifest["source"].unique().tolist() == ["monday", "tuesday"]
+    assert dataset.manifest["source"].unique().to_pylist() == ["monday", "tuesday"]
 
 
 def test_splits_can_be_drawn_by_group(class_folders: Folders, tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_an_archive_gives_the_same_items_as_its_folder(class_folders: Folders, t
     ingest(tmp_path / "photos.zip", "two", tmp_path / "data", item=SMALL)
     one, two = (PackedDataset.open(tmp_path / "data" / name) for name in ("one", "two"))
     assert one.info.shards == two.info.shards
-    assert one.manifest["id"].tolist() == two.manifest["id"].tolist()
+    assert one.manifest["id"].to_pylist() == two.manifest["id"].to_pylist()
 
 
 def test_rotations_multiply_the_classes_of_any_source(class_folders: Folders, tmp_path: Path) -> None:

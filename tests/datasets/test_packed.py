@@ -50,7 +50,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert dataset.group_names == ("x", "y")
     assert dataset.class_groups.tolist() == [0, 1, 1]
     assert dataset.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
-    assert dataset.manifest["id"].tolist() == [one.id for one in records]
+    assert dataset.manifest["id"].to_pylist() == [one.id for one in records]
     assert np.array_equal(dataset.gather(np.arange(15)), np.stack([one.pixels for one in records]))
 
 
@@ -120,7 +120,7 @@ def test_an_append_leaves_every_old_shard_as_it_was(tmp_path: Path) -> None:
         assert after[name] == before[name]
     assert sorted(set(after) - set(before)) == ["items-00002.npy", "items-00003.npy"]
     dataset = PackedDataset.open(folder)
-    assert dataset.manifest["version"].tolist() == [1] * 5 + [2] * 5
+    assert dataset.manifest["version"].to_pylist() == [1] * 5 + [2] * 5
     assert np.array_equal(dataset.gather(np.arange(10)), np.stack([one.pixels for one in records_of("x1", "y1")]))
 
 

@@ -215,3 +215,12 @@ def wait_for_checkpoint(root: Path) -> None:
             return
         time.sleep(0.005)
     raise AssertionError("no checkpoint within two minutes")
+
+
+def test_training_imports_neither_pandas_nor_scipy_nor_matplotlib() -> None:
+    """Together they are a tenth of a training process's memory."""
+    program = (
+        "import sys, kshot.stages.meta_train; print({'pandas', 'scipy', 'matplotlib', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

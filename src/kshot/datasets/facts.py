@@ -9,39 +9,19 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field
-from pydantic.dataclasses import dataclass as settings
 
+from kshot.datasets.fact_settings import FactSettings
 from kshot.datasets.near_duplicates import Hashes, difference_hash, near_pairs, thumbnails
 from kshot.datasets.packed import SPLITS, Int, PackedDataset, Pixels, Shard
 from kshot.sampling import EpisodeKind, WithinGroup
 from kshot.seeding import random_bits, stream_key
-from kshot.settings import STRICT
 
 _CHUNK_BYTES = 2**22  # pixels measured together
 _NORMAL_95 = 1.96
-
-
-@settings(frozen=True, kw_only=True, config=STRICT)
-class FactSettings:
-    """What to look for in a dataset, and how much of it to put up with."""
-
-    blank_std: Annotated[float, Field(ge=0, le=128)] = 1.0  # an item is blank below this spread of its pixels
-    max_blank_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # critical beyond it
-    min_contrast: Annotated[int, Field(ge=0, le=255)] = 16  # brightest minus darkest pixel of an item
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=12)] = 4  # of the 64 of the difference hash
-    near_duplicate_correlation: Annotated[float, Field(gt=0, le=1)] = 0.95
-    near_duplicate_items: Annotated[int, Field(ge=0)] = 50_000  # of a larger dataset, this many drawn by the seed
-    max_near_duplicates: Annotated[int, Field(ge=0)] = 0  # pairs across classes
-    max_quarantined_share: Annotated[float, Field(ge=0, lt=1)] = 0.05  # critical beyond it
-    drift_mean: Annotated[float, Field(ge=0)] = 8.0  # the last version's items against the earlier ones
-    drift_std: Annotated[float, Field(ge=0)] = 8.0
-    drift_classes: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of the items that changed class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +113,7 @@ def collect_facts(
     classes = _class_table(dataset, items)
     return Facts(
         items=items,
-        columns=_column_table(dataset.manifest),
+        columns=_column_table(dataset.manifest.to_pandas()),
         shards=shards,
         classes=classes,
         class_shapes=_class_shapes(dataset, classes, kinds),
@@ -246,7 +226,7 @@ def _unreadable(n_items: int) -> _Measured:
 
 
 def _item_table(dataset: PackedDataset, measured: _Measured, settings: FactSettings) -> pd.DataFrame:
-    items = dataset.manifest.copy()
+    items: pd.DataFrame = dataset.manifest.to_pandas()
     items[["id", "class", "group"]] = items[["id", "class", "group"]].fillna("")
     items["split"] = items["class"].map(dataset.info.splits.by_class()).fillna("")
     items["mean"], items["std"] = measured.mean, measured.std

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -163,7 +162,7 @@ class PackedDataset:
         return self.n_stored * self.item.size_bytes
 
     @cached_property
-    def manifest(self) -> pd.DataFrame:
+    def manifest(self) -> pa.Table:
         """One row per stored item, in shard order; columns id, class, group, sha256, source, width, ..."""
         return read_manifest(self.folder, self.info)
 
@@ -188,7 +187,7 @@ class PackedDataset:
     @cached_property
     def labels(self) -> Int:
         """(R * n,) class number of every virtual item."""
-        base = self.manifest["class"].map(self._base_classes).to_numpy(dtype=np.int64)
+        base = np.array([self._base_classes[name] for name in self.manifest["class"].to_pylist()], dtype=np.int64)
         n_rotations = len(self.info.rotations)
         return np.concatenate([base * n_rotations + rotation for rotation in range(n_rotations)])
 
@@ -219,8 +218,8 @@ class PackedDataset:
     def content_hash(self) -> str:
         """sha256 over dataset.json (which holds the hash of every shard) and the manifest's rows."""
         digest = hashlib.sha256(info_json(self.info))
-        for column in self.manifest.columns:
-            digest.update(json.dumps([column, self.manifest[column].tolist()]).encode())
+        for column in self.manifest.column_names:
+            digest.update(json.dumps([column, self.manifest[column].to_pylist()]).encode())
         return digest.hexdigest()
 
     def verify(self) -> None:
@@ -236,8 +235,11 @@ class PackedDataset:
 
     @cached_property
     def _group_of_class(self) -> dict[str, str]:
-        first = self.manifest.drop_duplicates("class")
-        return dict(zip(first["class"].tolist(), first["group"].tolist(), strict=True))
+        """In the order of the classes' first items, by which they are numbered."""
+        groups: dict[str, str] = {}
+        for name, group in zip(self.manifest["class"].to_pylist(), self.manifest["group"].to_pylist(), strict=True):
+            groups.setdefault(name, group)
+        return groups
 
     @cached_property
     def _base_classes(self) -> dict[str, int]:
@@ -271,15 +273,15 @@ def npy_header(n_items: int, item: ItemSpec) -> bytes:
     return buffer.getvalue()
 
 
-def read_manifest(folder: Path, info: DatasetInfo) -> pd.DataFrame:
+def read_manifest(folder: Path, info: DatasetInfo) -> pa.Table:
     try:
-        table = pq.read_table(folder / MANIFEST_FILE, schema=MANIFEST_SCHEMA)
+        with pq.ParquetFile(folder / MANIFEST_FILE) as file:  # read_table would import pandas: 60 MB
+            table = file.read(columns=MANIFEST_SCHEMA.names)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{folder / MANIFEST_FILE} cannot be read ({_first_line(error)}); {_RESTORE}") from error
     if len(table) < info.n_items:
         raise DataError(f"{folder / MANIFEST_FILE} has {len(table)} rows; dataset.json says {info.n_items}; {_RESTORE}")
-    rows: pd.DataFrame = table.slice(0, info.n_items).to_pandas()
-    return rows
+    return table.slice(0, info.n_items)
 
 
 def info_json(info: DatasetInfo) -> bytes:

@@ -160,12 +160,12 @@ class PackedWriter:
                 f"not {_kind(self._item, self._rotations)}; append with the same settings, "
                 "or ingest under a new --name"
             )
-        manifest = read_manifest(self.folder, before)
+        rows = read_manifest(self.folder, before).to_pydict()
         self.before = before
-        self.class_groups = dict(zip(manifest["class"], manifest["group"], strict=True))
-        self._columns = {name: manifest[name].tolist() for name in MANIFEST_SCHEMA.names}
-        self._known = dict(zip(manifest["id"], zip(manifest["sha256"], manifest["class"], strict=True), strict=True))
-        self._version = int(manifest["version"].max()) + 1
+        self.class_groups = dict(zip(rows["class"], rows["group"], strict=True))
+        self._columns = {name: rows[name] for name in MANIFEST_SCHEMA.names}
+        self._known = dict(zip(rows["id"], zip(rows["sha256"], rows["class"], strict=True), strict=True))
+        self._version = max(rows["version"]) + 1
         self._source, self._licence = _joined(before.source, self._source), _joined(before.licence, self._licence)
 
     def _manifest_is_ahead(self) -> bool:

@@ -35,6 +35,7 @@ from kshot.task_pool import FrozenPool, ReadAhead
 from kshot.training import Progress, TrainingJob, episodes_per_s, meta_train, peak_memory_bytes
 
 _NOT_OF_THE_WEIGHTS = ("n_processes", "device", "keep_freed_memory", "seeds")
+CPU_WITH_KERNELS = "cpu with native kernels"
 _ARTIFACTS = Path("artifacts/meta_train")
 _REFUSAL = Path(".kshot/training-refused.txt")
 
@@ -178,7 +179,7 @@ def _device_name(device: torch.device) -> str:
     """What computed, as far as the bits of the weights depend on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return "cpu with native kernels" if native_kernels_in_use() else "cpu"
+    return CPU_WITH_KERNELS if native_kernels_in_use() else "cpu"
 
 
 def _write_speed(root: Path, job: TrainingJob, progress: Progress) -> None:

@@ -17,7 +17,8 @@ import pandas as pd
 
 from kshot.config import Params
 from kshot.dataset_report import CheckResult, count, page, summary
-from kshot.datasets.facts import Facts, FactSettings, collect_facts
+from kshot.datasets.fact_settings import FactSettings
+from kshot.datasets.facts import Facts, collect_facts
 from kshot.datasets.packed import MANIFEST_SCHEMA, SPLITS, PackedDataset
 from kshot.errors import ValidationError
 
