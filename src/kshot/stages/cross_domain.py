@@ -17,7 +17,7 @@ from kshot.evaluation import embedded_once, score_episodes
 from kshot.intervals import mean_interval
 from kshot.live_lines import LiveLines
 from kshot.sampling import check_feasible
-from kshot.stages.process import set_up_process
+from kshot.stage_process import set_up_process
 from kshot.task_pool import SampledPool
 
 

@@ -26,7 +26,7 @@ from kshot.intervals import mean_interval
 from kshot.live_lines import LiveLines
 from kshot.per_class import class_interval
 from kshot.scorecard import CLASSES, EPISODES, METRICS, episodes_id
-from kshot.stages.process import set_up_process
+from kshot.stage_process import set_up_process
 from kshot.stages.task_pool import load_pool, test_pool_name
 
 _FEW_EPISODES = 200  # of the first setting: for the curve over inner steps, and on the classes of training

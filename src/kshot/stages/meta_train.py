@@ -29,7 +29,7 @@ from kshot.lifeline import die_with_parent
 from kshot.live_lines import LiveLines, silent_lines
 from kshot.sampling import EpisodeKind
 from kshot.seeding import stream_key
-from kshot.stages.process import set_up_process
+from kshot.stage_process import set_up_process
 from kshot.stages.task_pool import load_pool, train_pool
 from kshot.task_pool import FrozenPool, ReadAhead
 from kshot.training import Progress, TrainingJob, episodes_per_s, meta_train, peak_memory_bytes
