@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GLYPHS := data/glyphs/dataset.json
+KERNELS := src/kshot/backbones/native.cpp src/kshot/backbones/native.py
 OMNIGLOT := data/omniglot/dataset.json
 
 unexport PYTHONDONTWRITEBYTECODE  # without cached bytecode every process starts several times slower
@@ -87,7 +88,7 @@ $(GLYPHS): src/kshot/datasets/glyphs.py | setup
 $(OMNIGLOT): | setup
 	@$(BIN)/kshot ingest omniglot
 
-$(READY): requirements.lock pyproject.toml infra/uv.lock infra/make_venv.sh src/kshot/backbones/native.cpp $(MOVED)
+$(READY): requirements.lock pyproject.toml infra/uv.lock infra/make_venv.sh $(KERNELS) $(MOVED)
 	@sh infra/make_venv.sh $(VENV) $(PYTHON)
 	@$(BIN)/python -m pip install --quiet --require-hashes -r infra/uv.lock
 	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock

@@ -12,7 +12,7 @@ from bench.drivers import DRIVERS
 from bench.measure import Noise, Request
 from bench.processes import MAX_REPEATS, DriverError, quietest, run_command, run_driver
 from bench.results import Growth, GrowthPoint, save
-from bench.run import describe, describe_machine
+from bench.run import build_kernels, describe, describe_machine
 from bench.workloads import FIVE_WAY, Algorithm, Shape, Workload
 from kshot.distributed import torchrun_command
 
@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--only", help="one axis; prints its lines and writes nothing")
     parser.add_argument("--repeats", type=int, default=MAX_REPEATS, help="of a measurement that others disturbed")
     options = parser.parse_args()
+    build_kernels()
     measured = []
     for point in points():
         if options.only in (None, point.axis):

@@ -85,8 +85,9 @@ _RATIOS_NOTE = (
     "How many times as fast as a peer kshot is: the median over the rounds, and in brackets the lowest and the "
     "highest. The best peer is the fastest of all that do the workload. `torch alone` is kshot without its native "
     "kernels, as where there is no C++ compiler, and `bf16` kshot in that arithmetic, both beside the best peer. In "
-    "the row `memory` the ratio is that of peak memory. The floor is the time of the convolutions alone, in float32; "
-    "100% would leave no time for anything else. `*` marks a number that other processes disturbed in some round."
+    "the row `memory` the ratio is that of peak memory. The floor is the time that torch's convolutions alone would "
+    "take, in float32; kshot runs all of them but the first block's, which its kernels replace. `*` marks a number "
+    "that other processes disturbed in some round."
 )
 _EVALUATION_NOTE = (
     f"Seconds for {_EPISODES_SCORED:,} episodes of each setting, 15 queries a class. kshot scores {_EPISODES_SCORED:,} "
@@ -107,8 +108,8 @@ _METHOD = (
     "- A step is all of it: drawing episodes, gathering images, forward, backward, Adam. Images are 28x28 and in "
     "memory for everyone, Conv4-64 on batch statistics (evaluate-protonet: on fixed ones), float32, torch's default "
     "number of threads.\n"
-    "- kshot's process is set up as its train stage sets it up (allocator, OpenMP); peers run with the defaults that "
-    "their users get.\n"
+    "- kshot's process is set up as its train stage sets it up (allocators, OpenMP, native kernels); peers run "
+    "with the defaults that their users get.\n"
     "- In a round all drivers of a workload run one after the other, each round starting with another; ratios are "
     f"taken within a round. A measurement while others used more than {DISTURBED_SHARE:.0%} of the CPU is repeated "
     "up to three times, and the quietest counts.\n"

@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,8 @@ def _rerun(root: Path, model: str, version: int, from_scratch: bool, tell: Calla
     from kshot import rebuild  # here and not above: these import torch and mlflow
     from kshot.config import load_params
     from kshot.report import render
-    from kshot.stages.meta_train import CPU_WITH_KERNELS
+    from kshot.stage_process import WITHOUT_KERNELS
+    from kshot.stages.meta_train import CPU, CPU_WITH_KERNELS
 
     name = model or load_params(root / "params.yaml").register.model_name
     folder = root / ".kshot" / "reruns" / f"{name}-{version}"
@@ -94,9 +95,9 @@ def _rerun(root: Path, model: str, version: int, from_scratch: bool, tell: Calla
     tell(words)
     verdict = None
     if from_scratch:
-        if recorded.device == CPU_WITH_KERNELS:
+        if recorded.device.startswith(CPU_WITH_KERNELS):
             build_kernels(clone, tell)
-        run_again(clone, tell)
+        run_again(clone, tell, {WITHOUT_KERNELS: "1"} if recorded.device == CPU else {})
         trained = json.loads((clone / "artifacts/meta_train/metrics.json").read_text(encoding="utf-8"))
         verdict = rebuild.compare_rebuilt(recorded, clone, str(trained["device"]))
         words = str(verdict)
@@ -122,7 +123,7 @@ def build_kernels(clone: Path, tell: Callable[[str], None]) -> None:
     run_live([sys.executable, "-m", "kshot", "kernels"], clone, os.environ | _own_source(clone), tell)
 
 
-def run_again(clone: Path, tell: Callable[[str], None]) -> None:
+def run_again(clone: Path, tell: Callable[[str], None], environment: Mapping[str, str]) -> None:
     """Every stage, by the clone's own source, whatever is there already."""
     for stage in stage_order(clone):
         run_dvc(
@@ -130,7 +131,7 @@ def run_again(clone: Path, tell: Callable[[str], None]) -> None:
             clone,
             tell,
             doing=stage,
-            environment=_own_source(clone),
+            environment={**_own_source(clone), **environment},
         )
 
 

@@ -46,13 +46,11 @@ def _torch_alone_again() -> Iterator[None]:
 def kernels(request: pytest.FixtureRequest) -> str:
     """Both ways to compute a convolution block; without a C++ compiler torch alone."""
     from kshot.backbones.native import build_native, use_native_kernels
-    from kshot.errors import StageError
 
     if request.param == "native":
-        try:
-            build_native()
-        except StageError as error:
-            pytest.skip(str(error))
+        if shutil.which("c++") is None:
+            pytest.skip("no C++ compiler")
+        build_native()
         assert use_native_kernels()
     name: str = request.param
     return name

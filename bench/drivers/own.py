@@ -12,7 +12,7 @@ def main() -> None:
     if workload.name != "floor-plain":  # which keeps every default
         prepare_environment()
         keep_freed_memory()
-    # imported now: torch reads the first of the two settings
+    # imported now: torch and Arrow read the environment when they are loaded
     if workload.kind == "floor":
         from bench.drivers import floor_steps
 
@@ -21,7 +21,8 @@ def main() -> None:
         from bench.drivers import kshot_steps
         from kshot.backbones.native import use_native_kernels
 
-        use_native_kernels(request.native_kernels)
+        if use_native_kernels(request.native_kernels) is not request.native_kernels:
+            sys.exit("error: the native kernels are not built; next: kshot kernels")
         with kshot_steps.prepared() as prepare:
             serve(prepare)
 

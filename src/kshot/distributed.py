@@ -42,7 +42,7 @@ class Workers:
         """The sum of a tensor over all workers.
 
         On the CPU it is a `PairwiseSum` in the order of the ranks, so that the bits do not depend on how
-        many workers there are; GPUs reduce in an order of their own.
+        many workers there are; GPUs reduce in an order of their own, and in place.
         """
         if self.world_size == 1:
             return tensor

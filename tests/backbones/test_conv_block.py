@@ -10,7 +10,8 @@ from kshot.backbones.conv_block import conv_block, conv_block_folded
 pytestmark = pytest.mark.usefixtures("kernels")
 
 EPS = 1e-5
-SIZES = [4, 7, 9]
+SIZES = [2, 3, 7, 18]
+IMAGES = 17  # more than two chunks of the native kernels
 
 
 def parameters(channels: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,18 +71,64 @@ def test_second_derivatives_are_those_of_the_layers(size: int, layout: torch.mem
 @pytest.mark.parametrize("outputs", [4, 19], ids=["less than a vector", "more than a vector"])
 def test_a_block_on_images_is_that_of_the_layers(size: int, groups: int, outputs: int) -> None:
     """Images get no gradient, and with native kernels their block has another algorithm."""
-    x = images(5, 2 * groups, size)
+    x = images(IMAGES, 2 * groups, size)
     inputs = [p.requires_grad_() for p in parameters(2, groups * outputs)]
-    cotangent = torch.randn(5, groups * outputs, size // 2, size // 2, dtype=torch.float64, requires_grad=True)
+    cotangent = torch.randn(IMAGES, groups * outputs, size // 2, size // 2, dtype=torch.float64, requires_grad=True)
     directions = [torch.randn(p.shape, dtype=torch.float64) for p in inputs]
     found = []
-    for y in (conv_block(x, *inputs, n_reference=5, eps=EPS, groups=groups), textbook(x, *inputs, 5, groups)):
+    ours = conv_block(x, *inputs, n_reference=IMAGES, eps=EPS, groups=groups)
+    for y in (ours, textbook(x, *inputs, IMAGES, groups)):
         gradients = torch.autograd.grad(y, inputs, cotangent, create_graph=True)
         paired = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
         second = torch.autograd.grad(paired, (*inputs, cotangent), materialize_grads=True)
         found.append((y, *gradients, *second))
+    for one, plain in zip(*found, strict=True):
+        torch.testing.assert_close(one, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("of_images", [True, False])
+def test_slopes_and_offsets_may_have_any_strides(of_images: bool) -> None:
+    x = images(5, 2, 7).requires_grad_(not of_images)
+    weight, slope, offset = parameters(2, 4)
+    strided = torch.stack([slope, offset, offset], dim=1).requires_grad_()
+    one = torch.full((), 0.7, dtype=torch.float64, requires_grad=True)
+    found = []
+    for block in (lambda *p: conv_block(*p, n_reference=5, eps=EPS), lambda *p: textbook(*p, 5)):
+        y = block(x, weight, strided[:, 0], strided[:, 1]) + block(x, weight, one.expand(4), strided[:, 1])
+        first = torch.autograd.grad(y.square().sum(), (strided, one), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), (strided, one))
+        found.append((*first, *second))
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_parameters_of_another_type_are_left_to_torch() -> None:
+    weight, slope, offset = parameters(1, 4)
+    x, kernels = images(5, 1, 6).float(), weight.float()
+    mixed = conv_block(x, kernels, slope.float(), offset.double(), n_reference=5, eps=EPS)
+    torch.testing.assert_close(
+        mixed.double(), textbook(x.double(), kernels.double(), slope, offset, 5), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_mean_that_is_large_beside_the_spread_costs_few_digits() -> None:
+    x = images(6, 4, 8).float()
+    weight, slope, offset = (p.float() for p in parameters(4, 4))
+    weight = weight * 0.01
+    weight[:, :, 1, 1] = 300.0  # inputs around 1 give outputs around 1,200 that vary by a few
+    x = (1 + 0.001 * x).requires_grad_()
+    ours = conv_block(x, weight, slope, offset, n_reference=6, eps=EPS)
+    exact = textbook(x.double(), weight.double(), slope.double(), offset.double(), 6)
+    inner = slice(1, 3)  # away from the border, whose zeros make outputs of another size
+    torch.testing.assert_close(ours[..., inner, inner].double(), exact[..., inner, inner], rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_not_finite_shows() -> None:
+    x = images(3, 2, 7).float()
+    x[0, 0, 6, 6] = float("inf")  # in the row that pooling leaves over
+    x.requires_grad_()
+    y = conv_block(x, *(p.float() for p in parameters(2, 4)), n_reference=3, eps=EPS)
+    assert not torch.isfinite(y).all()
 
 
 def test_third_derivatives_are_refused() -> None:
@@ -143,6 +190,13 @@ def test_a_given_normalisation_goes_into_the_kernels() -> None:
     x = images(5, 2, 7)
     y = F.conv2d(x, weight, padding=1) * scale[:, None, None] + shift[:, None, None]
     torch.testing.assert_close(conv_block_folded(x, weight, scale, shift), F.max_pool2d(F.relu(y), 2))
+
+
+def test_under_autocast_a_block_on_images_is_close() -> None:
+    x, inputs = images(8, 1, 8).float(), [p.float().requires_grad_() for p in parameters(1, 4)]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv_block(x, *inputs, n_reference=8, eps=EPS)
+    torch.testing.assert_close(y.float(), textbook(x, *inputs, 8), rtol=0.05, atol=0.05)
 
 
 def test_under_autocast_the_value_is_close_and_the_gradient_flows() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kshot.backbones import Conv4Config, native
+from kshot.backbones.conv_block import conv_block
 from kshot.errors import StageError
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
@@ -60,27 +61,32 @@ def test_a_processor_with_other_instructions_has_a_library_of_its_own(
     monkeypatch.setattr(native.torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert native.native_library() != here
     assert not native.use_native_kernels()
-    portable = native.build_native()
-    assert portable != here
+    assert native.build_native() != here
     assert native.use_native_kernels()
+    torch.manual_seed(0)
+    x, weight = torch.rand(3, 1, 8, 8), torch.randn(5, 1, 3, 3)
+    found = conv_block(x, weight, torch.ones(5), torch.zeros(5), n_reference=3, eps=1e-5)
+    native.use_native_kernels(False)
+    plain = conv_block(x, weight, torch.ones(5), torch.zeros(5), n_reference=3, eps=1e-5)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
 
 @needs_compiler
 def test_the_number_of_threads_does_not_change_a_bit() -> None:
     program = """
 import sys, torch
-from kshot.backbones import Conv4Config
+from kshot.backbones.conv_block import conv_block
 from kshot.backbones.native import use_native_kernels
 assert use_native_kernels()
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
-net = Conv4Config(width=8).build(channels=1, image_size=28)
-images = torch.rand(21, 1, 28, 28)
-loss = conv = None
-from kshot.backbones.conv_block import conv_block
-x, inputs = images, [net.convolutions[0].weight, net.norms[0].weight, net.norms[0].bias]
-y = conv_block(x, *inputs, n_reference=21, eps=1e-5)
-print([g.double().sum().item().hex() for g in torch.autograd.grad(y.square().sum(), inputs)])
+inputs = [torch.randn(8, 2, 3, 3), torch.ones(8), torch.zeros(8)]
+for x in (torch.rand(21, 2, 9, 9), torch.rand(21, 2, 9, 9, requires_grad=True)):
+    wanted = [p.requires_grad_() for p in inputs[1:]]
+    y = conv_block(x, *inputs, n_reference=21, eps=1e-5)
+    first = torch.autograd.grad(y.square().sum(), wanted, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+    print([g.tolist() for g in (y.flatten(), *first, *second)])
 """
     native.build_native()
     found = [
@@ -91,15 +97,36 @@ print([g.double().sum().item().hex() for g in torch.autograd.grad(y.square().sum
 
 
 @needs_compiler
+def test_the_source_compiles_without_a_warning(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = (*native._FLAGS, "-Wall", "-Wextra", "-Werror")
+    monkeypatch.setattr(native, "_FLAGS", strict)
+    native.build_native()
+
+
+@needs_compiler
+def test_a_library_that_cannot_be_loaded_says_what_to_do(environment: Path) -> None:
+    library = native.build_native()
+    library.write_bytes(b"no library")
+    with pytest.raises(StageError, match="cannot be loaded.*next: remove it, then kshot kernels"):
+        native.use_native_kernels()
+
+
+def test_an_environment_that_cannot_be_written_is_one_line(environment: Path) -> None:
+    (environment / "share").write_text("a file where a folder belongs")
+    with pytest.raises(StageError, match="cannot be written"):
+        native.build_native()
+
+
+@needs_compiler
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_network_with_native_kernels_agrees_with_torchs(channels: int) -> None:
     torch.manual_seed(0)
     net = Conv4Config(width=24).build(channels=channels, image_size=31)
-    images, gradients = torch.rand(6, channels, 31, 31), []
+    images, gradients = torch.rand(17, channels, 31, 31), []
     native.build_native()
     for wanted in (True, False):
         assert native.use_native_kernels(wanted) is wanted
-        loss = net(images, 6).square().mean()
+        loss = net(images, 17).square().mean()
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]))
     difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
     assert 0 < float(difference) < 1e-4

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kshot.backbones.native import build_native
 from kshot.config import load_params
 from kshot.errors import DataError, EpisodeError
 from kshot.stages import meta_train, task_pool
@@ -217,10 +220,34 @@ def wait_for_checkpoint(root: Path) -> None:
     raise AssertionError("no checkpoint within two minutes")
 
 
-def test_training_imports_neither_pandas_nor_scipy_nor_matplotlib() -> None:
-    """Together they are a tenth of a training process's memory."""
-    program = (
-        "import sys, kshot.stages.meta_train; print({'pandas', 'scipy', 'matplotlib', 'mlflow'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+def test_training_needs_neither_pandas_nor_scipy_nor_matplotlib(tmp_path: Path) -> None:
+    """Together they would be a tenth of a training process's memory."""
+    tiny_dataset().write(tmp_path / "tiny")
+    program = """
+import sys
+from pathlib import Path
+import kshot.stages.meta_train
+from kshot.datasets import PackedDataset
+PackedDataset.open(Path("tiny")).class_table("meta_train")
+print({"pandas", "scipy", "matplotlib", "mlflow"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_training_without_kernels_is_asked_for_by_params_and_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = project(tmp_path, n_processes=1)
+
+    def device(native_kernels: bool) -> str:
+        params = load_params(root / "params.yaml")
+        meta_train.run(replace(params, meta_train=replace(params.meta_train, native_kernels=native_kernels)), root)
+        return str(json.loads((root / "artifacts/meta_train/metrics.json").read_text())["device"])
+
+    assert device(False) == "cpu"
+    if shutil.which("c++"):
+        build_native()
+        assert re.fullmatch("cpu with native kernels by .+", device(True))
+    monkeypatch.setenv("KSHOT_WITHOUT_KERNELS", "1")
+    assert device(True) == "cpu"

@@ -35,10 +35,10 @@ def conv_block(
     """(B, G*I, H, W) -> (B, C, h, w), normalised by the statistics of the first `n_reference` images.
 
     weight (C, I, 3, 3); slope and offset (C,) of the normalisation. Under autocast the convolution runs
-    in its type and the statistics in float32.
+    in its type and the statistics in float32; with native kernels a block on images is float32 as a whole.
     """
     by_all = n_reference == len(x)
-    if by_all and native.serves(x):
+    if by_all and native.serves(x, weight, slope, offset):
         if _are_images(x, groups):
             return _block_on_images(x, weight, slope, offset, eps, groups)
         if not torch.is_autocast_enabled(x.device.type):

@@ -20,7 +20,13 @@ using Place = std::uint8_t;
 constexpr Place kClipped = 4;
 constexpr Index kTaps = 9;
 constexpr Index kImagesOfChunk = 8;
+#if defined(__AVX512F__)
 constexpr Index kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr Index kVectorBytes = 32;
+#else
+constexpr Index kVectorBytes = 16;
+#endif
 
 template <class T> struct Vector;
 template <> struct Vector<float> {
@@ -358,7 +364,8 @@ struct Layout {
 };
 
 // y = pool(relu(slope * (x - mean) * inverse_std + offset)) by the statistics of x, which come back too. The largest
-// of a window is the largest or, where the slope is negative, the smallest x, which `extremes` holds.
+// of a window is the largest or, where the slope is negative, the smallest x, which `extremes` holds. Sums are
+// those of the distance to a channel's first pixel: a mean that is large beside the spread costs no digits.
 template <class T>
 void norm_relu_pool(const T* x, const T* slope, const T* offset, double eps, const Batch& s, T* y, T* extremes,
                     Place* where, T* mean, T* inverse_std) {
@@ -368,13 +375,17 @@ void norm_relu_pool(const T* x, const T* slope, const T* offset, double eps, con
       s,
       [&](Index image, auto c, Index row) {
         const Mask<T> falling = load<T>(slope + c.first, c) < 0;
+        const Values<T> pivot = load<T>(x + c.first, c);
         Values<T> sum{}, squares{};
         for (Index column = 0; column < s.pooled_width(); ++column) {
           const T* from = x + at.pixel(image, c, 2 * row, 2 * column);
           Values<T> pixel[4];
           for (int q = 0; q < 4; ++q) pixel[q] = load<T>(from + at.to(q), c);
-          sum += (pixel[0] + pixel[1]) + (pixel[2] + pixel[3]);
-          squares += (pixel[0] * pixel[0] + pixel[1] * pixel[1]) + (pixel[2] * pixel[2] + pixel[3] * pixel[3]);
+          for (const auto& value : pixel) {
+            const Values<T> centred = value - pivot;
+            sum += centred;
+            squares += centred * centred;
+          }
           for (auto& value : pixel) value = falling ? -value : value;
           Mask<T> place;
           const Values<T> extreme = largest<T>(pixel, place);
@@ -386,15 +397,15 @@ void norm_relu_pool(const T* x, const T* slope, const T* offset, double eps, con
         sums.add<T>(1, image, c, squares);
       },
       [&](Index image, auto c, Index row, Index column) {
-        const Values<T> pixel = load<T>(x + at.pixel(image, c, row, column), c);
-        sums.add<T>(0, image, c, pixel);
-        sums.add<T>(1, image, c, pixel * pixel);
+        const Values<T> centred = load<T>(x + at.pixel(image, c, row, column), c) - load<T>(x + c.first, c);
+        sums.add<T>(0, image, c, centred);
+        sums.add<T>(1, image, c, centred * centred);
       });
   std::vector<T> scale(s.channels), shift(s.channels);
   for (Index c = 0; c < s.channels; ++c) {
-    const double middle = sums.total(0, c) / s.count();
-    const double variance = std::max(0.0, sums.total(1, c) / s.count() - middle * middle);
-    const double inverse = 1 / std::sqrt(variance + eps);
+    const double from_pivot = sums.total(0, c) / s.count(), middle = x[c] + from_pivot;
+    const double variance = sums.total(1, c) / s.count() - from_pivot * from_pivot;
+    const double inverse = 1 / std::sqrt((variance < 0 ? 0 : variance) + eps);  // NaN stays NaN
     mean[c] = static_cast<T>(middle);
     inverse_std[c] = static_cast<T>(inverse);
     scale[c] = static_cast<T>(slope[c] * inverse);
@@ -458,12 +469,13 @@ void norm_relu_pool_gradient(const T* y_bar, const T* x, const T* slope, const T
   for_rows<T>(
       s,
       [&](Index image, auto c, Index row) {
+        const Values<T> middle = load<T>(mean + c.first, c);
         Values<T> sum{}, with_extreme{};
         for (Index column = 0; column < s.pooled_width(); ++column) {
           const Index here = at.pooled(image, c, row, column);
           const Values<T> g = only<T>(load_places<T>(where + here, c) != kClipped, load<T>(y_bar + here, c));
           sum += g;
-          with_extreme += g * load<T>(extremes + here, c);
+          with_extreme += g * (load<T>(extremes + here, c) - middle);
         }
         sums.add<T>(0, image, c, sum);
         sums.add<T>(1, image, c, with_extreme);
@@ -472,7 +484,7 @@ void norm_relu_pool_gradient(const T* y_bar, const T* x, const T* slope, const T
   Combination<T> factors(s);
   for (Index c = 0; c < s.channels; ++c) {
     const double r = inverse_std[c], scale = slope[c] * r;
-    const double of_offset = sums.total(0, c), of_slope = (sums.total(1, c) - mean[c] * of_offset) * r;
+    const double of_offset = sums.total(0, c), of_slope = sums.total(1, c) * r;
     const double tilt = -scale * r * of_slope / s.count();
     slope_bar[c] = static_cast<T>(of_slope);
     offset_bar[c] = static_cast<T>(of_offset);
@@ -500,6 +512,7 @@ void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, cons
   for_rows<T>(
       s,
       [&](Index image, auto c, Index row) {
+        const Values<T> middle = load<T>(mean + c.first, c);
         Values<T> sum{}, with_x{}, with_g{};
         for (Index column = 0; column < s.pooled_width(); ++column) {
           const Index pooled = at.pooled(image, c, row, column);
@@ -509,7 +522,7 @@ void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, cons
             const Index pixel = at.pixel(image, c, 2 * row, 2 * column) + at.to(q);
             const Values<T> value = load<T>(v + pixel, c);
             sum += value;
-            with_x += value * load<T>(x + pixel, c);
+            with_x += value * (load<T>(x + pixel, c) - middle);
           }
         }
         sums.add<T>(0, image, c, sum);
@@ -520,7 +533,7 @@ void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, cons
         const Index pixel = at.pixel(image, c, row, column);
         const Values<T> value = load<T>(v + pixel, c);
         sums.add<T>(0, image, c, value);
-        sums.add<T>(1, image, c, value * load<T>(x + pixel, c));
+        sums.add<T>(1, image, c, value * (load<T>(x + pixel, c) - load<T>(mean + c.first, c)));
       });
 
   Combination<T> factors(s);
@@ -528,7 +541,7 @@ void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, cons
   for (Index c = 0; c < s.channels; ++c) {
     const double n = s.count(), r = inverse_std[c], m = mean[c], scale = slope[c] * r;
     const double sum_g = offset_bar[c], sum_g_phat = slope_bar[c];
-    const double sum_v = sums.total(0, c), sum_v_xhat = (sums.total(1, c) - m * sum_v) * r;
+    const double sum_v = sums.total(0, c), sum_v_xhat = sums.total(1, c) * r;
     const double q = sums.total(2, c) - (sum_g * sum_v + sum_g_phat * sum_v_xhat) / n;
     const double of_phat = v_slope[c] - scale * sum_v_xhat / n, of_v = -scale * sum_g_phat / n;
     const double mean_bar = (of_phat * sum_g + of_v * sum_v) / n;
@@ -562,6 +575,8 @@ void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, cons
 }  // namespace
 
 extern "C" {
+const char* kshot_compiler = __VERSION__;
+
 #define KSHOT_EXPORT(function)                         \
   auto* kshot_##function##_float32 = &function<float>; \
   auto* kshot_##function##_float64 = &function<double>;

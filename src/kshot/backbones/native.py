@@ -15,6 +15,7 @@ import sysconfig
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -22,10 +23,10 @@ from torch import Tensor
 from kshot.errors import StageError
 
 _SOURCE = Path(__file__).with_name("native.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi", "-Werror")
-_FLAGS_OF_CPU = {
-    "AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
-    "AVX2": ("-march=x86-64-v3",),
+_FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
+_FLAGS_OF_CPU = {  # by torch's name for it: what torch has found the processor to have
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
+    "AVX2": ("-mavx2", "-mfma"),
 }
 _TYPE_NAMES = {torch.float32: "float32", torch.float64: "float64"}
 _SHOWN_OF_COMPILER = 300  # characters of its complaint
@@ -53,17 +54,19 @@ def build_native() -> Path:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if shutil.which(compiler[0]) is None:
         raise StageError(f"found no C++ compiler {compiler[0]}; next: install g++, or name one in CXX")
-    library.parent.mkdir(parents=True, exist_ok=True)
-    made = library.with_suffix(f".{os.getpid()}")
-    command = [*compiler, *_flags(), str(_SOURCE), "-o", str(made)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            complaint = " ".join(done.stderr.split())[:_SHOWN_OF_COMPILER]
-            raise StageError(f"{shlex.join(command)} exited with {done.returncode}: {complaint}")
-        made.replace(library)
-    finally:
-        made.unlink(missing_ok=True)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            command = [*compiler, *_flags(), str(_SOURCE), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                complaint = " ".join(done.stderr.split())[:_SHOWN_OF_COMPILER]
+                raise StageError(f"{shlex.join(command)} exited with {done.returncode}: {complaint}")
+            _load(made)
+            made.replace(library)
+    except OSError as error:
+        raise StageError(f"{library.parent} cannot be written: {error}") from error
     return library
 
 
@@ -71,17 +74,22 @@ def use_native_kernels(wanted: bool = True) -> bool:
     """Let this process's blocks use the library, where it has been built, or torch alone; say whether they do."""
     global _loaded
     _functions.clear()
-    _loaded = ctypes.CDLL(str(native_library())) if wanted and native_library().exists() else None
+    _loaded = _load(native_library()) if wanted and native_library().exists() else None
     return _loaded is not None
 
 
-def native_kernels_in_use() -> bool:
-    return _loaded is not None
+def native_compiler() -> str | None:
+    """The compiler of the kernels that this process uses, on which their rounding depends; None where it uses none."""
+    if _loaded is None:
+        return None
+    version = ctypes.c_char_p.in_dll(_loaded, "kshot_compiler").value
+    return (version or b"").decode()
 
 
-def serves(x: Tensor) -> bool:
-    """Whether the functions below take this tensor."""
-    return _loaded is not None and x.device.type == "cpu" and x.dtype in _TYPE_NAMES
+def serves(x: Tensor, *others: Tensor) -> bool:
+    """Whether the functions below take these tensors."""
+    fits = x.device.type == "cpu" and x.dtype in _TYPE_NAMES
+    return _loaded is not None and fits and all(one.dtype == x.dtype and one.device == x.device for one in others)
 
 
 def patch_moments(images: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -92,8 +100,8 @@ def patch_moments(images: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     images = _dense(images)
     b, c, h, w = images.shape
     k = c // groups * 9
-    sums = torch.empty(groups, k, dtype=torch.float64)
-    products = torch.empty(groups, k, k, dtype=torch.float64)
+    sums = images.new_empty(groups, k, dtype=torch.float64)
+    products = images.new_empty(groups, k, k, dtype=torch.float64)
     _call("patch_moments", images, _convolution(images, groups, 0), sums, products)
     mean = sums / (b * h * w)
     return mean, products / (b * h * w) - mean[:, :, None] * mean[:, None, :]
@@ -148,8 +156,8 @@ def norm_relu_pool_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (B, C, H, W), slope and offset (C,) for that of y."""
     x = _dense(x)
-    x_bar, slope_bar, offset_bar = torch.empty_like(x), torch.empty_like(slope), torch.empty_like(slope)
-    given = (_dense(y_bar), x, slope, extremes, where, mean, inverse_std)
+    x_bar, slope_bar, offset_bar = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+    given = (_dense(y_bar), x, slope.contiguous(), extremes, where, mean, inverse_std)
     _call("norm_relu_pool_gradient", *given, _batch(x), x_bar, slope_bar, offset_bar)
     return x_bar, slope_bar, offset_bar
 
@@ -170,28 +178,28 @@ def norm_relu_pool_second(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of y_bar, x and slope for the cotangents v, v_slope and v_offset of the three gradients above."""
     x = _dense(x)
-    of_y_bar, of_x, of_slope = torch.empty_like(extremes), torch.empty_like(x), torch.empty_like(slope)
+    of_y_bar, of_x, of_slope = torch.empty_like(extremes), torch.empty_like(x), torch.empty_like(mean)
     given = (_dense(v), v_slope.contiguous(), v_offset.contiguous(), _dense(y_bar), x)
-    saved = (slope, extremes, where, mean, inverse_std, slope_bar, offset_bar)
+    saved = (slope.contiguous(), extremes, where, mean, inverse_std, slope_bar, offset_bar)
     _call("norm_relu_pool_second", *given, *saved, _batch(x), of_y_bar, of_x, of_slope)
     return of_y_bar, of_x, of_slope
 
 
-class _Convolution(ctypes.Structure):
+class _ConvolutionShape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("images", "groups", "inputs", "outputs", "height", "width")]
 
 
-class _Batch(ctypes.Structure):
+class _BatchShape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("images", "channels", "height", "width")]
 
 
-def _convolution(images: Tensor, groups: int, outputs: int) -> _Convolution:
+def _convolution(images: Tensor, groups: int, outputs: int) -> _ConvolutionShape:
     b, c, h, w = images.shape
-    return _Convolution(b, groups, c // groups, outputs, h, w)
+    return _ConvolutionShape(b, groups, c // groups, outputs, h, w)
 
 
-def _batch(x: Tensor) -> _Batch:
-    return _Batch(*x.shape)
+def _batch(x: Tensor) -> _BatchShape:
+    return _BatchShape(*x.shape)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -200,16 +208,26 @@ def _dense(x: Tensor) -> Tensor:
 
 def _pooled_of(x: Tensor, channels: int) -> Tensor:
     b, _, h, w = x.shape
-    return torch.empty(b, channels, h // 2, w // 2, dtype=x.dtype, memory_format=torch.channels_last)
+    size = (b, channels, h // 2, w // 2)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _load(library: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise StageError(f"{library} cannot be loaded: {error}; next: remove it, then kshot kernels") from error
 
 
 def _call(name: str, first: Tensor, *rest: Tensor | ctypes.Structure | ctypes.c_double) -> None:
     function = _function(name, first.dtype)
-    function(*(_argument(value) for value in (first, *rest)))
+    function(*(_argument(value, first) for value in (first, *rest)))
 
 
-def _argument(value: Tensor | ctypes.Structure | ctypes.c_double) -> object:
+def _argument(value: Tensor | ctypes.Structure | ctypes.c_double, first: Tensor) -> object:
     if isinstance(value, Tensor):
+        assert value.dtype in (first.dtype, torch.uint8, torch.float64)
+        assert value.device == first.device
         return ctypes.c_void_p(value.data_ptr())
     return ctypes.byref(value) if isinstance(value, ctypes.Structure) else value
 

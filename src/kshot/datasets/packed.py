@@ -276,12 +276,21 @@ def npy_header(n_items: int, item: ItemSpec) -> bytes:
 def read_manifest(folder: Path, info: DatasetInfo) -> pa.Table:
     try:
         with pq.ParquetFile(folder / MANIFEST_FILE) as file:  # read_table would import pandas: 60 MB
-            table = file.read(columns=MANIFEST_SCHEMA.names)
+            table = _in_schema(file.read())
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{folder / MANIFEST_FILE} cannot be read ({_first_line(error)}); {_RESTORE}") from error
     if len(table) < info.n_items:
         raise DataError(f"{folder / MANIFEST_FILE} has {len(table)} rows; dataset.json says {info.n_items}; {_RESTORE}")
     return table.slice(0, info.n_items)
+
+
+def _in_schema(table: pa.Table) -> pa.Table:
+    """The columns of the schema, in its order and types; one that is not there is all null."""
+    there = set(table.column_names)
+    columns = [
+        table[field.name] if field.name in there else pa.nulls(len(table), field.type) for field in MANIFEST_SCHEMA
+    ]
+    return pa.table(columns, names=MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
 
 
 def info_json(info: DatasetInfo) -> bytes:

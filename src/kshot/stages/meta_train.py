@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 import kshot
 from kshot.algorithms import Learner
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
-from kshot.backbones.native import native_kernels_in_use
+from kshot.backbones.native import native_compiler
 from kshot.checkpoint import SPEED_FILE, CheckpointFolder, ModelConfig, build_learner, save_model
 from kshot.config import MetaTrainSettings, Params, load_params
 from kshot.datasets.packed import PackedDataset
@@ -35,7 +35,7 @@ from kshot.task_pool import FrozenPool, ReadAhead
 from kshot.training import Progress, TrainingJob, episodes_per_s, meta_train, peak_memory_bytes
 
 _NOT_OF_THE_WEIGHTS = ("n_processes", "device", "keep_freed_memory", "seeds")
-CPU_WITH_KERNELS = "cpu with native kernels"
+CPU, CPU_WITH_KERNELS = "cpu", "cpu with native kernels"
 _ARTIFACTS = Path("artifacts/meta_train")
 _REFUSAL = Path(".kshot/training-refused.txt")
 
@@ -45,6 +45,9 @@ def run(params: Params, root: Path) -> None:
 
     What cannot be trained as configured is refused before any worker starts.
     """
+    set_up_process(params.meta_train)
+    if params.meta_train.native_kernels and native_compiler() is None:
+        print("native kernels: not built for this environment and processor; training without; next: kshot kernels")
     dataset = PackedDataset.open(root / "data" / params.dataset.name)
     check_ways(build_learner(_model_config(params, dataset)), params.task_pool.kinds())
     choose_device(params.meta_train.device)
@@ -114,8 +117,8 @@ def train(params: Params, seed: int, root: Path) -> None:
         folder = root / _ARTIFACTS
         if seed == main_seed:
             save_model(folder / "model", job.learner, config)
+            _write_speed(root, job, progress)  # first: writing tables takes memory of its own
             _write_history(folder, job, progress)
-            _write_speed(root, job, progress)
         else:
             save_model(folder / "seeds" / str(seed), job.learner, config)
 
@@ -146,6 +149,7 @@ def _training_key(params: Params, dataset: PackedDataset, val_pool: FrozenPool) 
         "val_pool": val_pool.hash,
         "data": dataset.content_hash,
         "source": _source_hash(),
+        "native_kernels": native_compiler(),
     }
     return sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -179,7 +183,8 @@ def _device_name(device: torch.device) -> str:
     """What computed, as far as the bits of the weights depend on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return CPU_WITH_KERNELS if native_kernels_in_use() else "cpu"
+    compiler = native_compiler()
+    return f"{CPU_WITH_KERNELS} by {compiler}" if compiler else CPU
 
 
 def _write_speed(root: Path, job: TrainingJob, progress: Progress) -> None:
