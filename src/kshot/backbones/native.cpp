@@ -575,7 +575,11 @@ void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, cons
 }  // namespace
 
 extern "C" {
+#ifdef __clang__
 const char* kshot_compiler = __VERSION__;
+#else
+const char* kshot_compiler = "GCC " __VERSION__;
+#endif
 
 #define KSHOT_EXPORT(function)                         \
   auto* kshot_##function##_float32 = &function<float>; \
