@@ -1,7 +1,7 @@
 // The memory-bound half of kshot's convolution blocks, for one CPU: native.py compiles and calls it.
 //
-// Tensors are channels-last and dense. Shapes: B images, G groups, I input and O output channels of a group, C channels,
-// H,W, h,w = H/2,W/2; a patch of an image is its I*9 values under the convolution's window, zero beyond the edge.
+// Tensors are channels-last and dense. Shapes: B images, G groups, I input and O output channels of a group, C
+// channels, H,W, h,w = H/2,W/2; a patch of an image is its I*9 values under the convolution's window, zero beyond the edge.
 // `where` holds for each pooled value which of its four pixels was the largest, 0 to 3 by row and column, or
 // kClipped where ReLU made it 0. Sums run over fixed chunks of images and those are added in order, so that no
 // result depends on the number of threads.
@@ -145,12 +145,11 @@ template <class T> class Planes {
   std::vector<T> values_;
 };
 
-// Sums (G, K) and sums of products (G, K, K) over all patches of K = I*9 values.
-template <class T>
-void patch_moments(const T* images, const Convolution& s, double* sums, double* products) {
-  constexpr Index kRows = 8;  // added up in T before they go into a double
-  const Index k = s.patch(), size = k + k * k;
-  std::vector<double> parts(s.chunks() * s.groups * size, 0.0);
+// Sums (G, size) over all images, to which `add(planes, image, group, part)` adds an image's; see the top of the file
+// for their order.
+template <class T, class F>
+std::vector<double> sums_over_images(const T* images, const Convolution& s, Index size, F add) {
+  std::vector<double> parts(s.chunks() * s.groups * size, 0.0), total(s.groups * size, 0.0);
 #pragma omp parallel for schedule(static) collapse(2)
   for (Index chunk = 0; chunk < s.chunks(); ++chunk)
     for (Index group = 0; group < s.groups; ++group) {
@@ -159,35 +158,47 @@ void patch_moments(const T* images, const Convolution& s, double* sums, double* 
       const Index end = std::min(s.images, (chunk + 1) * kImagesOfChunk);
       for (Index image = chunk * kImagesOfChunk; image < end; ++image) {
         planes.fill(images, image, group);
-        for (Index a = 0; a < k; ++a)
-          for (Index i = a / kTaps; i < s.inputs; ++i)
-            for (Index first = 0; first < s.height; first += kRows) {
-              Values<T> sum{}, product[kTaps] = {};
-              for (Index y = first; y < std::min(s.height, first + kRows); ++y) {
-                const T* of_a = planes.at(a / kTaps, y + a % kTaps / 3, a % 3);
-                const T* corner = planes.at(i, y, 0);
-                for (Index x = 0; x < s.width; x += kLanes<T>) {
-                  const Values<T> value = only<T>(before<T>(s.width - x), load<T>(of_a + x));
-                  sum += value;
-                  for (Index tap = 0; tap < kTaps; ++tap)
-                    product[tap] += value * load<T>(corner + tap / 3 * planes.stride() + tap % 3 + x);
-                }
-              }
-              for (Index lane = 0; lane < kLanes<T>; ++lane) {
-                if (i == a / kTaps) part[a] += sum[lane];
-                for (Index tap = 0; tap < kTaps; ++tap) part[k + a * k + i * kTaps + tap] += product[tap][lane];
-              }
-            }
+        add(planes, image, group, part);
       }
     }
+  for (Index chunk = 0; chunk < s.chunks(); ++chunk)
+    for (Index at = 0; at < s.groups * size; ++at) total[at] += parts[chunk * s.groups * size + at];
+  return total;
+}
+
+// Sums (G, K) and sums of products (G, K, K) over all patches of K = I*9 values.
+template <class T>
+void patch_moments(const T* images, const Convolution& s, double* sums, double* products) {
+  constexpr Index kRows = 8;  // added up in T before they go into a double
+  const Index k = s.patch(), size = k + k * k;
+  const auto add = [&](const Planes<T>& planes, Index, Index, double* part) {
+    for (Index a = 0; a < k; ++a)
+      for (Index i = a / kTaps; i < s.inputs; ++i)
+        for (Index first = 0; first < s.height; first += kRows) {
+          Values<T> sum{}, product[kTaps] = {};
+          for (Index y = first; y < std::min(s.height, first + kRows); ++y) {
+            const T* of_a = planes.at(a / kTaps, y + a % kTaps / 3, a % 3);
+            const T* corner = planes.at(i, y, 0);
+            for (Index x = 0; x < s.width; x += kLanes<T>) {
+              const Values<T> value = only<T>(before<T>(s.width - x), load<T>(of_a + x));
+              sum += value;
+              for (Index tap = 0; tap < kTaps; ++tap)
+                product[tap] += value * load<T>(corner + tap / 3 * planes.stride() + tap % 3 + x);
+            }
+          }
+          for (Index lane = 0; lane < kLanes<T>; ++lane) {
+            if (i == a / kTaps) part[a] += sum[lane];
+            for (Index tap = 0; tap < kTaps; ++tap) part[k + a * k + i * kTaps + tap] += product[tap][lane];
+          }
+        }
+  };
+  const std::vector<double> total = sums_over_images<T>(images, s, size, add);
   for (Index group = 0; group < s.groups; ++group) {
-    std::vector<double> total(size, 0.0);
-    for (Index chunk = 0; chunk < s.chunks(); ++chunk)
-      for (Index at = 0; at < size; ++at) total[at] += parts[(chunk * s.groups + group) * size + at];
-    std::copy_n(total.data(), k, sums + group * k);
+    const double* of_group = total.data() + group * size;
+    std::copy_n(of_group, k, sums + group * k);
     for (Index a = 0; a < k; ++a)
       for (Index b = 0; b < k; ++b)
-        products[(group * k + a) * k + b] = total[k + std::min(a, b) * k + std::max(a, b)];
+        products[(group * k + a) * k + b] = of_group[k + std::min(a, b) * k + std::max(a, b)];
   }
 }
 
@@ -257,50 +268,41 @@ template <class T>
 void conv_relu_pool_gradient(const T* y_bar, const T* images, const Place* where, const Convolution& s, T* weight_bar,
                              T* shift_bar) {
   const Index size = (s.patch() + 1) * s.outputs;
-  std::vector<double> parts(s.chunks() * s.groups * size, 0.0);
-#pragma omp parallel for schedule(static) collapse(2)
-  for (Index chunk = 0; chunk < s.chunks(); ++chunk)
-    for (Index group = 0; group < s.groups; ++group) {
-      Planes<T> planes(s);
-      double* part = parts.data() + (chunk * s.groups + group) * size;
-      const Index end = std::min(s.images, (chunk + 1) * kImagesOfChunk);
-      for (Index image = chunk * kImagesOfChunk; image < end; ++image) {
-        planes.fill(images, image, group);
-        for_channels<T>(s.outputs, [&](auto c) {
-          for (Index i = 0; i < s.inputs; ++i) {
-            Values<T> of_tap[kTaps] = {}, of_shift{};
-            for (Index y = 0; y < s.pooled_height(); ++y)
-              for (Index x = 0; x < s.pooled_width(); ++x) {
-                const Index pixel = image * s.pooled() + y * s.pooled_width() + x;
-                const Index at = (pixel * s.groups + group) * s.outputs + c.first;
-                const Values<T> g = load<T>(y_bar + at, c);
-                const Mask<T> place = load_places<T>(where + at, c);
-                const T* corner = planes.at(i, 2 * y, 2 * x);
-                for (int q = 0; q < 4; ++q) {
-                  const Values<T> here = only<T>(place == q, g);
-                  const T* from = corner + q / 2 * planes.stride() + q % 2;
-                  of_shift += here;
-                  for (Index tap = 0; tap < kTaps; ++tap)
-                    of_tap[tap] += here * from[tap / 3 * planes.stride() + tap % 3];
-                }
-              }
-            for (Index lane = 0; lane < count<T>(c); ++lane) {
+  const auto add = [&](const Planes<T>& planes, Index image, Index group, double* part) {
+    for_channels<T>(s.outputs, [&](auto c) {
+      for (Index i = 0; i < s.inputs; ++i) {
+        Values<T> of_tap[kTaps] = {}, of_shift{};
+        for (Index y = 0; y < s.pooled_height(); ++y)
+          for (Index x = 0; x < s.pooled_width(); ++x) {
+            const Index pixel = image * s.pooled() + y * s.pooled_width() + x;
+            const Index at = (pixel * s.groups + group) * s.outputs + c.first;
+            const Values<T> g = load<T>(y_bar + at, c);
+            const Mask<T> place = load_places<T>(where + at, c);
+            const T* corner = planes.at(i, 2 * y, 2 * x);
+            for (int q = 0; q < 4; ++q) {
+              const Values<T> here = only<T>(place == q, g);
+              const T* from = corner + q / 2 * planes.stride() + q % 2;
+              of_shift += here;
               for (Index tap = 0; tap < kTaps; ++tap)
-                part[(i * kTaps + tap) * s.outputs + c.first + lane] += of_tap[tap][lane];
-              if (i == 0) part[s.patch() * s.outputs + c.first + lane] += of_shift[lane];
+                of_tap[tap] += here * from[tap / 3 * planes.stride() + tap % 3];
             }
           }
-        });
+        for (Index lane = 0; lane < count<T>(c); ++lane) {
+          for (Index tap = 0; tap < kTaps; ++tap)
+            part[(i * kTaps + tap) * s.outputs + c.first + lane] += of_tap[tap][lane];
+          if (i == 0) part[s.patch() * s.outputs + c.first + lane] += of_shift[lane];
+        }
       }
-    }
+    });
+  };
+  const std::vector<double> total = sums_over_images<T>(images, s, size, add);
   for (Index group = 0; group < s.groups; ++group)
     for (Index at = 0; at < size; ++at) {
-      double total = 0;
-      for (Index chunk = 0; chunk < s.chunks(); ++chunk) total += parts[(chunk * s.groups + group) * size + at];
+      const T value = static_cast<T>(total[group * size + at]);
       if (at < s.patch() * s.outputs) {
-        weight_bar[group * s.patch() * s.outputs + at] = static_cast<T>(total);
+        weight_bar[group * s.patch() * s.outputs + at] = value;
       } else {
-        shift_bar[group * s.outputs + at - s.patch() * s.outputs] = static_cast<T>(total);
+        shift_bar[group * s.outputs + at - s.patch() * s.outputs] = value;
       }
     }
 }
@@ -312,7 +314,6 @@ struct Batch {
   Index pooled_height() const { return height / 2; }
   Index pooled_width() const { return width / 2; }
   Index pooled() const { return pooled_height() * pooled_width(); }
-  Index size() const { return height * width; }
   double count() const { return static_cast<double>(images) * height * width; }
 };
 

@@ -47,7 +47,7 @@ def run(params: Params, root: Path) -> None:
     """
     set_up_process(params.meta_train)
     if params.meta_train.native_kernels and native_compiler() is None:
-        print("native kernels: not built for this environment and processor; training without; next: kshot kernels")
+        _print_line("native kernels: not built here for this processor; training without; next: kshot kernels")
     dataset = PackedDataset.open(root / "data" / params.dataset.name)
     check_ways(build_learner(_model_config(params, dataset)), params.task_pool.kinds())
     choose_device(params.meta_train.device)
