@@ -52,13 +52,17 @@ def test_value_and_gradients_are_those_of_the_layers(size: int, n_reference: int
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["rows", "channels-last"])
-def test_second_derivatives_are_those_of_the_layers(size: int, layout: torch.memory_format) -> None:
-    x = images(5, 2, size).to(memory_format=layout).requires_grad_()
-    inputs = (x, *(p.requires_grad_() for p in parameters(2, 4)))
-    cotangent = torch.randn(5, 4, size // 2, size // 2, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("channels", "outputs"), [(2, 4), (16, 19)], ids=["few channels", "native convolutions"])
+def test_second_derivatives_are_those_of_the_layers(
+    size: int, layout: torch.memory_format, groups: int, channels: int, outputs: int
+) -> None:
+    x = images(5, groups * channels, size).to(memory_format=layout).requires_grad_()
+    inputs = (x, *(p.requires_grad_() for p in parameters(channels, groups * outputs)))
+    cotangent = torch.randn(5, groups * outputs, size // 2, size // 2, dtype=torch.float64, requires_grad=True)
     directions = [torch.randn(p.shape, dtype=torch.float64) for p in inputs]
     found = []
-    for y in (conv_block(*inputs, n_reference=5, eps=EPS), textbook(*inputs, 5)):
+    for y in (conv_block(*inputs, n_reference=5, eps=EPS, groups=groups), textbook(*inputs, 5, groups)):
         gradients = torch.autograd.grad(y, inputs, cotangent, create_graph=True)
         paired = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
         found.append(torch.autograd.grad(paired, (*inputs, cotangent), materialize_grads=True))

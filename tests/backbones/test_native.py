@@ -1,4 +1,4 @@
-"""Building and choosing the native kernels; what they compute is in test_conv_block.py."""
+"""Building and choosing the native kernels, and the convolutions; what the others compute is in test_conv_block.py."""
 
 import shutil
 import subprocess
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from kshot.backbones import Conv4Config, native
 from kshot.backbones.conv_block import conv_block
@@ -80,10 +82,10 @@ from kshot.backbones.native import use_native_kernels
 assert use_native_kernels()
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
-inputs = [torch.randn(8, 2, 3, 3), torch.ones(8), torch.zeros(8)]
-for x in (torch.rand(21, 2, 9, 9), torch.rand(21, 2, 9, 9, requires_grad=True)):
-    wanted = [p.requires_grad_() for p in inputs[1:]]
-    y = conv_block(x, *inputs, n_reference=21, eps=1e-5)
+for x in (torch.rand(21, 2, 9, 9), torch.rand(81, 16, 9, 9, requires_grad=True)):
+    inputs = [torch.randn(24, x.shape[1], 3, 3), torch.ones(24), torch.zeros(24)]
+    wanted = [p.requires_grad_() for p in inputs]
+    y = conv_block(x, *inputs, n_reference=len(x), eps=1e-5)
     first = torch.autograd.grad(y.square().sum(), wanted, create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
     print([g.tolist() for g in (y.flatten(), *first, *second)])
@@ -115,6 +117,35 @@ def test_an_environment_that_cannot_be_written_is_one_line(environment: Path) ->
     (environment / "share").write_text("a file where a folder belongs")
     with pytest.raises(StageError, match="cannot be written"):
         native.build_native()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (3, 3), (9, 4), (14, 14)])
+@pytest.mark.parametrize(("groups", "inputs", "outputs"), [(1, 16, 16), (3, 19, 41), (2, 40, 3)])
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+def test_convolutions_and_their_gradients_are_torchs(
+    height: int, width: int, groups: int, inputs: int, outputs: int, precision: torch.dtype
+) -> None:
+    native.build_native()
+    assert native.use_native_kernels()
+    torch.manual_seed(0)
+    x = torch.randn(31, groups * inputs, height, width, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(groups * outputs, inputs, 3, 3, dtype=torch.float64, requires_grad=True)
+    y = F.conv2d(x, weight, padding=1, groups=groups)
+    y_bar = torch.randn_like(y)
+    expected = y.detach(), *torch.autograd.grad(y, (x, weight), y_bar)
+    x, weight, y_bar = (one.detach().to(precision) for one in (x, weight, y_bar))
+    found = (
+        native.convolve(x, weight, groups),
+        native.convolve_input_gradient(y_bar, weight, groups),
+        native.convolve_weight_gradient(x, y_bar, groups),
+    )
+    for ours, torchs in zip(found, expected, strict=True):
+        assert relative_difference(ours, torchs) < 50 * torch.finfo(precision).eps
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).abs().max() / expected.abs().max())
 
 
 @needs_compiler

@@ -3,12 +3,13 @@
 Two facts make it fast and leave the result as it is. Max-pooling commutes with what follows it where the
 slope of the normalisation is not negative, so affine map and ReLU run on the pooled quarter; a negative
 slope is made positive by flipping the sign of the convolution's output channel. And every derivative
-that second-order meta-learning needs is one of the three native convolution kernels, or a formula below;
-torch's own double backward of batch normalisation and convolution takes several times as long.
+that second-order meta-learning needs is a convolution, one of its two gradients, or a formula below; torch's
+own double backward of batch normalisation and convolution takes several times as long.
 
 Several episodes, each with weights of its own, run side by side as groups of channels.
 
-The passes over memory that are left run in native kernels where a process uses them (`native.py`).
+The convolutions, and the passes over memory that are left, run in native kernels where a process uses them
+(`native.py`).
 
 Shapes: B images, G groups, I input and O output channels of a group, C = G * O, H,W, h,w = H//2,W//2.
 """
@@ -27,6 +28,7 @@ from kshot.backbones.native_block import ConvReluPool, NativeNormReluPool
 _aten = torch.ops.aten
 _PAIR_OF_ONES, _NO_PADDING, _WINDOW = [1, 1], [0, 0], [2, 2]
 _MAX_IMAGE_CHANNELS = 4
+_NATIVE_CHANNELS = range(16, 257)  # with fewer or more, of input or output, torch's convolutions are the faster ones
 
 
 def conv_block(
@@ -215,8 +217,30 @@ def _convolve(x: Tensor, weight: Tensor, groups: int) -> Tensor:
     return out
 
 
-def _kernels(y_bar: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
-    """Gradients of input and weight by the native kernels; what is not wanted comes as None."""
+def _is_native(a: Tensor, b: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether the native kernels take a convolution, or a gradient of it, of `a` and `b`."""
+    outputs, inputs = len(weight) // groups, weight.shape[1]
+    return inputs in _NATIVE_CHANNELS and outputs in _NATIVE_CHANNELS and native.serves(a, b)
+
+
+def _input_gradient(y_bar: Tensor, weight: Tensor, x: Tensor, groups: int) -> Tensor:
+    """Gradient of x, which gives its shape alone."""
+    if _is_native(y_bar, weight, weight, groups):
+        return native.convolve_input_gradient(y_bar, weight, groups)
+    return _torch_gradients(y_bar, x, weight, groups, (True, False))[0]
+
+
+def _weight_gradient(x: Tensor, y_bar: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Gradient of weight, which gives its shape alone."""
+    if _is_native(x, y_bar, weight, groups):
+        return native.convolve_weight_gradient(x, y_bar, groups)
+    return _torch_gradients(y_bar, x, weight, groups, (False, True))[1]
+
+
+def _torch_gradients(
+    y_bar: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of input and weight; what is not wanted comes as None."""
     x_bar, weight_bar, _ = _aten.convolution_backward(
         y_bar,
         x,
@@ -240,16 +264,15 @@ class _Convolution(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.groups = groups
+        if _is_native(x, weight, weight, groups):
+            return native.convolve(x, weight, groups)
         return F.conv2d(x, weight, padding=1, groups=groups)
 
     @staticmethod
     def backward(ctx: Any, y_bar: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        if not torch.is_grad_enabled():
-            return *_kernels(y_bar, x, weight, ctx.groups, wanted), None
-        x_bar = _InputGradient.apply(y_bar, weight, x, ctx.groups) if wanted[0] else None
-        weight_bar = _WeightGradient.apply(x, y_bar, weight, ctx.groups) if wanted[1] else None
+        x_bar = _InputGradient.apply(y_bar, weight, x, ctx.groups) if ctx.needs_input_grad[0] else None
+        weight_bar = _WeightGradient.apply(x, y_bar, weight, ctx.groups) if ctx.needs_input_grad[1] else None
         return x_bar, weight_bar, None
 
 
@@ -260,7 +283,7 @@ class _InputGradient(Function):
     def forward(ctx: Any, y_bar: Tensor, weight: Tensor, x: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(y_bar, weight)
         ctx.groups = groups
-        return _kernels(y_bar, x, weight, groups, (True, False))[0]
+        return _input_gradient(y_bar, weight, x, groups)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
@@ -277,7 +300,7 @@ class _WeightGradient(Function):
     def forward(ctx: Any, x: Tensor, y_bar: Tensor, weight: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(x, y_bar)
         ctx.groups = groups
-        return _kernels(y_bar, x, weight, groups, (False, True))[1]
+        return _weight_gradient(x, y_bar, weight, groups)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:

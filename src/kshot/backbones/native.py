@@ -1,7 +1,8 @@
-"""The memory-bound half of a convolution block in C++, where it has been built for this environment and processor.
+"""A convolution block in C++, where it has been built for this environment and processor.
 
-torch does the same in several passes over memory, each at its own speed; `native.cpp` in one or two. Nothing
-needs it: what is not built, or not asked for by `use_native_kernels`, is torch's. Results differ by rounding.
+`cpp/convolution.cpp` has 3x3 convolutions in fewer multiplications than torch's, `cpp/block.cpp` what surrounds them
+in one or two passes over memory where torch takes several. Nothing needs them: what is not built, or not asked for
+by `use_native_kernels`, is torch's. Results differ by rounding.
 
 Shapes: B images, G groups, I input and O output channels of a group, K = 9 I, C channels, H,W, h,w = H//2,W//2.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from kshot.errors import StageError
 
-_SOURCE = Path(__file__).with_name("native.cpp")
+_FOLDER = Path(__file__).with_name("cpp")
 _FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _FLAGS_OF_CPU = {  # by torch's name for it: what torch has found the processor to have
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
@@ -42,12 +43,14 @@ def native_library() -> Path:
     Another source or a processor with other instructions has another name, so that no process loads
     what it cannot run.
     """
-    digest = sha256(_SOURCE.read_bytes() + repr(_flags()).encode()).hexdigest()
-    return Path(sysconfig.get_path("data")) / "share" / "kshot" / f"native-{digest[:16]}.so"
+    digest = sha256(repr(_flags()).encode())
+    for path in sorted(_FOLDER.iterdir()):
+        digest.update(path.read_bytes())
+    return Path(sysconfig.get_path("data")) / "share" / "kshot" / f"native-{digest.hexdigest()[:16]}.so"
 
 
 def build_native() -> Path:
-    """Compile `native.cpp` into this environment, where it is not there yet. Raises StageError."""
+    """Compile the sources into this environment, where it is not there yet. Raises StageError."""
     library = native_library()
     if library.exists():
         return library
@@ -58,7 +61,7 @@ def build_native() -> Path:
         library.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
-            command = [*compiler, *_flags(), str(_SOURCE), "-o", str(made)]
+            command = [*compiler, *_flags(), *map(str, sorted(_FOLDER.glob("*.cpp"))), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 complaint = " ".join(done.stderr.split())[:_SHOWN_OF_COMPILER]
@@ -90,6 +93,27 @@ def serves(x: Tensor, *others: Tensor) -> bool:
     """Whether the functions below take these tensors."""
     fits = x.device.type == "cpu" and x.dtype in _TYPE_NAMES
     return _loaded is not None and fits and all(one.dtype == x.dtype and one.device == x.device for one in others)
+
+
+def convolve(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """F.conv2d with padding 1: (B, C, H, W) of x (B, G*I, H, W) and weight (C, I, 3, 3)."""
+    return _convolve("convolve", x, weight, _shape_of_convolution(x, weight, groups), weight.shape[0])
+
+
+def convolve_input_gradient(y_bar: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Gradient of x (B, G*I, H, W) for y_bar (B, C, H, W); weight (C, I, 3, 3)."""
+    inputs = weight.shape[1] * groups
+    shape = _shape_of_convolution(y_bar, weight, groups)
+    return _convolve("convolve_input_gradient", y_bar, weight, shape, inputs)
+
+
+def convolve_weight_gradient(x: Tensor, y_bar: Tensor, groups: int) -> Tensor:
+    """Gradient of weight (C, I, 3, 3) for y_bar (B, C, H, W); x (B, G*I, H, W)."""
+    x, y_bar = _dense(x), _dense(y_bar)
+    size = (y_bar.shape[1], x.shape[1] // groups, 3, 3)
+    weight_bar = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    _call("convolve_weight_gradient", x, y_bar, _shape_of_convolution(x, weight_bar, groups), weight_bar)
+    return weight_bar
 
 
 def patch_moments(images: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -191,6 +215,18 @@ class _ConvolutionShape(ctypes.Structure):
 
 class _BatchShape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("images", "channels", "height", "width")]
+
+
+def _convolve(name: str, x: Tensor, weight: Tensor, shape: _ConvolutionShape, channels: int) -> Tensor:
+    b, _, h, w = x.shape
+    y = torch.empty((b, channels, h, w), dtype=x.dtype, memory_format=torch.channels_last)
+    _call(name, _dense(x), _dense(weight), shape, y)
+    return y
+
+
+def _shape_of_convolution(x: Tensor, weight: Tensor, groups: int) -> _ConvolutionShape:
+    b, _, h, w = x.shape
+    return _ConvolutionShape(b, groups, weight.shape[1], weight.shape[0] // groups, h, w)
 
 
 def _convolution(images: Tensor, groups: int, outputs: int) -> _ConvolutionShape:

@@ -157,7 +157,7 @@ def _training_key(params: Params, dataset: PackedDataset, val_pool: FrozenPool) 
 def _source_hash() -> str:
     package = Path(kshot.__file__).parent
     digest = sha256()
-    for path in sorted([*package.rglob("*.py"), *package.rglob("*.cpp")]):
+    for path in sorted([*package.rglob("*.py"), *package.glob("backbones/cpp/*")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -6,96 +6,14 @@
 // kClipped where ReLU made it 0. Sums run over fixed chunks of images and those are added in order, so that no
 // result depends on the number of threads.
 
-#include <algorithm>
+#include "vectors.h"
+
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
 
 namespace {
 
-using Index = std::int64_t;
-using Place = std::uint8_t;
-
 constexpr Place kClipped = 4;
-constexpr Index kTaps = 9;
 constexpr Index kImagesOfChunk = 8;
-#if defined(__AVX512F__)
-constexpr Index kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr Index kVectorBytes = 32;
-#else
-constexpr Index kVectorBytes = 16;
-#endif
-
-template <class T> struct Vector;
-template <> struct Vector<float> {
-  typedef float Values __attribute__((vector_size(kVectorBytes)));
-  typedef std::int32_t Lane;
-  typedef Lane Mask __attribute__((vector_size(kVectorBytes)));
-  typedef Place Places __attribute__((vector_size(kVectorBytes / sizeof(float))));
-};
-template <> struct Vector<double> {
-  typedef double Values __attribute__((vector_size(kVectorBytes)));
-  typedef std::int64_t Lane;
-  typedef Lane Mask __attribute__((vector_size(kVectorBytes)));
-  typedef Place Places __attribute__((vector_size(kVectorBytes / sizeof(double))));
-};
-template <class T> using Values = typename Vector<T>::Values;
-template <class T> using Mask = typename Vector<T>::Mask;
-template <class T> constexpr Index kLanes = kVectorBytes / sizeof(T);
-
-// Channels from `first` on, a vector full of them or the last few: what lies beyond is read as 0 and not written.
-struct FullVector {
-  Index first;
-};
-struct PartOfVector {
-  Index first, count;
-};
-
-template <class T, class F> void for_channels(Index n_channels, F work) {
-  Index c = 0;
-  for (; c + kLanes<T> <= n_channels; c += kLanes<T>) work(FullVector{c});
-  if (c < n_channels) work(PartOfVector{c, n_channels - c});
-}
-
-template <class T> inline Index count(FullVector) { return kLanes<T>; }
-template <class T> inline Index count(PartOfVector c) { return c.count; }
-
-template <class T> inline Values<T> load(const T* from, FullVector = {}) {
-  Values<T> values;
-  std::memcpy(&values, from, sizeof(values));
-  return values;
-}
-template <class T> inline Values<T> load(const T* from, PartOfVector c) {
-  Values<T> values{};
-  std::memcpy(&values, from, c.count * sizeof(T));
-  return values;
-}
-
-template <class T, class Channels> inline void store(T* to, Values<T> values, Channels c) {
-  std::memcpy(to, &values, count<T>(c) * sizeof(T));
-}
-
-template <class T, class Channels> inline Mask<T> load_places(const Place* from, Channels c) {
-  typename Vector<T>::Places places{};
-  std::memcpy(&places, from, count<T>(c));
-  return __builtin_convertvector(places, Mask<T>);
-}
-
-template <class T, class Channels> inline void store_places(Place* to, Mask<T> mask, Channels c) {
-  const auto places = __builtin_convertvector(mask, typename Vector<T>::Places);
-  std::memcpy(to, &places, count<T>(c));
-}
-
-template <class T> inline Values<T> only(Mask<T> mask, Values<T> values) { return mask ? values : Values<T>{}; }
-
-// The first `count` lanes.
-template <class T> inline Mask<T> before(Index count) {
-  Mask<T> lane;
-  for (Index i = 0; i < kLanes<T>; ++i) lane[i] = i;
-  return lane < static_cast<typename Vector<T>::Lane>(std::min(count, kLanes<T>));
-}
 
 // The largest of the four pixels of a window, the first of equals as torch has it, and which it was.
 template <class T> inline Values<T> largest(const Values<T> (&pixel)[4], Mask<T>& place) {
@@ -582,9 +500,6 @@ const char* kshot_compiler = __VERSION__;
 const char* kshot_compiler = "GCC " __VERSION__;
 #endif
 
-#define KSHOT_EXPORT(function)                         \
-  auto* kshot_##function##_float32 = &function<float>; \
-  auto* kshot_##function##_float64 = &function<double>;
 KSHOT_EXPORT(patch_moments)
 KSHOT_EXPORT(conv_relu_pool)
 KSHOT_EXPORT(conv_at_maxima)

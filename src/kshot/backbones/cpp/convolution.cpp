@@ -1,0 +1,328 @@
+// 3x3 convolutions of stride 1 with a border of zeros, and their gradients, in 2.25 times fewer multiplications:
+// Winograd's algorithm F(2x2, 3x3), Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016,
+// section 4.1. An output is cut into tiles of 2x2 pixels; a tile's 4x4 inputs d and the kernel g are taken to 16 points,
+// where the convolution is a product, and back: y = A' [(G g G') * (B' d B)] A. At each point the products of many
+// tiles are one product of matrices, tiles by channels.
+//
+// Tensors are channels-last and dense. Shapes: B images, G groups, I input and O output channels of a group; weights
+// (G*O, 3, 3, I); n' is n rounded up to whole vectors. Sums over tiles run over fixed chunks and those are added in
+// order, so that no result depends on the number of threads.
+
+#include "vectors.h"
+
+#include <memory>
+#include <new>
+
+namespace {
+
+constexpr Index kPoints = 16;
+constexpr Index kBlock = 24;  // tiles at a time: their inputs and outputs at all points stay in the second-level cache
+constexpr Index kMaxChunks = 8, kBlocksOfChunk = 3;
+#if defined(__AVX512F__)
+constexpr int kRows = 6, kColumns = 4;  // a product's part that is kept in registers, in values by vectors
+#else
+constexpr int kRows = 6, kColumns = 2;
+#endif
+
+struct Shape {
+  Index images, groups, inputs, outputs, height, width;
+  Index tile_rows() const { return (height + 1) / 2; }
+  Index tile_columns() const { return (width + 1) / 2; }
+  Index tiles() const { return images * tile_rows() * tile_columns(); }
+  Index blocks() const { return (tiles() + kBlock - 1) / kBlock; }
+  Index chunks() const { return std::clamp(blocks() / kBlocksOfChunk, Index{1}, kMaxChunks); }
+};
+
+template <class T> Index whole_vectors(Index n) { return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>; }
+
+// Memory at the start of a cache line, with nothing in it.
+template <class T> class Buffer {
+ public:
+  explicit Buffer(Index size) : values_(static_cast<T*>(::operator new(size * sizeof(T), kLine))) {}
+  operator T*() const { return values_.get(); }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(T* values) const { ::operator delete(values, kLine); }
+  };
+  std::unique_ptr<T, Free> values_;
+};
+
+// ---- Products of matrices ----------------------------------------------------------------------------------------
+
+// Element (row, column) is values[row * of_row + column * of_column].
+template <class T> struct Matrix {
+  T* values;
+  Index of_row, of_column = 1;
+  Matrix from(Index row, Index column) const { return {values + row * of_row + column * of_column, of_row, of_column}; }
+};
+
+// c = a b, or c += a b, of `rows` rows and some whole vectors of columns, all in registers.
+template <class T, bool add, int rows, int columns>
+inline void multiply_part(Matrix<const T> a, Matrix<const T> b, Index terms, Matrix<T> c) {
+  Values<T> sum[rows][columns];
+  for (int row = 0; row < rows; ++row)
+    for (int column = 0; column < columns; ++column)
+      sum[row][column] = Values<T>{};
+  for (Index term = 0; term < terms; ++term) {
+    Values<T> factor[columns];
+    for (int column = 0; column < columns; ++column)
+      factor[column] = load<T>(b.values + term * b.of_row + column * kLanes<T>);
+    for (int row = 0; row < rows; ++row) {
+      const T value = a.values[row * a.of_row + term * a.of_column];
+      for (int column = 0; column < columns; ++column) sum[row][column] += value * factor[column];
+    }
+  }
+  for (int row = 0; row < rows; ++row)
+    for (int column = 0; column < columns; ++column) {
+      T* to = c.values + row * c.of_row + column * kLanes<T>;
+      store<T>(to, add ? load<T>(to) + sum[row][column] : sum[row][column], FullVector{});
+    }
+}
+
+template <class T, bool add, int columns, int rows = kRows>
+inline void multiply_rows(Index n_rows, Matrix<const T> a, Matrix<const T> b, Index terms, Matrix<T> c) {
+  Index row = 0;
+  for (; row + rows <= n_rows; row += rows)
+    multiply_part<T, add, rows, columns>(a.from(row, 0), b, terms, c.from(row, 0));
+  if constexpr (rows > 1)
+    if (row < n_rows)
+      multiply_rows<T, add, columns, rows - 1>(n_rows - row, a.from(row, 0), b, terms, c.from(row, 0));
+}
+
+// c (rows, columns) = a (rows, terms) b (terms, columns), or c += a b; columns are whole vectors, those of b and c dense.
+template <class T, bool add>
+void multiply(Index rows, Index columns, Index terms, Matrix<const T> a, Matrix<const T> b, Matrix<T> c) {
+  Index column = 0;
+  for (; column + kColumns * kLanes<T> <= columns; column += kColumns * kLanes<T>)
+    multiply_rows<T, add, kColumns>(rows, a, b.from(0, column), terms, c.from(0, column));
+  for (; column < columns; column += kLanes<T>)
+    multiply_rows<T, add, 1>(rows, a, b.from(0, column), terms, c.from(0, column));
+}
+
+// ---- To the points and back: along the columns of a square, then along its rows ------------------------------------
+
+constexpr auto kInputToPoints = [](const auto (&in)[4], auto (&out)[4]) {
+  out[0] = in[0] - in[2];
+  out[1] = in[1] + in[2];
+  out[2] = in[2] - in[1];
+  out[3] = in[1] - in[3];
+};
+
+constexpr auto kPointsToOutput = [](const auto (&in)[4], auto (&out)[2]) {
+  out[0] = in[0] + in[1] + in[2];
+  out[1] = in[1] - in[2] - in[3];
+};
+
+constexpr auto kOutputToPoints = [](const auto (&in)[2], auto (&out)[4]) {
+  out[0] = in[0];
+  out[1] = in[0] + in[1];
+  out[2] = in[0] - in[1];
+  out[3] = -in[1];
+};
+
+constexpr auto kKernelToPoints = [](const auto (&in)[3], auto (&out)[4]) {
+  const auto even = (in[0] + in[2]) / 2, odd = in[1] / 2;
+  out[0] = in[0];
+  out[1] = even + odd;
+  out[2] = even - odd;
+  out[3] = in[2];
+};
+
+constexpr auto kPointsToKernel = [](const auto (&in)[4], auto (&out)[3]) {
+  const auto even = (in[1] + in[2]) / 2;
+  out[0] = in[0] + even;
+  out[1] = (in[1] - in[2]) / 2;
+  out[2] = even + in[3];
+};
+
+template <class V, int from, int to, class F>
+__attribute__((always_inline)) inline void transform(const V (&in)[from][from], F along, V (&out)[to][to]) {
+  V half[from][to];
+  for (int column = 0; column < from; ++column) {
+    V line[from];
+    for (int row = 0; row < from; ++row) line[row] = in[row][column];
+    along(line, half[column]);
+  }
+  for (int row = 0; row < to; ++row) {
+    V line[from];
+    for (int column = 0; column < from; ++column) line[column] = half[column][row];
+    along(line, out[row]);
+  }
+}
+
+// ---- Tiles of images ---------------------------------------------------------------------------------------------
+
+// The channels of one group among those of an image.
+struct Group {
+  Index all, first, count;
+};
+
+// Where the pixels of a square of a tile lie that begins `border` pixels before the tile; `outside` for those beyond
+// the image.
+template <class T, int size>
+inline void locate(T* images, const Shape& s, Group of, Index tile, Index border, T* outside, T* (&pixels)[size][size]) {
+  const Index tiles = s.tile_rows() * s.tile_columns();
+  const Index top = tile % tiles / s.tile_columns() * 2 - border, left = tile % s.tile_columns() * 2 - border;
+  T* image = images + tile / tiles * s.height * s.width * of.all + of.first;
+  for (Index y = 0; y < size; ++y)
+    for (Index x = 0; x < size; ++x) {
+      const bool inside = top + y >= 0 && top + y < s.height && left + x >= 0 && left + x < s.width;
+      pixels[y][x] = inside ? image + ((top + y) * s.width + left + x) * of.all : outside;
+    }
+}
+
+// Values (16, kBlock, C') of some tiles at all points.
+template <class T> class Points {
+ public:
+  explicit Points(Index channels)
+      : row_(whole_vectors<T>(channels)), point_(kBlock * row_ + kLanes<T>), values_(kPoints * point_), outside_(row_) {
+    std::fill_n(outside_ + 0, row_, T{});
+  }
+
+  Matrix<T> at(Index point) const { return {values_ + point * point_, row_}; }  // (kBlock, C')
+  Matrix<const T> tiles_by_channels(Index point) const { return {at(point).values, row_, 1}; }
+  Matrix<const T> channels_by_tiles(Index point) const { return {at(point).values, 1, row_}; }
+
+  // The tiles `first` to `first + n` of images, whose squares of `size` pixels go to the points.
+  template <int size, class F>
+  void gather(const T* images, const Shape& s, Group of, Index border, Index first, Index n, F to_points) {
+    for (Index t = 0; t < n; ++t) {
+      const T* pixels[size][size];
+      locate<const T, size>(images, s, of, first + t, border, outside_, pixels);
+      for_channels<T>(of.count, [&](auto c) {
+        Values<T> square[size][size], points[4][4];
+        for (int y = 0; y < size; ++y)
+          for (int x = 0; x < size; ++x) square[y][x] = load<T>(pixels[y][x] + c.first, c);
+        transform(square, to_points, points);
+        for (int point = 0; point < kPoints; ++point)
+          store<T>(at(point).from(t, c.first).values, points[point / 4][point % 4], FullVector{});
+      });
+    }
+  }
+
+  // What the points make of the tiles `first` to `first + n` of images; changes what lies outside.
+  void scatter(T* images, const Shape& s, Group of, Index first, Index n) {
+    for (Index t = 0; t < n; ++t) {
+      T* pixels[2][2];
+      locate<T, 2>(images, s, of, first + t, 0, outside_, pixels);
+      for_channels<T>(of.count, [&](auto c) {
+        Values<T> points[4][4], square[2][2];
+        for (int point = 0; point < kPoints; ++point)
+          points[point / 4][point % 4] = load<T>(at(point).from(t, c.first).values);
+        transform(points, kPointsToOutput, square);
+        for (int y = 0; y < 2; ++y)
+          for (int x = 0; x < 2; ++x) store<T>(pixels[y][x] + c.first, square[y][x], c);
+      });
+    }
+  }
+
+ private:
+  Index row_, point_;  // one vector more than a block: points whole pages apart would share a few sets of the cache
+  Buffer<T> values_, outside_;
+};
+
+// ---- The convolution and its gradients ---------------------------------------------------------------------------
+
+// The kernels of group `group` from input channel `input` to all output channels, at the points: u (16, I, O').
+// Transposed, a kernel goes the other way: what is called an output is an input, and its window is turned around.
+template <class T, bool transposed>
+void kernels_to_points(const T* weight, const Shape& s, Index group, Index input, T* u) {
+  const Index row = whole_vectors<T>(s.outputs);
+  const Index of_input = transposed ? kTaps * s.outputs : 1, of_output = transposed ? 1 : kTaps * s.inputs;
+  const Index of_tap = transposed ? s.outputs : s.inputs;
+  const T* kernels = weight + group * s.inputs * s.outputs * kTaps + input * of_input;
+  for_channels<T>(s.outputs, [&](auto c) {
+    Values<T> g[3][3], points[4][4];
+    for (Index tap = 0; tap < kTaps; ++tap) {
+      T values[kLanes<T>] = {};
+      const T* from = kernels + (transposed ? kTaps - 1 - tap : tap) * of_tap + c.first * of_output;
+      for (Index lane = 0; lane < count<T>(c); ++lane) values[lane] = from[lane * of_output];
+      g[tap / 3][tap % 3] = load<T>(values);
+    }
+    transform(g, kKernelToPoints, points);
+    for (int point = 0; point < kPoints; ++point)
+      store<T>(u + (point * s.inputs + input) * row + c.first, points[point / 4][point % 4], FullVector{});
+  });
+}
+
+template <class T, bool transposed> void apply(const T* x, const T* weight, const Shape& s, T* y) {
+  const Index row = whole_vectors<T>(s.outputs), size = kPoints * s.inputs * row;
+  const Buffer<T> u(s.groups * size);
+#pragma omp parallel
+  {
+    Points<T> in(s.inputs), out(s.outputs);
+#pragma omp for schedule(static) collapse(2)
+    for (Index group = 0; group < s.groups; ++group)
+      for (Index input = 0; input < s.inputs; ++input)
+        kernels_to_points<T, transposed>(weight, s, group, input, u + group * size);
+#pragma omp for schedule(static) collapse(2)
+    for (Index group = 0; group < s.groups; ++group)
+      for (Index block = 0; block < s.blocks(); ++block) {
+        const Index first = block * kBlock, n = std::min(kBlock, s.tiles() - first);
+        const Group inputs{s.groups * s.inputs, group * s.inputs, s.inputs};
+        in.template gather<4>(x, s, inputs, 1, first, n, kInputToPoints);
+        for (Index point = 0; point < kPoints; ++point)
+          multiply<T, false>(n, row, s.inputs, in.tiles_by_channels(point),
+                             {u + group * size + point * s.inputs * row, row}, out.at(point));
+        out.scatter(y, s, {s.groups * s.outputs, group * s.outputs, s.outputs}, first, n);
+      }
+  }
+}
+
+// y (B, H, W, G*O) of x (B, H, W, G*I).
+template <class T> void convolve(const T* x, const T* weight, const Shape& s, T* y) { apply<T, false>(x, weight, s, y); }
+
+// x_bar for y_bar: the convolution with the kernels transposed.
+template <class T> void convolve_input_gradient(const T* y_bar, const T* weight, const Shape& s, T* x_bar) {
+  apply<T, true>(y_bar, weight, {s.images, s.groups, s.outputs, s.inputs, s.height, s.width}, x_bar);
+}
+
+template <class T> void convolve_weight_gradient(const T* x, const T* y_bar, const Shape& s, T* weight_bar) {
+  const Index row = whole_vectors<T>(s.inputs), size = kPoints * s.outputs * row, chunks = s.chunks();
+  const Buffer<T> sums(chunks * s.groups * size);  // (chunks, G, 16, O, I')
+#pragma omp parallel
+  {
+    Points<T> in(s.inputs), out(s.outputs);
+#pragma omp for schedule(static) collapse(2)
+    for (Index chunk = 0; chunk < chunks; ++chunk)
+      for (Index group = 0; group < s.groups; ++group) {
+        const Index begin = s.blocks() * chunk / chunks, end = s.blocks() * (chunk + 1) / chunks;
+        for (Index block = begin; block < end; ++block) {
+          const Index first = block * kBlock, n = std::min(kBlock, s.tiles() - first);
+          in.template gather<4>(x, s, {s.groups * s.inputs, group * s.inputs, s.inputs}, 1, first, n,
+                                kInputToPoints);
+          out.template gather<2>(y_bar, s, {s.groups * s.outputs, group * s.outputs, s.outputs}, 0, first, n,
+                                 kOutputToPoints);
+          for (Index point = 0; point < kPoints; ++point) {
+            const Matrix<T> sum{sums + (chunk * s.groups + group) * size + point * s.outputs * row, row};
+            const auto product = block == begin ? multiply<T, false> : multiply<T, true>;
+            product(s.outputs, row, n, out.channels_by_tiles(point), in.tiles_by_channels(point), sum);
+          }
+        }
+      }
+#pragma omp for schedule(static) collapse(2)
+    for (Index group = 0; group < s.groups; ++group)
+      for (Index output = 0; output < s.outputs; ++output)
+        for_channels<T>(s.inputs, [&](auto c) {
+          Values<T> points[4][4] = {}, g[3][3];
+          for (Index chunk = 0; chunk < chunks; ++chunk)
+            for (int point = 0; point < kPoints; ++point) {
+              const Index at = (chunk * s.groups + group) * size + (point * s.outputs + output) * row + c.first;
+              points[point / 4][point % 4] += load<T>(sums + at);
+            }
+          transform(points, kPointsToKernel, g);
+          for (Index tap = 0; tap < kTaps; ++tap)
+            store<T>(weight_bar + ((group * s.outputs + output) * kTaps + tap) * s.inputs + c.first, g[tap / 3][tap % 3], c);
+        });
+  }
+}
+
+}  // namespace
+
+extern "C" {
+KSHOT_EXPORT(convolve)
+KSHOT_EXPORT(convolve_input_gradient)
+KSHOT_EXPORT(convolve_weight_gradient)
+}
