@@ -86,8 +86,8 @@ _RATIOS_NOTE = (
     "highest. The best peer is the fastest of all that do the workload. `torch alone` is kshot without its native "
     "kernels, as where there is no C++ compiler, and `bf16` kshot in that arithmetic, both beside the best peer. In "
     "the row `memory` the ratio is that of peak memory. The floor is the time that torch's convolutions alone would "
-    "take, in float32; kshot runs all of them but the first block's, which its kernels replace. `*` marks a number "
-    "that other processes disturbed in some round."
+    "take, in float32; kshot's native kernels convolve in fewer operations, so a whole step may take less. `*` marks a "
+    "number that other processes disturbed in some round."
 )
 _EVALUATION_NOTE = (
     f"Seconds for {_EPISODES_SCORED:,} episodes of each setting, 15 queries a class. kshot scores {_EPISODES_SCORED:,} "

@@ -25,7 +25,7 @@ def double_precision() -> Iterator[None]:
 
 def learner(config: MAMLConfig, image_size: int = 16) -> MAML:
     torch.manual_seed(0)
-    backbone = Conv4Config(width=5).build(channels=1, image_size=image_size)
+    backbone = Conv4Config(width=17).build(channels=1, image_size=image_size)  # enough for the native convolutions
     return MAML(backbone, config, n_features=backbone.n_features, n_way=SHAPE.n_way)
 
 

@@ -115,23 +115,25 @@ def test_parameters_of_another_type_are_left_to_torch() -> None:
     )
 
 
-def test_a_mean_that_is_large_beside_the_spread_costs_few_digits() -> None:
-    x = images(6, 4, 8).float()
-    weight, slope, offset = (p.float() for p in parameters(4, 4))
+@pytest.mark.parametrize("channels", [4, 16])
+def test_a_mean_that_is_large_beside_the_spread_costs_few_digits(channels: int) -> None:
+    x = images(6, channels, 8).float()
+    weight, slope, offset = (p.float() for p in parameters(channels, channels))
     weight = weight * 0.01
-    weight[:, :, 1, 1] = 300.0  # inputs around 1 give outputs around 1,200 that vary by a few
-    x = (1 + 0.001 * x).requires_grad_()
+    weight[:, :, 1, 1] = 1200.0 / channels  # inputs around 1 give outputs around 1,200 that vary by a few
+    x = (1 + 0.0005 * channels**0.5 * x).requires_grad_()
     ours = conv_block(x, weight, slope, offset, n_reference=6, eps=EPS)
     exact = textbook(x.double(), weight.double(), slope.double(), offset.double(), 6)
     inner = slice(1, 3)  # away from the border, whose zeros make outputs of another size
     torch.testing.assert_close(ours[..., inner, inner].double(), exact[..., inner, inner], rtol=1e-3, atol=1e-3)
 
 
-def test_what_is_not_finite_shows() -> None:
-    x = images(3, 2, 7).float()
+@pytest.mark.parametrize("channels", [2, 16])
+def test_what_is_not_finite_shows(channels: int) -> None:
+    x = images(3, channels, 7).float()
     x[0, 0, 6, 6] = float("inf")  # in the row that pooling leaves over
     x.requires_grad_()
-    y = conv_block(x, *(p.float() for p in parameters(2, 4)), n_reference=3, eps=EPS)
+    y = conv_block(x, *(p.float() for p in parameters(channels, channels)), n_reference=3, eps=EPS)
     assert not torch.isfinite(y).all()
 
 
@@ -179,12 +181,13 @@ def test_a_slope_of_zero_keeps_its_gradient() -> None:
     assert (torch.autograd.grad(y.sum(), slope)[0].abs() > 1e-6).all()
 
 
-def test_groups_are_blocks_side_by_side() -> None:
-    weight, slope, offset = parameters(2, 6)
-    x = images(5, 6, 7)
+@pytest.mark.parametrize("channels", [2, 16])
+def test_groups_are_blocks_side_by_side(channels: int) -> None:
+    weight, slope, offset = parameters(channels, 3 * channels)
+    x = images(5, 3 * channels, 7)
     together = conv_block(x, weight, slope, offset, n_reference=5, eps=EPS, groups=3)
     for i in range(3):
-        own = slice(2 * i, 2 * i + 2)
+        own = slice(channels * i, channels * i + channels)
         alone = conv_block(x[:, own], weight[own], slope[own], offset[own], n_reference=5, eps=EPS)
         torch.testing.assert_close(together[:, own], alone)
 

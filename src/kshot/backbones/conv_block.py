@@ -217,31 +217,15 @@ def _convolve(x: Tensor, weight: Tensor, groups: int) -> Tensor:
     return out
 
 
-def _is_native(a: Tensor, b: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether the native kernels take a convolution, or a gradient of it, of `a` and `b`."""
-    outputs, inputs = len(weight) // groups, weight.shape[1]
-    return inputs in _NATIVE_CHANNELS and outputs in _NATIVE_CHANNELS and native.serves(a, b)
+def _is_native(weight_shape: torch.Size, groups: int, x: Tensor, other: Tensor) -> bool:
+    """Whether the native kernels take a convolution of weights of this shape, or a gradient of it, of two tensors."""
+    outputs, inputs = weight_shape[0] // groups, weight_shape[1]
+    return inputs in _NATIVE_CHANNELS and outputs in _NATIVE_CHANNELS and native.serves(x, other)
 
 
-def _input_gradient(y_bar: Tensor, weight: Tensor, x: Tensor, groups: int) -> Tensor:
-    """Gradient of x, which gives its shape alone."""
-    if _is_native(y_bar, weight, weight, groups):
-        return native.convolve_input_gradient(y_bar, weight, groups)
-    return _torch_gradients(y_bar, x, weight, groups, (True, False))[0]
-
-
-def _weight_gradient(x: Tensor, y_bar: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """Gradient of weight, which gives its shape alone."""
-    if _is_native(x, y_bar, weight, groups):
-        return native.convolve_weight_gradient(x, y_bar, groups)
-    return _torch_gradients(y_bar, x, weight, groups, (False, True))[1]
-
-
-def _torch_gradients(
-    y_bar: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of input and weight; what is not wanted comes as None."""
-    x_bar, weight_bar, _ = _aten.convolution_backward(
+def _torch_gradient(y_bar: Tensor, x: Tensor, weight: Tensor, groups: int, *, of_input: bool) -> Tensor:
+    """The gradient of input or weight."""
+    gradients: tuple[Tensor, Tensor, None] = _aten.convolution_backward(
         y_bar,
         x,
         weight,
@@ -252,9 +236,9 @@ def _torch_gradients(
         False,
         _NO_PADDING,
         groups,
-        [*wanted, False],
+        [of_input, not of_input, False],
     )
-    return x_bar, weight_bar
+    return gradients[0] if of_input else gradients[1]
 
 
 class _Convolution(Function):
@@ -264,7 +248,7 @@ class _Convolution(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.groups = groups
-        if _is_native(x, weight, weight, groups):
+        if _is_native(weight.shape, groups, x, weight):
             return native.convolve(x, weight, groups)
         return F.conv2d(x, weight, padding=1, groups=groups)
 
@@ -283,7 +267,9 @@ class _InputGradient(Function):
     def forward(ctx: Any, y_bar: Tensor, weight: Tensor, x: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(y_bar, weight)
         ctx.groups = groups
-        return _input_gradient(y_bar, weight, x, groups)
+        if _is_native(weight.shape, groups, y_bar, weight):
+            return native.convolve_input_gradient(y_bar, weight, groups)
+        return _torch_gradient(y_bar, x, weight, groups, of_input=True)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
@@ -300,7 +286,9 @@ class _WeightGradient(Function):
     def forward(ctx: Any, x: Tensor, y_bar: Tensor, weight: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(x, y_bar)
         ctx.groups = groups
-        return _weight_gradient(x, y_bar, weight, groups)
+        if _is_native(weight.shape, groups, x, y_bar):
+            return native.convolve_weight_gradient(x, y_bar, groups)
+        return _torch_gradient(y_bar, x, weight, groups, of_input=False)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:

@@ -37,6 +37,10 @@ _loaded: ctypes.CDLL | None = None
 _functions: dict[tuple[str, torch.dtype], _Function] = {}
 
 
+def native_sources() -> list[Path]:
+    return sorted([*_FOLDER.glob("*.cpp"), *_FOLDER.glob("*.h")])
+
+
 def native_library() -> Path:
     """Where the library of this source, environment and kind of processor is, or would be.
 
@@ -44,7 +48,7 @@ def native_library() -> Path:
     what it cannot run.
     """
     digest = sha256(repr(_flags()).encode())
-    for path in sorted(_FOLDER.iterdir()):
+    for path in native_sources():
         digest.update(path.read_bytes())
     return Path(sysconfig.get_path("data")) / "share" / "kshot" / f"native-{digest.hexdigest()[:16]}.so"
 
@@ -61,7 +65,8 @@ def build_native() -> Path:
         library.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
-            command = [*compiler, *_flags(), *map(str, sorted(_FOLDER.glob("*.cpp"))), "-o", str(made)]
+            units = [str(path) for path in native_sources() if path.suffix == ".cpp"]
+            command = [*compiler, *_flags(), *units, "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 complaint = " ".join(done.stderr.split())[:_SHOWN_OF_COMPILER]
@@ -96,7 +101,9 @@ def serves(x: Tensor, *others: Tensor) -> bool:
 
 
 def convolve(x: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """F.conv2d with padding 1: (B, C, H, W) of x (B, G*I, H, W) and weight (C, I, 3, 3)."""
+    """F.conv2d with padding 1: (B, C, H, W) of x (B, G*I, H, W) and weight (C, I, 3, 3). Raises ValueError."""
+    if weight.shape[1:] != (x.shape[1] / groups, 3, 3) or len(weight) % groups:
+        raise ValueError(f"found weight {(*weight.shape,)} for x {(*x.shape,)} in {groups} groups; need (G*O, I, 3, 3)")
     return _convolve("convolve", x, weight, _shape_of_convolution(x, weight, groups), weight.shape[0])
 
 

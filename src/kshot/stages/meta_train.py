@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 import kshot
 from kshot.algorithms import Learner
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
-from kshot.backbones.native import native_compiler
+from kshot.backbones.native import native_compiler, native_sources
 from kshot.checkpoint import SPEED_FILE, CheckpointFolder, ModelConfig, build_learner, save_model
 from kshot.config import MetaTrainSettings, Params, load_params
 from kshot.datasets.packed import PackedDataset
@@ -157,7 +157,7 @@ def _training_key(params: Params, dataset: PackedDataset, val_pool: FrozenPool) 
 def _source_hash() -> str:
     package = Path(kshot.__file__).parent
     digest = sha256()
-    for path in sorted([*package.rglob("*.py"), *package.glob("backbones/cpp/*")]):
+    for path in sorted([*package.rglob("*.py"), *native_sources()]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

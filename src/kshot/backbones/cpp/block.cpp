@@ -1,7 +1,8 @@
 // The memory-bound half of kshot's convolution blocks, for one CPU: native.py compiles and calls it.
 //
 // Tensors are channels-last and dense. Shapes: B images, G groups, I input and O output channels of a group, C
-// channels, H,W, h,w = H/2,W/2; a patch of an image is its I*9 values under the convolution's window, zero beyond the edge.
+// channels, H,W, h,w = H/2,W/2; a patch of an image is its I*9 values under the convolution's window, zero beyond the
+// edge.
 // `where` holds for each pooled value which of its four pixels was the largest, 0 to 3 by row and column, or
 // kClipped where ReLU made it 0. Sums run over fixed chunks of images and those are added in order, so that no
 // result depends on the number of threads.
@@ -9,11 +10,38 @@
 #include "vectors.h"
 
 #include <cmath>
+#include <vector>
 
 namespace {
 
+using Place = std::uint8_t;
+
 constexpr Place kClipped = 4;
 constexpr Index kImagesOfChunk = 8;
+
+template <class T> struct Places;
+template <> struct Places<float> { typedef Place Vector __attribute__((vector_size(kLanes<float>))); };
+template <> struct Places<double> { typedef Place Vector __attribute__((vector_size(kLanes<double>))); };
+
+template <class T, class Channels> inline Mask<T> load_places(const Place* from, Channels c) {
+  typename Places<T>::Vector places{};
+  std::memcpy(&places, from, count<T>(c));
+  return __builtin_convertvector(places, Mask<T>);
+}
+
+template <class T, class Channels> inline void store_places(Place* to, Mask<T> mask, Channels c) {
+  const auto places = __builtin_convertvector(mask, typename Places<T>::Vector);
+  std::memcpy(to, &places, count<T>(c));
+}
+
+template <class T> inline Values<T> only(Mask<T> mask, Values<T> values) { return mask ? values : Values<T>{}; }
+
+// The first `count` lanes.
+template <class T> inline Mask<T> before(Index count) {
+  Mask<T> lane;
+  for (Index i = 0; i < kLanes<T>; ++i) lane[i] = i;
+  return lane < static_cast<typename Vector<T>::Lane>(std::min(count, kLanes<T>));
+}
 
 // The largest of the four pixels of a window, the first of equals as torch has it, and which it was.
 template <class T> inline Values<T> largest(const Values<T> (&pixel)[4], Mask<T>& place) {
@@ -29,8 +57,7 @@ template <class T> inline Values<T> largest(const Values<T> (&pixel)[4], Mask<T>
 
 // ---- The first block: few input channels, no gradient of the images ----------------------------------------------
 
-struct Convolution {
-  Index images, groups, inputs, outputs, height, width;
+struct Convolution : ConvolutionShape {
   Index pooled_height() const { return height / 2; }
   Index pooled_width() const { return width / 2; }
   Index pooled() const { return pooled_height() * pooled_width(); }
@@ -86,7 +113,7 @@ std::vector<double> sums_over_images(const T* images, const Convolution& s, Inde
 
 // Sums (G, K) and sums of products (G, K, K) over all patches of K = I*9 values.
 template <class T>
-void patch_moments(const T* images, const Convolution& s, double* sums, double* products) {
+void patch_moments(const T* images, const Convolution& s, double* sums, double* products) noexcept {
   constexpr Index kRows = 8;  // added up in T before they go into a double
   const Index k = s.patch(), size = k + k * k;
   const auto add = [&](const Planes<T>& planes, Index, Index, double* part) {
@@ -153,7 +180,8 @@ template <class T, class F> void for_pooled_pixels(const T* images, const Convol
 
 // y = relu(pool(convolution(images)) + shift) and where; weight (G, I*9, O), shift (G, O).
 template <class T>
-void conv_relu_pool(const T* images, const T* weight, const T* shift, const Convolution& s, T* y, Place* where) {
+void conv_relu_pool(const T* images, const T* weight, const T* shift, const Convolution& s, T* y,
+                    Place* where) noexcept {
   for_pooled_pixels<T>(images, s, [&](const Planes<T>& planes, Index group, auto c, Index row, Index column,
                                       Index to) {
     Values<T> pixel[4];
@@ -168,7 +196,8 @@ void conv_relu_pool(const T* images, const T* weight, const T* shift, const Conv
 
 // The convolution and its shift read at `where`, 0 where that is clipped: the derivative of the block in a direction.
 template <class T>
-void conv_at_maxima(const T* images, const T* weight, const T* shift, const Place* where, const Convolution& s, T* y) {
+void conv_at_maxima(const T* images, const T* weight, const T* shift, const Place* where, const Convolution& s,
+                    T* y) noexcept {
   for_pooled_pixels<T>(images, s, [&](const Planes<T>& planes, Index group, auto c, Index row, Index column,
                                       Index to) {
     Values<T> pixel[4];
@@ -184,7 +213,7 @@ void conv_at_maxima(const T* images, const T* weight, const T* shift, const Plac
 // weight_bar (G, I*9, O) and shift_bar (G, O): what conv_at_maxima is the transpose of.
 template <class T>
 void conv_relu_pool_gradient(const T* y_bar, const T* images, const Place* where, const Convolution& s, T* weight_bar,
-                             T* shift_bar) {
+                             T* shift_bar) noexcept {
   const Index size = (s.patch() + 1) * s.outputs;
   const auto add = [&](const Planes<T>& planes, Index image, Index group, double* part) {
     for_channels<T>(s.outputs, [&](auto c) {
@@ -287,7 +316,7 @@ struct Layout {
 // those of the distance to a channel's first pixel: a mean that is large beside the spread costs no digits.
 template <class T>
 void norm_relu_pool(const T* x, const T* slope, const T* offset, double eps, const Batch& s, T* y, T* extremes,
-                    Place* where, T* mean, T* inverse_std) {
+                    Place* where, T* mean, T* inverse_std) noexcept {
   const Layout at{s};
   Sums<2> sums(s);
   for_rows<T>(
@@ -382,7 +411,7 @@ void combine(const T* g, const Place* where, const T* x, const T* v, const Combi
 template <class T>
 void norm_relu_pool_gradient(const T* y_bar, const T* x, const T* slope, const T* extremes, const Place* where,
                              const T* mean, const T* inverse_std, const Batch& s, T* x_bar, T* slope_bar,
-                             T* offset_bar) {
+                             T* offset_bar) noexcept {
   const Layout at{s};
   Sums<2> sums(s);
   for_rows<T>(
@@ -419,7 +448,7 @@ template <class T>
 void norm_relu_pool_second(const T* v, const T* v_slope, const T* v_offset, const T* y_bar, const T* x,
                            const T* slope, const T* extremes, const Place* where, const T* mean, const T* inverse_std,
                            const T* slope_bar, const T* offset_bar, const Batch& s, T* of_y_bar, T* of_x,
-                           T* of_slope) {
+                           T* of_slope) noexcept {
   const Layout at{s};
   Sums<3> sums(s);
   const auto at_maximum = [&](Index image, auto c, Index row, Index column, Mask<T> place) {

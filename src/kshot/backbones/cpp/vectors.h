@@ -1,19 +1,23 @@
 // What the sources of the library share: vectors of the widest kind that the processor has, over channels that lie side
-// by side, and how a function is given to native.py.
+// by side, and how a function is given to native.py. Those functions are noexcept: without memory the process ends.
 
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 namespace {
 
 using Index = std::int64_t;
-using Place = std::uint8_t;  // which pixel of a window
 
 constexpr Index kTaps = 9;
+
+// Of B images; I input and O output channels of each group. native.py has the same.
+struct ConvolutionShape {
+  Index images, groups, inputs, outputs, height, width;
+};
+
 #if defined(__AVX512F__)
 constexpr Index kVectorBytes = 64;
 #elif defined(__AVX__)
@@ -27,13 +31,11 @@ template <> struct Vector<float> {
   typedef float Values __attribute__((vector_size(kVectorBytes)));
   typedef std::int32_t Lane;
   typedef Lane Mask __attribute__((vector_size(kVectorBytes)));
-  typedef Place Places __attribute__((vector_size(kVectorBytes / sizeof(float))));
 };
 template <> struct Vector<double> {
   typedef double Values __attribute__((vector_size(kVectorBytes)));
   typedef std::int64_t Lane;
   typedef Lane Mask __attribute__((vector_size(kVectorBytes)));
-  typedef Place Places __attribute__((vector_size(kVectorBytes / sizeof(double))));
 };
 template <class T> using Values = typename Vector<T>::Values;
 template <class T> using Mask = typename Vector<T>::Mask;
@@ -69,26 +71,6 @@ template <class T> inline Values<T> load(const T* from, PartOfVector c) {
 
 template <class T, class Channels> inline void store(T* to, Values<T> values, Channels c) {
   std::memcpy(to, &values, count<T>(c) * sizeof(T));
-}
-
-template <class T, class Channels> inline Mask<T> load_places(const Place* from, Channels c) {
-  typename Vector<T>::Places places{};
-  std::memcpy(&places, from, count<T>(c));
-  return __builtin_convertvector(places, Mask<T>);
-}
-
-template <class T, class Channels> inline void store_places(Place* to, Mask<T> mask, Channels c) {
-  const auto places = __builtin_convertvector(mask, typename Vector<T>::Places);
-  std::memcpy(to, &places, count<T>(c));
-}
-
-template <class T> inline Values<T> only(Mask<T> mask, Values<T> values) { return mask ? values : Values<T>{}; }
-
-// The first `count` lanes.
-template <class T> inline Mask<T> before(Index count) {
-  Mask<T> lane;
-  for (Index i = 0; i < kLanes<T>; ++i) lane[i] = i;
-  return lane < static_cast<typename Vector<T>::Lane>(std::min(count, kLanes<T>));
 }
 
 }  // namespace
