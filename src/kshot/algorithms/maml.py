@@ -102,13 +102,14 @@ class MAML(Learner[AdaptedWeights]):
 
     def meta_loss(self, episodes: EpisodeBatch) -> Tensor:
         adapted = self._inner_loop(episodes.support, self.config.inner_steps)
-        losses = torch.empty(len(episodes), device=episodes.query_x.device, dtype=self.head.weight.dtype)
-        by_weight = [torch.empty_like(weight) for weight in adapted.weights.values()]  # torch.cat loses the strides
+        losses = []
+        by_weight = [torch.empty_like(weight) for weight in adapted.weights.values()]  # torch.cat loses their strides
         for i, (one, episode) in enumerate(zip(adapted.one_by_one(), episodes.one_by_one(), strict=True)):
-            losses[i : i + 1], gradients = self._query_gradients(one, episode)
+            loss, gradients = self._query_gradients(one, episode)
+            losses.append(loss)
             for of_all, gradient in zip(by_weight, gradients, strict=True):
                 of_all[i : i + 1] = gradient
-        with_gradients: Tensor = _WithGradients.apply(losses, by_weight, *adapted.weights.values())
+        with_gradients: Tensor = _WithGradients.apply(torch.cat(losses), by_weight, *adapted.weights.values())
         return with_gradients
 
     def normalization_modes(self) -> dict[str, Learner[AdaptedWeights]]:

@@ -104,22 +104,20 @@ def convolve(x: Tensor, weight: Tensor, groups: int) -> Tensor:
     """F.conv2d with padding 1: (B, C, H, W) of x (B, G*I, H, W) and weight (C, I, 3, 3). Raises ValueError."""
     if weight.shape[1:] != (x.shape[1] / groups, 3, 3) or len(weight) % groups:
         raise ValueError(f"found weight {(*weight.shape,)} for x {(*x.shape,)} in {groups} groups; need (G*O, I, 3, 3)")
-    return _convolve("convolve", x, weight, _shape_of_convolution(x, weight, groups), weight.shape[0])
+    return _convolve("convolve", x, weight, groups, len(weight) // groups)
 
 
 def convolve_input_gradient(y_bar: Tensor, weight: Tensor, groups: int) -> Tensor:
     """Gradient of x (B, G*I, H, W) for y_bar (B, C, H, W); weight (C, I, 3, 3)."""
-    inputs = weight.shape[1] * groups
-    shape = _shape_of_convolution(y_bar, weight, groups)
-    return _convolve("convolve_input_gradient", y_bar, weight, shape, inputs)
+    return _convolve("convolve_input_gradient", y_bar, weight, groups, weight.shape[1])
 
 
 def convolve_weight_gradient(x: Tensor, y_bar: Tensor, groups: int) -> Tensor:
     """Gradient of weight (C, I, 3, 3) for y_bar (B, C, H, W); x (B, G*I, H, W)."""
-    x, y_bar = _dense(x), _dense(y_bar)
-    size = (y_bar.shape[1], x.shape[1] // groups, 3, 3)
+    x, y_bar, channels = _dense(x), _dense(y_bar), y_bar.shape[1]
+    size = (channels, x.shape[1] // groups, 3, 3)
     weight_bar = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-    _call("convolve_weight_gradient", x, y_bar, _shape_of_convolution(x, weight_bar, groups), weight_bar)
+    _call("convolve_weight_gradient", x, y_bar, _convolution(x, groups, channels // groups), weight_bar)
     return weight_bar
 
 
@@ -224,16 +222,11 @@ class _BatchShape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("images", "channels", "height", "width")]
 
 
-def _convolve(name: str, x: Tensor, weight: Tensor, shape: _ConvolutionShape, channels: int) -> Tensor:
+def _convolve(name: str, x: Tensor, weight: Tensor, groups: int, outputs: int) -> Tensor:
     b, _, h, w = x.shape
-    y = torch.empty((b, channels, h, w), dtype=x.dtype, memory_format=torch.channels_last)
-    _call(name, _dense(x), _dense(weight), shape, y)
+    y = torch.empty((b, groups * outputs, h, w), dtype=x.dtype, memory_format=torch.channels_last)
+    _call(name, _dense(x), _dense(weight), _convolution(x, groups, outputs), y)
     return y
-
-
-def _shape_of_convolution(x: Tensor, weight: Tensor, groups: int) -> _ConvolutionShape:
-    b, _, h, w = x.shape
-    return _ConvolutionShape(b, groups, weight.shape[1], weight.shape[0] // groups, h, w)
 
 
 def _convolution(images: Tensor, groups: int, outputs: int) -> _ConvolutionShape:

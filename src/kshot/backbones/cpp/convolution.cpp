@@ -334,9 +334,9 @@ template <class T> void convolve(const T* x, const T* weight, const Shape& s, T*
   apply<T, false>(x, weight, s, y);
 }
 
-// x_bar for y_bar: the convolution with the kernels transposed.
+// x_bar for y_bar: the convolution with the kernels transposed, in whose shape y_bar's channels are the inputs.
 template <class T> void convolve_input_gradient(const T* y_bar, const T* weight, const Shape& s, T* x_bar) noexcept {
-  apply<T, true>(y_bar, weight, {{s.images, s.groups, s.outputs, s.inputs, s.height, s.width}}, x_bar);
+  apply<T, true>(y_bar, weight, s, x_bar);
 }
 
 template <class T> void convolve_weight_gradient(const T* x, const T* y_bar, const Shape& s, T* weight_bar) noexcept {
