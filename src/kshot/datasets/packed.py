@@ -10,6 +10,7 @@ Shapes: n stored items, R rotations, C classes (rotations included), H = W = ima
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -167,6 +168,11 @@ class PackedDataset:
         return read_manifest(self.folder, self.info)
 
     @cached_property
+    def _classes_and_groups(self) -> pa.Table:
+        """The manifest's columns class and group: all that an episode needs, and a small part of it."""
+        return read_manifest(self.folder, self.info, ["class", "group"])
+
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         """(C,) names; with rotations each name ends in its angle, as in "Angelic/character01/rot090"."""
         if len(self.info.rotations) == 1:
@@ -187,7 +193,9 @@ class PackedDataset:
     @cached_property
     def labels(self) -> Int:
         """(R * n,) class number of every virtual item."""
-        base = np.array([self._base_classes[name] for name in self.manifest["class"].to_pylist()], dtype=np.int64)
+        base = np.array(
+            [self._base_classes[name] for name in self._classes_and_groups["class"].to_pylist()], dtype=np.int64
+        )
         n_rotations = len(self.info.rotations)
         return np.concatenate([base * n_rotations + rotation for rotation in range(n_rotations)])
 
@@ -237,7 +245,8 @@ class PackedDataset:
     def _group_of_class(self) -> dict[str, str]:
         """In the order of the classes' first items, by which they are numbered."""
         groups: dict[str, str] = {}
-        for name, group in zip(self.manifest["class"].to_pylist(), self.manifest["group"].to_pylist(), strict=True):
+        classes, group_of_each = self._classes_and_groups.columns
+        for name, group in zip(classes.to_pylist(), group_of_each.to_pylist(), strict=True):
             groups.setdefault(name, group)
         return groups
 
@@ -273,10 +282,10 @@ def npy_header(n_items: int, item: ItemSpec) -> bytes:
     return buffer.getvalue()
 
 
-def read_manifest(folder: Path, info: DatasetInfo) -> pa.Table:
+def read_manifest(folder: Path, info: DatasetInfo, columns: Sequence[str] = tuple(MANIFEST_SCHEMA.names)) -> pa.Table:
     try:
         with pq.ParquetFile(folder / MANIFEST_FILE) as file:  # read_table would import pandas: 60 MB
-            table = _in_schema(file.read())
+            table = _in_schema(file.read(columns=list(columns)), columns)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{folder / MANIFEST_FILE} cannot be read ({_first_line(error)}); {_RESTORE}") from error
     if len(table) < info.n_items:
@@ -284,13 +293,12 @@ def read_manifest(folder: Path, info: DatasetInfo) -> pa.Table:
     return table.slice(0, info.n_items)
 
 
-def _in_schema(table: pa.Table) -> pa.Table:
-    """The columns of the schema, in its order and types; one that is not there is all null."""
+def _in_schema(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """These columns of the schema, in its types; one that is not there is all null."""
     there = set(table.column_names)
-    columns = [
-        table[field.name] if field.name in there else pa.nulls(len(table), field.type) for field in MANIFEST_SCHEMA
-    ]
-    return pa.table(columns, names=MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
+    schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in names])
+    columns = [table[field.name] if field.name in there else pa.nulls(len(table), field.type) for field in schema]
+    return pa.table(columns, names=schema.names).cast(schema)
 
 
 def info_json(info: DatasetInfo) -> bytes:
