@@ -38,6 +38,7 @@ _functions: dict[tuple[str, torch.dtype], _Function] = {}
 
 
 def native_sources() -> list[Path]:
+    """The files that the library is made of."""
     return sorted([*_FOLDER.glob("*.cpp"), *_FOLDER.glob("*.h")])
 
 

@@ -47,8 +47,8 @@ struct Shape : ConvolutionShape {
 
 template <class T> Index whole_vectors(Index n) { return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>; }
 
-// Memory from the start of a cache line on, not initialised. A thread keeps it for its next buffers: blocks that come and
-// go between torch's tensors would leave the process's memory in pieces.
+// Memory from the start of a cache line on, not initialised. A thread keeps it for its next buffers: blocks that come
+// and go between torch's tensors would leave the process's memory in pieces.
 template <class T> class Buffer {
  public:
   explicit Buffer(Index size) : block_(take(size * sizeof(T))) {}
@@ -101,8 +101,7 @@ template <class T, bool add, int rows, int columns>
 inline void multiply_part(Matrix<const T> a, Matrix<const T> b, Index terms, Matrix<T> c) {
   Values<T> sum[rows][columns];
   for (int row = 0; row < rows; ++row)
-    for (int column = 0; column < columns; ++column)
-      sum[row][column] = Values<T>{};
+    for (int column = 0; column < columns; ++column) sum[row][column] = Values<T>{};
   for (Index term = 0; term < terms; ++term) {
     Values<T> factor[columns];
     for (int column = 0; column < columns; ++column)
