@@ -73,4 +73,4 @@ def test_the_baselines_are_the_same_again_and_the_pretrained_one_can_be_left_out
 def test_a_linear_probe_is_never_meta_trained() -> None:
     loader, _, _ = point_pools()
     with pytest.raises(NotImplementedError, match="never meta-trained"):
-        LinearProbe(nn.Identity()).meta_loss(loader.load(np.arange(1)))
+        LinearProbe(nn.Identity()).meta_loss(loader.load(range(1)))

@@ -1,4 +1,3 @@
-import numpy as np
 import torch
 
 from kshot.distributed import PairwiseSum, Workers
@@ -15,7 +14,7 @@ def test_parts_of_a_power_of_two_sum_to_the_bits_of_the_whole() -> None:
     terms = list(torch.randn(8, 100, generator=torch.Generator().manual_seed(1)))
     whole = summed(terms)
     for n_parts in (2, 4):
-        parts = [summed([terms[i] for i in Workers(rank, n_parts).share(np.arange(8))]) for rank in range(n_parts)]
+        parts = [summed([terms[i] for i in Workers(rank, n_parts).share(range(8))]) for rank in range(n_parts)]
         assert torch.equal(summed(parts), whole)
     assert not torch.equal(torch.stack(list(reversed(terms))).sum(0), whole)  # another order has other bits
 

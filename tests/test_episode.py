@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 
@@ -9,7 +8,7 @@ from tests.toy_episodes import image_pools, point_pools
 
 def test_one_by_one_gives_the_same_episodes() -> None:
     loader, _, _ = point_pools()
-    batch = loader.load(np.arange(3))
+    batch = loader.load(range(3))
     parts = list(batch.one_by_one())
     assert len(batch) == len(parts) == 3
     assert torch.equal(parts[2].query_x[0], batch.query_x[2])
@@ -38,7 +37,7 @@ def test_support_and_query_hold_as_many_episodes() -> None:
 
 def test_images_are_scaled_channels_first_and_in_class_order() -> None:
     loader, _, _ = image_pools()
-    batch = loader.load(np.arange(2))
+    batch = loader.load(range(2))
     assert batch.support_x.shape == (2, 6, 1, 16, 16)
     assert batch.query_x.shape == (2, 12, 1, 16, 16)
     assert 0 <= float(batch.support_x.min()) and float(batch.support_x.max()) <= 1

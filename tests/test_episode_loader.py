@@ -5,8 +5,9 @@ import numpy as np
 import torch
 
 from kshot.datasets.packed import PackedDataset
-from kshot.episode_loader import image_gather, resident_gather
-from kshot.sampling import EpisodeIndices, Int
+from kshot.episode import EpisodeShape
+from kshot.episode_loader import EpisodeLoader, ResidentItems, image_gather
+from kshot.sampling import EpisodeIndices, Uniform
 from kshot.task_pool import ReadAhead, SampledPool
 from tests.tiny_dataset import tiny_dataset
 from tests.toy_episodes import image_pools
@@ -19,14 +20,27 @@ def test_a_store_on_the_device_gathers_and_rotates_the_same_images(tmp_path: Pat
     dataset = PackedDataset.open(tmp_path / "tiny")
     indices = np.arange(4 * dataset.n_stored).reshape(4, -1)
     cpu = torch.device("cpu")
-    images = image_gather(dataset, cpu)(indices)
-    assert torch.equal(resident_gather(dataset, cpu)(indices), images)
+    images, resident = image_gather(dataset, cpu)(indices), ResidentItems(dataset, cpu)
+    assert torch.equal(resident(indices), images)
+    assert torch.equal(resident(torch.from_numpy(indices)), images)
     assert not torch.equal(images[0], images[1])
+
+
+def test_episodes_are_drawn_where_the_items_lie(tmp_path: Path) -> None:
+    dataset = PackedDataset.open(tiny_dataset(n_classes=6, n_images=5).write(tmp_path / "tiny"))
+    shape = EpisodeShape(n_way=3, k_shot=1, n_query=2)
+    pool = SampledPool.of_split(dataset.class_table("meta_train"), shape, Uniform(), seed=1, split="meta_train")
+    cpu = torch.device("cpu")
+    on_host = EpisodeLoader.of_training(pool, image_gather(dataset, cpu))
+    beside = EpisodeLoader.of_training(pool, ResidentItems(dataset, cpu))
+    assert isinstance(on_host.pool.episodes(range(2)).support, np.ndarray)
+    assert isinstance(beside.pool.episodes(range(2)).support, torch.Tensor)
+    assert torch.equal(on_host.load(range(9)).query_x, beside.load(range(9)).query_x)
 
 
 def test_episodes_loaded_in_parts_are_those_loaded_together() -> None:
     loader, _, _ = image_pools()
-    numbers = np.array([3, 9, 4, 17, 5])
+    numbers = range(3, 8)
     whole = loader.load(numbers)
     parts = list(loader.load_in_parts(numbers, 2))
     assert [len(part) for part in parts] == [2, 2, 1]
@@ -38,8 +52,17 @@ def test_a_pool_that_reads_ahead_has_the_same_episodes_in_any_order() -> None:
     pool = image_pools()[0].pool
     ahead = ReadAhead(pool, n_block=8)
     assert ahead.shape == pool.shape
-    for numbers in ([0], [1, 2], [7, 9], [3], [100, 2], np.arange(20), [], [19]):
-        found, expected = ahead.episodes(np.array(numbers, dtype=np.int64)), pool.episodes(np.array(numbers, np.int64))
+    for numbers in (
+        range(1),
+        range(1, 3),
+        range(7, 10),
+        range(3, 4),
+        range(100, 102),
+        range(20),
+        range(0),
+        range(19, 20),
+    ):
+        found, expected = ahead.episodes(numbers), pool.episodes(numbers)
         assert np.array_equal(found.support, expected.support)
         assert np.array_equal(found.query, expected.query)
         assert np.array_equal(found.class_ids, expected.class_ids)
@@ -52,11 +75,11 @@ def test_a_pool_that_reads_ahead_draws_a_block_once() -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class Counted(SampledPool):
-        def episodes(self, numbers: Int) -> EpisodeIndices:
-            drawn.extend(numbers.tolist())
+        def episodes(self, numbers: range) -> EpisodeIndices:
+            drawn.extend(numbers)
             return super().episodes(numbers)
 
     ahead = ReadAhead(Counted(table=pool.table, shape=pool.shape, sampler=pool.sampler, key=pool.key), n_block=8)
     for step in range(8):
-        ahead.episodes(np.arange(2) + 2 * step)
+        ahead.episodes(range(2 * step, 2 * step + 2))
     assert drawn == list(range(16))

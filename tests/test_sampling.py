@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kshot.episode import EpisodeShape
 from kshot.errors import EpisodeError
-from kshot.sampling import ClassTable, ClassWeighted, Uniform, WithinGroup, sample_episodes
+from kshot.sampling import ClassTable, ClassWeighted, Uniform, WithinGroup, _surely_enough, sample_episodes
 from kshot.seeding import stream_key
 
 KEY = stream_key(1, "test")
@@ -23,7 +24,8 @@ def test_the_table_lists_every_item_under_its_class() -> None:
     found = ClassTable.from_labels(labels, np.array([0, 2]), np.array([7, 8, 9]))
     assert found.counts.tolist() == [2, 3]
     assert found.items.tolist() == [[1, 4, -1], [0, 2, 5]]
-    assert found.groups.tolist() == [7, 9]
+    assert found.groups.tolist() == [0, 1] and found.group_sizes.tolist() == [1, 1]
+    assert (found.smallest_class, found.largest_group) == (2, 1)
 
 
 @given(
@@ -57,6 +59,47 @@ def test_an_episode_is_the_same_alone_in_a_batch_and_in_another_order(sampler: U
     alone = sample_episodes(classes, shape, sampler, KEY, np.array([17]))
     assert (batch.support[17] == alone.support[0]).all() and (batch.query[17] == alone.query[0]).all()
     assert (backwards.query[::-1] == batch.query).all()
+
+
+TABLES = {
+    "few": ([8] * 12, [0] * 6 + [1] * 6),
+    "many classes": ([8] * 400, [0, 1, 2, 3] * 100),
+    "many items": ([90] * 30, [0] * 30),
+    "unequal": ([5, 200, 6, 60] * 10, [0, 0, 1, 1] * 10),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
+@pytest.mark.parametrize("name", TABLES)
+def test_a_device_draws_the_episodes_that_the_host_draws(name: str, sampler: Uniform) -> None:
+    classes, shape = table(*TABLES[name]), EpisodeShape(n_way=5, k_shot=2, n_query=3)
+    key = stream_key(7, name)
+    host = sample_episodes(classes, shape, sampler, key, np.arange(400))
+    device = sample_episodes(classes.on(torch.device("cpu")), shape, sampler, key, torch.arange(400))
+    assert np.array_equal(device.support.numpy(), host.support)
+    assert np.array_equal(device.query.numpy(), host.query)
+    assert np.array_equal(device.class_ids.numpy(), host.class_ids)
+
+
+def test_a_sequence_without_a_look_is_long_enough_for_its_distinct_numbers() -> None:
+    """A device draws as many numbers as hold enough distinct ones but once in 2**64 times."""
+    for count, size in [(1, 1), (2, 2), (5, 5), (5, 40), (16, 65), (60, 4112)]:
+        n_drawn = _surely_enough(count, size)
+        # exactly: the chance that n numbers take fewer than `count` values, by the number of values so far
+        so_far = np.zeros(count)  # of 0..count-1 values
+        so_far[0] = 1
+        for _ in range(n_drawn):
+            again = np.arange(count) / size
+            so_far = so_far * again + np.concatenate([[0], (so_far * (1 - again))[:-1]])
+        assert 0 <= so_far.sum() <= 2.0**-64
+        assert n_drawn >= count
+
+
+def test_episodes_of_a_seed_are_pinned() -> None:
+    """Frozen pools of every user hang on these numbers."""
+    found = sample_episodes(table([20] * 100), EpisodeShape(n_way=3, k_shot=1, n_query=1), Uniform(), KEY, np.arange(2))
+    assert found.class_ids.tolist() == [[32, 2, 69], [99, 51, 63]]
+    assert found.support[..., 0].tolist() == [[1002, 350, 952], [1405, 1551, 532]]
 
 
 @pytest.mark.parametrize(("n_classes", "n_items"), [(10, 6), (20, 6), (10, 20)], ids=["few", "classes", "items"])

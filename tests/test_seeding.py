@@ -1,6 +1,7 @@
 import numpy as np
+import torch
 
-from kshot.seeding import generator, random_bits, stream_key, uniform
+from kshot.seeding import generator, random_bits, random_words, stream_key, uniform
 
 
 def test_a_draw_depends_on_its_counters_alone() -> None:
@@ -12,6 +13,12 @@ def test_a_draw_depends_on_its_counters_alone() -> None:
 
 def test_bits_of_a_stream_are_pinned() -> None:
     assert random_bits(stream_key(1, "task_pool"), np.arange(2)).tolist() == [2813475336164019173, 15865186416440966699]
+
+
+def test_a_tensor_of_counters_gives_the_same_words() -> None:
+    key, counters = stream_key(4, "x"), np.arange(-3, 60)
+    words = random_words(int(key.view(np.int64)), torch.from_numpy(counters)[:, None], torch.arange(5))
+    assert np.array_equal(words.numpy().view(np.uint64), random_bits(key, counters[:, None], np.arange(5)))
 
 
 def test_seeds_and_names_give_unrelated_streams() -> None:

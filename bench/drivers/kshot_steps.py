@@ -27,7 +27,7 @@ from kshot.episode_loader import EpisodeLoader, Gather, image_gather
 from kshot.evaluation import score_episodes
 from kshot.live_lines import silent_lines
 from kshot.sampling import ClassTable, Uniform
-from kshot.task_pool import ReadAhead, SampledPool
+from kshot.task_pool import SampledPool
 from kshot.training import TrainingJob, TrainingSettings, TrainingState, training_step
 
 _CALIBRATION_EPISODES = 16
@@ -46,7 +46,7 @@ class Data:
         return SampledPool.of_split(self.table, _episode_shape(shape), Uniform(), seed=1, split="meta_train")
 
     def loader(self, shape: Shape) -> EpisodeLoader:
-        return EpisodeLoader(pool=ReadAhead(self.pool(shape)), gather=self.gather)
+        return EpisodeLoader.of_training(self.pool(shape), self.gather)
 
 
 class NoiseImages:
@@ -90,7 +90,7 @@ def _part(workload: Workload, shape: Shape, data: Data, request: Request, worker
     numbers = count()
     match workload.kind:
         case "train":
-            job = _training_job(workload, shape, data, request, workers)
+            job = training_job(workload, shape, data, request, workers, torch.device("cpu"))
             optimizer = Adam(job.learner.parameters())
             return Part(
                 name=str(shape),
@@ -100,7 +100,7 @@ def _part(workload: Workload, shape: Shape, data: Data, request: Request, worker
         case "evaluate":
             learner = _learner(workload, shape, data.item, request.width).eval()
             if learner.needs_population_statistics:
-                episodes = data.loader(shape).load(np.arange(_CALIBRATION_EPISODES))
+                episodes = data.loader(shape).load(range(_CALIBRATION_EPISODES))
                 calibrate(learner.backbone, torch.cat([episodes.support_x, episodes.query_x], dim=1))
             frozen = data.pool(shape).freeze(SCORED_AT_ONCE[workload.algorithm])
             return Part(
@@ -122,10 +122,12 @@ def _part(workload: Workload, shape: Shape, data: Data, request: Request, worker
             raise ValueError(f"kshot's driver has no workload of kind {workload.kind}")
 
 
-def _training_job(workload: Workload, shape: Shape, data: Data, request: Request, workers: Workers) -> TrainingJob:
+def training_job(
+    workload: Workload, shape: Shape, data: Data, request: Request, workers: Workers, device: torch.device
+) -> TrainingJob:
     loader = data.loader(shape)
     return TrainingJob(
-        learner=_learner(workload, shape, data.item, request.width),
+        learner=_learner(workload, shape, data.item, request.width).to(device),
         train=loader,
         val=loader,
         val_pool=data.pool(shape).freeze(2),
@@ -160,8 +162,9 @@ def _algorithm(workload: Workload) -> AlgorithmConfig:
             return MAMLConfig(inner_lr=0.4, inner_steps=steps, eval_inner_steps=steps, first_order=first_order)
 
 
-def _batch(workload: Workload, numbers: Iterator[int]) -> NDArray[np.int64]:
-    return next(numbers) * workload.episodes + np.arange(workload.episodes)
+def _batch(workload: Workload, numbers: Iterator[int]) -> range:
+    first = next(numbers) * workload.episodes
+    return range(first, first + workload.episodes)
 
 
 def _episode_shape(shape: Shape) -> EpisodeShape:

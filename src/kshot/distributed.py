@@ -12,12 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-import numpy as np
 import torch
 from torch import Tensor, distributed
 
 from kshot.errors import ConfigError
-from kshot.sampling import Int
 
 _GROUP_TIMEOUT_S = 60
 _MAX_RESTARTS = 3
@@ -34,9 +32,11 @@ class Workers:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def share(self, numbers: Int) -> Int:
+    def share(self, numbers: range) -> range:
         """This worker's part of `numbers`: those of all workers, one after the other, are `numbers`."""
-        return np.array_split(numbers, self.world_size)[self.rank]
+        each, first_with_less = divmod(len(numbers), self.world_size)
+        start = self.rank * each + min(self.rank, first_with_less)
+        return numbers[start : start + each + (self.rank < first_with_less)]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all workers.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor
 from kshot.datasets.packed import PackedDataset
 from kshot.episode import EpisodeBatch
 from kshot.sampling import EpisodeIndices, Int
-from kshot.task_pool import TaskPool
+from kshot.task_pool import ReadAhead, SampledPool, TaskPool
 
-Gather = Callable[[Int], Tensor]
-"""Item indices (...) -> items (..., *item), floating point, on the learner's device."""
+Gather = Callable[[Any], Tensor]
+"""Item indices (...) of the host -> items (..., *item), floating point, on the learner's device.
+
+`ResidentItems` takes indices of that device too.
+"""
 
 _GPU_SHARE = 0.25  # of the free memory that the store may take
 
@@ -29,26 +33,30 @@ def images_from_items(items: Tensor) -> Tensor:
 def image_gather(dataset: PackedDataset, device: torch.device) -> Gather:
     """Item indices -> images of the dataset on `device`; a GPU that has room holds the whole store."""
     if device.type == "cuda" and dataset.size_bytes <= torch.cuda.mem_get_info(device)[0] * _GPU_SHARE:
-        return resident_gather(dataset, device)
+        return ResidentItems(dataset, device)
     return lambda indices: images_from_items(torch.from_numpy(dataset.gather(indices)).to(device))
 
 
-def resident_gather(dataset: PackedDataset, device: torch.device) -> Gather:
-    """The same with every stored item on `device`: gathered and rotated there, without waiting for it."""
-    items = torch.from_numpy(dataset.gather(np.arange(dataset.n_stored))).to(device)
-    turns = [angle // 90 for angle in dataset.info.rotations]
+class ResidentItems:
+    """The same with every stored item on `device`: gathered and rotated there.
 
-    def gather(indices: Int) -> Tensor:
-        virtual = torch.from_numpy(indices).to(device, non_blocking=True)
-        stored = items[virtual % len(items)]
-        rotation = (virtual // len(items))[..., None, None, None]
+    For indices that are there already it does not wait for the device.
+    """
+
+    def __init__(self, dataset: PackedDataset, device: torch.device) -> None:
+        self.device = device
+        self._items = torch.from_numpy(dataset.gather(np.arange(dataset.n_stored))).to(device)
+        self._turns = [angle // 90 for angle in dataset.info.rotations]
+
+    def __call__(self, indices: Int | Tensor) -> Tensor:
+        virtual = torch.as_tensor(indices, device=self.device)
+        stored = self._items[virtual % len(self._items)]
+        rotation = (virtual // len(self._items))[..., None, None, None]
         turned = stored
-        for number, turn in enumerate(turns):
+        for number, turn in enumerate(self._turns):
             if turn:
                 turned = torch.where(rotation == number, torch.rot90(stored, turn, dims=(-3, -2)), turned)
         return images_from_items(turned)
-
-    return gather
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +66,31 @@ class EpisodeLoader:
     pool: TaskPool
     gather: Gather
 
-    def load(self, numbers: Int) -> EpisodeBatch:
-        """The episodes numbered `numbers` (E,), in class order within each episode."""
+    @classmethod
+    def of_training(cls, pool: SampledPool, gather: Gather) -> "EpisodeLoader":
+        """Episodes drawn a block ahead, where the items lie that they point at."""
+        if isinstance(gather, ResidentItems):
+            return cls(pool=ReadAhead(pool.on(gather.device)), gather=gather)
+        return cls(pool=ReadAhead(pool), gather=gather)
+
+    def load(self, numbers: range) -> EpisodeBatch:
+        """The episodes numbered `numbers`, in class order within each episode."""
         return load_episodes(self.pool.episodes(numbers), self.gather)
 
-    def load_in_parts(self, numbers: Int, at_once: int) -> Iterator[EpisodeBatch]:
+    def load_in_parts(self, numbers: range, at_once: int) -> Iterator[EpisodeBatch]:
         """The same as batches of at most `at_once` episodes, drawn together and gathered one batch after the other."""
         indices = self.pool.episodes(numbers)
         for start in range(0, len(indices), at_once):
             yield load_episodes(indices[start : start + at_once], self.gather)
 
 
-def load_episodes(indices: EpisodeIndices, gather: Gather) -> EpisodeBatch:
+def load_episodes(indices: EpisodeIndices[Any], gather: Gather) -> EpisodeBatch:
     support, query = (
         part.reshape(len(part), part.shape[1] * part.shape[2]) for part in (indices.support, indices.query)
     )
-    items, n_support = gather(np.concatenate([support, query], axis=1)), support.shape[1]
+    both = [support, query]
+    items = gather(torch.cat(both, dim=1) if isinstance(support, Tensor) else np.concatenate(both, axis=1))
+    n_support = support.shape[1]
     support_x, query_x = items[:, :n_support], items[:, n_support:]
     return EpisodeBatch(
         support_x=support_x,
@@ -84,7 +101,7 @@ def load_episodes(indices: EpisodeIndices, gather: Gather) -> EpisodeBatch:
     )
 
 
-def _labels(items: Int, device: torch.device) -> Tensor:
+def _labels(items: Int | Tensor, device: torch.device) -> Tensor:
     """(E, N * items a class) int64: position on the N axis is the label."""
     n_episodes, n_way, per_class = items.shape
     return torch.arange(n_way, device=device).repeat_interleave(per_class).expand(n_episodes, -1)

@@ -31,11 +31,11 @@ def held_in_and_held_out(
     training. Nothing where a class of them has too few images for an episode.
     """
     tables = [dataset.class_table(split) for split in ("meta_train", "meta_test")]
-    n_query = min(shape.n_query, *(int(table.counts.min()) - shape.k_shot for table in tables))
+    n_query = min(shape.n_query, *(table.smallest_class - shape.k_shot for table in tables))
     if n_query < 1 or any(len(table.class_ids) < shape.n_way for table in tables):
         return
     shape = EpisodeShape(n_way=shape.n_way, k_shot=shape.k_shot, n_query=n_query)
-    numbers = np.arange(n_episodes)
+    numbers = range(n_episodes)
     held_in, held_out = (
         SampledPool.of_split(table, shape, Uniform(), seed=seed, split=_STREAM).episodes(numbers) for table in tables
     )

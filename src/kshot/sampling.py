@@ -4,26 +4,35 @@ Every choice is a pure function of the pool's key, the episode index and a count
 addressable in any order. Few out of many are the first distinct numbers of a random sequence, whose cost
 does not depend on how many there are; else each candidate gets a random key and the smallest are taken.
 
+The same lines draw on the host, from a table of NumPy arrays, and on the device of a table of tensors, and
+both draw the same episodes. Nothing here waits for a device.
+
 Shapes: E episodes, N way, K shot, Q queries a class, C classes, M items of the largest class.
 """
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Generic, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
+from torch import Tensor
+from typing_extensions import TypeVar
 
 from kshot.episode import EpisodeShape
 from kshot.errors import EpisodeError
-from kshot.seeding import random_bits, uniform
+from kshot.seeding import random_bits, random_words
 from kshot.settings import STRICT
 
 Int = NDArray[np.int64]
+Ints = TypeVar("Ints", Int, Tensor, default=Int)
 _CLASSES, _ITEMS, _GROUPS = 0, 1, 2  # the three draws of an episode, as the first counter
 _MANY = 4  # times as many candidates as are drawn: a sequence of them has few repetitions
+_PLACE_BITS, _NUMBER_BITS = 22, 40  # of a place in a sequence and of the number there, packed into one
+_KEY_BITS = 53
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -76,41 +85,44 @@ class EpisodeKind:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpisodeIndices:
+class EpisodeIndices(Generic[Ints]):
     """Which items make up E episodes: support (E, N, K), query (E, N, Q), class_ids (E, N).
 
     Position n on the N axis is label n of the episode; its class is drawn at random, so labels say
     nothing about classes.
     """
 
-    support: Int
-    query: Int
-    class_ids: Int
+    support: Ints
+    query: Ints
+    class_ids: Ints
 
     def __len__(self) -> int:
         return len(self.class_ids)
 
-    def __getitem__(self, episodes: slice | Int) -> "EpisodeIndices":
+    def __getitem__(self, episodes: slice | Int) -> "EpisodeIndices[Ints]":
         return EpisodeIndices(
             support=self.support[episodes], query=self.query[episodes], class_ids=self.class_ids[episodes]
         )
 
 
-@dataclass(frozen=True)
-class ClassTable:
+@dataclass(frozen=True, kw_only=True)
+class ClassTable(Generic[Ints]):
     """The classes that episodes may draw from, and the items of each.
 
-    class_ids (C,) numbers of the classes in the dataset, items (C, M) item indices padded with -1,
-    counts (C,) items a class, groups (C,) group number a class.
+    class_ids (C,) numbers of the classes in the dataset, items (C, M) item indices padded with -1, counts (C,)
+    items a class, groups (C,) position of each class's group in group_sizes, group_sizes (G,) classes a group.
     """
 
-    class_ids: Int
-    items: Int
-    counts: Int
-    groups: Int
+    class_ids: Ints
+    items: Ints
+    counts: Ints
+    groups: Ints
+    group_sizes: Ints
+    smallest_class: int
+    largest_group: int
 
     @classmethod
-    def from_labels(cls, labels: Int, class_ids: Int, class_groups: Int) -> "ClassTable":
+    def from_labels(cls, labels: Int, class_ids: Int, class_groups: Int) -> "ClassTable[Int]":
         """From the class of every item (items,), the classes to use (C,) and the group of every class."""
         class_ids = np.asarray(class_ids, dtype=np.int64)
         order = np.argsort(labels, kind="stable")
@@ -120,110 +132,175 @@ class ClassTable:
         present = columns < counts[:, None]
         positions = np.where(present, starts[:, None] + columns, 0)
         items = np.where(present, order[positions] if len(order) else 0, -1)
-        return cls(class_ids, items.astype(np.int64), counts.astype(np.int64), np.asarray(class_groups)[class_ids])
+        _, groups, group_sizes = np.unique(np.asarray(class_groups)[class_ids], return_inverse=True, return_counts=True)
+        return ClassTable(
+            class_ids=class_ids,
+            items=items.astype(np.int64),
+            counts=counts.astype(np.int64),
+            groups=groups.astype(np.int64),
+            group_sizes=group_sizes.astype(np.int64),
+            smallest_class=int(counts.min(initial=len(order))),
+            largest_group=int(group_sizes.max(initial=0)),
+        )
 
-    @cached_property
-    def group_sizes(self) -> tuple[Int, Int]:
-        """Group numbers and the number of classes in each."""
-        numbers, sizes = np.unique(self.groups, return_counts=True)
-        return numbers, sizes
+    def on(self, device: torch.device) -> "ClassTable[Tensor]":
+        """The same table as tensors on `device`, where its episodes are drawn."""
+        return ClassTable(
+            class_ids=torch.as_tensor(self.class_ids, device=device),
+            items=torch.as_tensor(self.items, device=device),
+            counts=torch.as_tensor(self.counts, device=device),
+            groups=torch.as_tensor(self.groups, device=device),
+            group_sizes=torch.as_tensor(self.group_sizes, device=device),
+            smallest_class=self.smallest_class,
+            largest_group=self.largest_group,
+        )
+
+    def numbers(self, numbers: range) -> Ints:
+        """A range as an array beside those of the table."""
+        return _numbers(numbers.start, numbers.stop, like=self.class_ids)
 
 
 def sample_episodes(
-    table: ClassTable,
+    table: ClassTable[Ints],
     shape: EpisodeShape,
     sampler: Uniform | ClassWeighted | WithinGroup,
     key: np.uint64,
-    episodes: Int,
-) -> EpisodeIndices:
+    episodes: Ints,
+) -> EpisodeIndices[Ints]:
     """Draw the episodes numbered `episodes` (E,).
 
     Support and query of an episode never share an item. Raises EpisodeError when the table holds too
     few classes, or too few items in a class.
     """
     check_feasible(table, shape, sampler)
-    episodes = np.asarray(episodes, dtype=np.int64)
     chosen = _draw_classes(table, shape, sampler, key, episodes)  # (E, N)
     class_ids = table.class_ids[chosen]
-    columns = _draw_items(table, shape.items_per_class, chosen, random_bits(key, _ITEMS, episodes[:, None], class_ids))
-    items = table.items[chosen[:, :, None], columns]
+    keys = random_words(_draw_key(key, _ITEMS), episodes[:, None], class_ids)
+    items = table.items[chosen[:, :, None], _draw_items(table, shape.items_per_class, chosen, keys)]
     return EpisodeIndices(support=items[:, :, : shape.k_shot], query=items[:, :, shape.k_shot :], class_ids=class_ids)
 
 
-def check_feasible(table: ClassTable, shape: EpisodeShape, sampler: Uniform | ClassWeighted | WithinGroup) -> None:
+def check_feasible(
+    table: ClassTable[Ints], shape: EpisodeShape, sampler: Uniform | ClassWeighted | WithinGroup
+) -> None:
     """Raise EpisodeError unless every class has K+Q items and N classes can be drawn together."""
-    short = table.counts < shape.items_per_class
-    if short.any():
+    if table.smallest_class < shape.items_per_class:
         raise EpisodeError(
-            f"{int(short.sum())} classes have fewer than {shape.items_per_class} items, "
-            f"the smallest {int(table.counts.min())}; {shape} with {shape.n_query} queries needs them"
+            f"{int((table.counts < shape.items_per_class).sum())} classes have fewer than {shape.items_per_class} "
+            f"items, the smallest {table.smallest_class}; {shape} with {shape.n_query} queries needs them"
         )
     if len(table.class_ids) < shape.n_way:
         raise EpisodeError(f"found {len(table.class_ids)} classes; {shape} needs {shape.n_way}")
-    if isinstance(sampler, WithinGroup) and table.group_sizes[1].max() < shape.n_way:
+    if isinstance(sampler, WithinGroup) and table.largest_group < shape.n_way:
         raise EpisodeError(
-            f"the largest group has {int(table.group_sizes[1].max())} classes; "
-            f"{shape} within a group needs {shape.n_way}"
+            f"the largest group has {table.largest_group} classes; {shape} within a group needs {shape.n_way}"
         )
 
 
+def _draw_key(key: np.uint64, draw: int) -> int:
+    return int(random_bits(key, draw).view(np.int64))
+
+
 def _draw_classes(
-    table: ClassTable,
+    table: ClassTable[Ints],
     shape: EpisodeShape,
     sampler: Uniform | ClassWeighted | WithinGroup,
     key: np.uint64,
-    episodes: Int,
-) -> Int:
+    episodes: Ints,
+) -> Ints:
     """Rows of the table (E, N), distinct within an episode."""
-    n_classes = len(table.class_ids)
+    n_classes, classes_key = len(table.class_ids), _draw_key(key, _CLASSES)
     if isinstance(sampler, Uniform) and n_classes > _MANY * shape.n_way:
-        return _first_distinct(random_bits(key, _CLASSES, episodes), np.full(len(episodes), n_classes), shape.n_way)
-    keys = uniform(key, _CLASSES, episodes[:, None], table.class_ids)
+        return _first_distinct(random_words(classes_key, episodes), n_classes, shape.n_way, smallest=n_classes)
+    keys = _sort_keys(random_words(classes_key, episodes[:, None], table.class_ids))
+    library = _library(keys)
     match sampler:
         case Uniform():
             pass
         case ClassWeighted():
-            keys = -np.log(keys) / table.counts.astype(np.float64) ** sampler.exponent
+            weights = library.asarray(table.counts, dtype=library.float64) ** sampler.exponent
+            keys = -library.log((library.asarray(keys, dtype=library.float64) + 0.5) * 2.0**-_KEY_BITS) / weights
         case WithinGroup():
-            numbers, sizes = table.group_sizes
-            numbers, sizes = numbers[sizes >= shape.n_way], sizes[sizes >= shape.n_way]
-            draw = random_bits(key, _GROUPS, episodes) % np.uint64(sizes.sum())
-            group = numbers[np.searchsorted(np.cumsum(sizes), draw.astype(np.int64), side="right")]
-            keys = np.where(table.groups == group[:, None], keys, np.inf)
+            sizes = library.where(table.group_sizes >= shape.n_way, table.group_sizes, 0)
+            draw = _below(sizes.sum(), random_words(_draw_key(key, _GROUPS), episodes))
+            group = library.searchsorted(sizes.cumsum(0), draw, side="right")
+            keys = library.where(table.groups == group[:, None], keys, 1 << _KEY_BITS)
     return _smallest(keys, shape.n_way)
 
 
-def _draw_items(table: ClassTable, count: int, chosen: Int, keys: NDArray[np.uint64]) -> Int:
+def _draw_items(table: ClassTable[Ints], count: int, chosen: Ints, keys: Ints) -> Ints:
     """Columns of the table (E, N, count) for the classes `chosen` (E, N), each class's draw by its key (E, N)."""
     n_columns = table.items.shape[1]
     if n_columns > _MANY * count:
-        flat = _first_distinct(keys.ravel(), table.counts[chosen].ravel(), count)
-        return flat.reshape(*chosen.shape, count)
-    item_keys = uniform(keys[:, :, None], np.arange(n_columns))
-    if table.counts.min() < n_columns:
-        item_keys[np.arange(n_columns) >= table.counts[chosen][:, :, None]] = np.inf
+        sizes = table.counts[chosen].reshape(-1, 1)
+        columns = _first_distinct(keys.reshape(-1), sizes, count, smallest=table.smallest_class)
+        return columns.reshape(*chosen.shape, count)
+    columns = _numbers(0, n_columns, like=keys)
+    item_keys = _sort_keys(random_words(keys[:, :, None], columns))
+    if table.smallest_class < n_columns:
+        absent = columns >= table.counts[chosen][:, :, None]
+        item_keys = _library(keys).where(absent, 1 << _KEY_BITS, item_keys)
     return _smallest(item_keys, count)
 
 
-def _first_distinct(keys: NDArray[np.uint64], sizes: Int, count: int) -> Int:
-    """The first `count` distinct numbers below each of `sizes` (R,), of the random sequence that each key names."""
-    n_drawn = count + 8
+def _first_distinct(keys: Ints, sizes: Ints | int, count: int, *, smallest: int) -> Ints:
+    """The first `count` distinct numbers (R, count) of the random sequence that each key (R,) names.
+
+    They are below `sizes`, (R, 1) or one for all, of which `smallest` is the least.
+    """
+    n_drawn = _surely_enough(count, smallest) if isinstance(keys, Tensor) else count + 8
     while True:
-        drawn = (random_bits(keys[:, None], np.arange(n_drawn)) % sizes[:, None].astype(np.uint64)).astype(np.int64)
-        order = np.argsort(drawn, axis=1, kind="stable")
-        in_order = np.take_along_axis(drawn, order, axis=1)
-        repeated = np.zeros(drawn.shape, dtype=bool)
-        np.put_along_axis(repeated, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
-        if (~repeated).sum(axis=1).min(initial=count) >= count:
-            first = np.argsort(repeated, axis=1, kind="stable")[:, :count]
-            return np.take_along_axis(drawn, first, axis=1)
+        places = _numbers(0, n_drawn, like=keys)
+        drawn = _sorted(_below(sizes, random_words(keys[:, None], places)) << _PLACE_BITS | places)
+        number, place = drawn >> _PLACE_BITS, drawn & (1 << _PLACE_BITS) - 1
+        new = place << _NUMBER_BITS | number
+        repeated = number[:, 1:] == number[:, :-1]
+        new[:, 1:] |= repeated * (1 << _NUMBER_BITS + _PLACE_BITS)  # to the end of the order
+        if isinstance(keys, Tensor) or repeated.sum(axis=1).max(initial=0) <= n_drawn - count:
+            return _sorted(new)[:, :count] & (1 << _NUMBER_BITS) - 1
         n_drawn *= 2
 
 
-def _smallest(keys: NDArray[np.float64], count: int) -> Int:
+def _surely_enough(count: int, size: int) -> int:
+    """How many numbers below `size` hold `count` distinct ones, but once in 2**64 times.
+
+    Else all of them were among some `count` - 1: so likely, at most, as there are such sets times the chance of one.
+    """
+    if count == 1:
+        return 1
+    return math.ceil((64 + math.log2(math.comb(size, count - 1))) / math.log2(size / (count - 1)))
+
+
+def _smallest(keys: Ints, count: int) -> Ints:
     """Positions of the `count` smallest keys along the last axis, in order of their keys."""
+    if isinstance(keys, Tensor):
+        return keys.topk(count, largest=False).indices
     if _MANY * count >= keys.shape[-1]:
         return np.argsort(keys, axis=-1)[..., :count]
     nearest = np.argpartition(keys, count - 1, axis=-1)[..., :count]
     order = np.argsort(np.take_along_axis(keys, nearest, axis=-1), axis=-1)
     return np.take_along_axis(nearest, order, axis=-1)
+
+
+def _below(size: Any, words: Ints) -> Ints:
+    """The remainders of random words, read as unsigned."""
+    half: Ints = (words >> 1 & (1 << 63) - 1) % size
+    below: Ints = (half * 2 + (words & 1)) % size
+    return below
+
+
+def _sort_keys(words: Ints) -> Ints:
+    """Below 2**_KEY_BITS, so that a key above all others and a float64 of each have room."""
+    return words >> 64 - _KEY_BITS & (1 << _KEY_BITS) - 1
+
+
+def _library(array: Ints) -> Any:
+    return torch if isinstance(array, Tensor) else np
+
+
+def _sorted(numbers: Ints) -> Ints:
+    return numbers.sort(-1).values if isinstance(numbers, Tensor) else np.sort(numbers)
+
+
+def _numbers(start: int, stop: int, *, like: Ints) -> Ints:
+    return torch.arange(start, stop, device=like.device) if isinstance(like, Tensor) else np.arange(start, stop)

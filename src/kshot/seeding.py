@@ -6,12 +6,16 @@ splittable pseudorandom number generators", 2014), applied once per counter.
 """
 
 from hashlib import blake2b
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 U64 = np.uint64
-_GOLDEN = U64(0x9E3779B97F4A7C15)
+Words = TypeVar("Words", NDArray[np.int64], Tensor)
+
+_GOLDEN, _FIRST, _SECOND = (word - (1 << 64) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def stream_key(seed: int, *names: str | int) -> np.uint64:
@@ -20,16 +24,25 @@ def stream_key(seed: int, *names: str | int) -> np.uint64:
     return U64(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little"))
 
 
-def random_bits(key: np.uint64 | NDArray[np.uint64], *counters: NDArray[np.integer] | int) -> NDArray[np.uint64]:
-    """Uniform uint64 of the broadcast shape of key and counters; equal ones give equal bits."""
+def random_words(key: int | Words, *counters: Words) -> Words:
+    """Uniform int64 over all 64 bits, of the broadcast shape of key and counters; equal ones give equal words.
+
+    On the host or on a device, as its arguments are, and the same there.
+    """
+    state = key
+    for counter in counters:
+        state = _mix(state + (counter + 1) * _GOLDEN)
+    return state  # type: ignore[return-value]  # there is a counter
+
+
+def random_bits(key: np.uint64, *counters: NDArray[np.integer] | int) -> NDArray[np.uint64]:
+    """The same as uint64, for the host."""
     with np.errstate(over="ignore"):
-        state = np.asarray(key, dtype=U64)
-        for counter in counters:
-            state = _mix(state + _GOLDEN * (np.asarray(counter).astype(U64) + U64(1)))
-    return np.asarray(state)
+        words = random_words(int(key.view(np.int64)), *(np.asarray(counter, dtype=np.int64) for counter in counters))
+    return np.asarray(words).view(U64)
 
 
-def uniform(key: np.uint64 | NDArray[np.uint64], *counters: NDArray[np.integer] | int) -> NDArray[np.float64]:
+def uniform(key: np.uint64, *counters: NDArray[np.integer] | int) -> NDArray[np.float64]:
     """Uniform float64 in (0, 1), of the broadcast shape of key and counters."""
     return ((random_bits(key, *counters) >> U64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
@@ -39,7 +52,8 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int(stream_key(seed, *names))))
 
 
-def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    state = (state ^ (state >> U64(30))) * U64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> U64(27))) * U64(0x94D049BB133111EB)
-    return state ^ (state >> U64(31))
+def _mix(state: Words) -> Words:
+    """The masks take the copies of the sign from a shift of negative numbers."""
+    state = (state ^ (state >> 30 & (1 << 34) - 1)) * _FIRST
+    state = (state ^ (state >> 27 & (1 << 37) - 1)) * _SECOND
+    return state ^ (state >> 31 & (1 << 33) - 1)

@@ -5,17 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Generic, Protocol, Self
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as settings
 from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
+from torch import Tensor
 
 from kshot.episode import EpisodeShape
 from kshot.errors import DataError
-from kshot.sampling import ClassTable, EpisodeIndices, EpisodeKind, Int, SamplerConfig, Uniform, sample_episodes
+from kshot.sampling import ClassTable, EpisodeIndices, EpisodeKind, Ints, SamplerConfig, Uniform, sample_episodes
 from kshot.seeding import stream_key
 from kshot.settings import STRICT
 
@@ -106,36 +108,39 @@ class TaskPool(Protocol):
     @property
     def shape(self) -> EpisodeShape: ...
 
-    def episodes(self, numbers: Int) -> EpisodeIndices:
-        """The episodes numbered `numbers` (E,)."""
+    def episodes(self, numbers: range) -> EpisodeIndices[Any]:
+        """The episodes numbered `numbers`."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampledPool:
-    """An endless pool: episode i is drawn when asked for, always the same."""
+class SampledPool(Generic[Ints]):
+    """An endless pool: episode i is drawn when asked for, where the table lies, and is always the same."""
 
-    table: ClassTable
+    table: ClassTable[Ints]
     shape: EpisodeShape
     sampler: SamplerConfig
     key: np.uint64
 
     @classmethod
     def of_split(
-        cls, table: ClassTable, shape: EpisodeShape, sampler: SamplerConfig, *, seed: int, split: str
-    ) -> "SampledPool":
+        cls, table: ClassTable[Ints], shape: EpisodeShape, sampler: SamplerConfig, *, seed: int, split: str
+    ) -> "SampledPool[Ints]":
         how = () if isinstance(sampler, Uniform) else (sampler.name,)  # so that no two settings share their draws
-        return cls(
-            table=table, shape=shape, sampler=sampler, key=stream_key(seed, "task_pool", split, str(shape), *how)
-        )
+        key = stream_key(seed, "task_pool", split, str(shape), *how)
+        return cls(table=table, shape=shape, sampler=sampler, key=key)
 
-    def episodes(self, numbers: Int) -> EpisodeIndices:
-        return sample_episodes(self.table, self.shape, self.sampler, self.key, numbers)
+    def on(self, device: torch.device) -> "SampledPool[Tensor]":
+        """The same episodes, drawn on `device`."""
+        return SampledPool(table=self.table.on(device), shape=self.shape, sampler=self.sampler, key=self.key)
 
-    def freeze(self, n_episodes: int) -> "FrozenPool":
+    def episodes(self, numbers: range) -> EpisodeIndices[Ints]:
+        return sample_episodes(self.table, self.shape, self.sampler, self.key, self.table.numbers(numbers))
+
+    def freeze(self: "SampledPool", n_episodes: int) -> "FrozenPool":
         """The first `n_episodes` episodes, as a pool that can be saved."""
         parts = [
-            self.episodes(np.arange(start, min(start + _FREEZE_AT_ONCE, n_episodes)))
+            self.episodes(range(start, min(start + _FREEZE_AT_ONCE, n_episodes)))
             for start in range(0, n_episodes, _FREEZE_AT_ONCE)
         ]
         indices = EpisodeIndices(
@@ -146,28 +151,26 @@ class SampledPool:
         return FrozenPool(indices=indices, shape=self.shape)
 
 
-class ReadAhead:
+class ReadAhead(Generic[Ints]):
     """A pool whose episodes are drawn a block at a time: many small requests then cost like a few large ones."""
 
-    def __init__(self, pool: SampledPool, n_block: int = 64) -> None:
-        self._pool, self._n_block = pool, n_block
-        self._start, self._block = 0, pool.episodes(np.arange(0))
+    def __init__(self, pool: SampledPool[Ints], n_block: int = 64) -> None:
+        self._pool: SampledPool[Ints] = pool
+        self._n_block = n_block
+        self._held = range(0)
+        self._block: EpisodeIndices[Ints] = pool.episodes(self._held)
 
     @property
     def shape(self) -> EpisodeShape:
         return self._pool.shape
 
-    def episodes(self, numbers: Int) -> EpisodeIndices:
-        numbers = np.asarray(numbers, dtype=np.int64)
+    def episodes(self, numbers: range) -> EpisodeIndices[Ints]:
         if len(numbers) >= self._n_block:
             return self._pool.episodes(numbers)
-        if len(numbers) and not self._holds(numbers):
-            self._start = int(numbers.min())
-            self._block = self._pool.episodes(np.arange(self._start, self._start + self._n_block))
-        return self._block[numbers - self._start] if self._holds(numbers) else self._pool.episodes(numbers)
-
-    def _holds(self, numbers: Int) -> bool:
-        return bool(((self._start <= numbers) & (numbers < self._start + len(self._block))).all())
+        if not self._held.start <= numbers.start <= numbers.stop <= self._held.stop:
+            self._held = range(numbers.start, numbers.start + self._n_block)
+            self._block = self._pool.episodes(self._held)
+        return self._block[numbers.start - self._held.start : numbers.stop - self._held.start]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +183,8 @@ class FrozenPool:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def episodes(self, numbers: Int) -> EpisodeIndices:
-        return self.indices[numbers]
+    def episodes(self, numbers: range) -> EpisodeIndices:
+        return self.indices[numbers.start : numbers.stop]
 
     def to_bytes(self) -> bytes:
         """The file's content: a pure function of the episodes."""

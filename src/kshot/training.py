@@ -12,7 +12,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol
 
-import numpy as np
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
@@ -168,14 +167,15 @@ def training_step(job: TrainingJob, optimizer: Adam, step: int) -> Tensor:
 
     Returns the mean loss over the step's episodes and the norm of its gradient, (2,) on the learner's device.
     """
-    numbers = step * job.settings.episodes_per_step + np.arange(job.settings.episodes_per_step)
-    total = job.workers.sum(_gradient_and_loss(job, job.workers.share(numbers)))
+    first = step * job.settings.episodes_per_step
+    numbers = range(first, first + job.settings.episodes_per_step)
+    total = job.workers.sum(gradient_and_loss(job, job.workers.share(numbers)))
     gradient, loss = total[:-1], total[-1]
     optimizer.step(gradient, job.settings.learning_rate(step))
     return torch.stack([loss, torch.linalg.vector_norm(gradient)])
 
 
-def _gradient_and_loss(job: TrainingJob, numbers: np.ndarray) -> Tensor:
+def gradient_and_loss(job: TrainingJob, numbers: range) -> Tensor:
     """This worker's part of the gradient of the mean loss over the step's episodes, `flat`, and of that loss, last.
 
     A few episodes at a time, so that memory does not grow with their number.
@@ -217,9 +217,9 @@ def _validate(job: TrainingJob) -> float:
     """Mean accuracy over the frozen meta_val episodes, each scored by one worker."""
     job.learner.eval()
     if job.learner.needs_population_statistics:
-        episodes = job.train.load(np.arange(_CALIBRATION_EPISODES))
+        episodes = job.train.load(range(_CALIBRATION_EPISODES))
         calibrate(job.learner.backbone, torch.cat([episodes.support_x, episodes.query_x], dim=1))
-    share = job.workers.share(np.arange(len(job.val_pool)))
+    share = job.workers.share(range(len(job.val_pool)))
     scores = score_episodes(job.learner, job.val_pool.episodes(share), job.val.gather, lines=job.lines)
     correct = job.workers.sum(torch.tensor(scores.correct.sum(), device=job.device, dtype=torch.int64))
     shape = job.val_pool.shape

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ def learner(config: ANILConfig) -> ANIL:
 
 
 def episodes(n: int) -> EpisodeBatch:
-    batch = point_pools()[0].load(np.arange(n))
+    batch = point_pools()[0].load(range(n))
     return EpisodeBatch(
         support_x=batch.support_x.double(),
         support_y=batch.support_y,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ def learner(config: MAMLConfig, image_size: int = 16) -> MAML:
 
 
 def episodes(n: int = 2, image_size: int = 16) -> EpisodeBatch:
-    batch = image_pools()[0].load(np.arange(n))
+    batch = image_pools()[0].load(range(n))
 
     def larger(x: Tensor) -> Tensor:
         return F.interpolate(x.flatten(0, 1).double(), image_size).view(*x.shape[:3], image_size, image_size)

@@ -2,7 +2,6 @@
 
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,7 +14,7 @@ from kshot.episode import EpisodeShape, Support
 from kshot.episode_loader import EpisodeLoader
 from kshot.errors import EpisodeError
 from kshot.evaluation import score_episodes
-from kshot.training import TrainingJob, TrainingSettings, _gradient_and_loss, meta_train
+from kshot.training import TrainingJob, TrainingSettings, gradient_and_loss, meta_train
 from tests.toy_episodes import SHAPE, LinearBackbone, image_pools, point_pools
 from tests.training_fakes import NoCheckpoints
 
@@ -33,7 +32,7 @@ def on_images(config: Any) -> Learner[Any]:
     backbone = Conv4Config(width=8).build(channels=1, image_size=16)
     learner = config.build(backbone, n_features=backbone.n_features, train_way=SHAPE.n_way)
     loader, _, _ = image_pools()
-    episodes = loader.load(np.arange(4))
+    episodes = loader.load(range(4))
     images = torch.cat([episodes.support_x, episodes.query_x], dim=1)
     calibrate(backbone, images.to(torch.get_default_dtype()))
     return learner.eval()
@@ -65,7 +64,7 @@ def test_the_order_and_number_of_queries_matter_only_to_a_transductive_mode(conf
     learner = on_images(config).normalization_modes()[mode]
     assert learner.transductive == (mode == TRANSDUCTIVE)
     loader, _, _ = image_pools()
-    episodes = loader.load(np.arange(2))
+    episodes = loader.load(range(2))
     with torch.no_grad():
         adapted = learner.adapt(episodes.support)
         logits = learner.classify(adapted, episodes.query_x)
@@ -86,7 +85,7 @@ def test_evaluation_reports_what_adapt_and_classify_answer(config: Any, mode: st
     by_hand = []
     with torch.no_grad():
         for number in range(len(pool)):
-            episode = type(loader)(pool=pool, gather=gather).load(np.array([number]))
+            episode = type(loader)(pool=pool, gather=gather).load(range(number, number + 1))
             predicted = learner.classify(learner.adapt(episode.support), episode.query_x).argmax(2)
             by_hand.append(float((predicted == episode.query_y).double().mean()))
     assert scores.accuracy.tolist() == pytest.approx(by_hand)
@@ -96,7 +95,7 @@ def test_evaluation_reports_what_adapt_and_classify_answer(config: Any, mode: st
 def test_a_batch_of_episodes_is_the_episodes_one_by_one(config: Any) -> None:
     learner = on_images(config)
     loader, _, _ = image_pools()
-    batch = loader.load(np.arange(3))
+    batch = loader.load(range(3))
     losses = learner.meta_loss(batch)
     assert losses.shape == (3,)
     alone = torch.cat([learner.meta_loss(episode) for episode in batch.one_by_one()])
@@ -107,7 +106,7 @@ def test_a_batch_of_episodes_is_the_episodes_one_by_one(config: Any) -> None:
 def test_without_a_head_of_fixed_size_relabelling_the_classes_relabels_the_answers(config: Any) -> None:
     learner = on_images(config)
     loader, _, _ = image_pools()
-    episode = loader.load(np.arange(1))
+    episode = loader.load(range(1))
     permutation = torch.tensor([2, 0, 1])
     relabelled = Support(x=episode.support_x, y=permutation[episode.support_y], n_way=3)
     with torch.no_grad():
@@ -122,8 +121,8 @@ def test_adapting_leaves_no_trace_on_the_learner(config: Any) -> None:
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
     loader, _, _ = image_pools()
     with torch.no_grad():
-        adapted = [learner.adapt(episode.support) for episode in loader.load(np.arange(2)).one_by_one()]
-        query = loader.load(np.arange(1)).query_x
+        adapted = [learner.adapt(episode.support) for episode in loader.load(range(2)).one_by_one()]
+        query = loader.load(range(1)).query_x
         first = learner.classify(adapted[0], query)
         learner.classify(adapted[1], query)
         again = learner.classify(adapted[0], query)
@@ -137,7 +136,7 @@ def test_fewer_classes_than_in_training_are_welcome_and_more_only_within_the_lim
     learner = on_points(config)
     for n_way in (2, SHAPE.n_way + 1):
         loader, _, _ = point_pools(EpisodeShape(n_way=n_way, k_shot=1, n_query=2))
-        episode = loader.load(np.arange(1))
+        episode = loader.load(range(1))
         if learner.max_way is not None and n_way > learner.max_way:
             with pytest.raises(EpisodeError, match=f"found {n_way} classes; .* trained for {SHAPE.n_way}"):
                 learner.adapt(episode.support)
@@ -149,7 +148,7 @@ def test_fewer_classes_than_in_training_are_welcome_and_more_only_within_the_lim
 def test_every_parameter_receives_a_gradient(config: Any) -> None:
     learner = on_images(config)
     loader, _, _ = image_pools()
-    learner.meta_loss(loader.load(np.arange(2))).sum().backward()
+    learner.meta_loss(loader.load(range(2))).sum().backward()
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in learner.parameters())
 
 
@@ -164,7 +163,7 @@ def test_the_workers_parts_of_the_gradient_sum_to_that_of_one_process(config: An
         job = TrainingJob(
             learner=learner, train=loader, val=loader, val_pool=pool, settings=settings, checkpoints=NoCheckpoints()
         )
-        numbers = np.arange(5)
+        numbers = range(5)
         whole = gradient_of(job, numbers)
         parts = [gradient_of(job, Workers(rank, 2).share(numbers)) for rank in range(2)]
         mean = torch.autograd.grad(learner.meta_loss(loader.load(numbers)).mean(), list(learner.parameters()))
@@ -175,7 +174,7 @@ def test_the_workers_parts_of_the_gradient_sum_to_that_of_one_process(config: An
 
 
 def gradient_of(job: TrainingJob, numbers: Any) -> torch.Tensor:
-    return _gradient_and_loss(job, numbers)[:-1]
+    return gradient_and_loss(job, numbers)[:-1]
 
 
 @every_algorithm

@@ -33,7 +33,7 @@ resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
 assert dataset.size_bytes > 3.9 * 2**30
 shape = EpisodeShape(n_way=5, k_shot=1, n_query=2)
 pool = SampledPool.of_split(dataset.class_table("meta_train"), shape, Uniform(), seed=1, split="meta_train")
-numbers = np.arange(24)
+numbers = range(24)
 loader = EpisodeLoader(pool=pool, gather=image_gather(dataset, torch.device("cpu")))
 indices = pool.episodes(numbers)
 shards = set()

@@ -11,9 +11,16 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from kshot.algorithms.learner import Flatten, Learner, MetricLearner, check_max_way, cross_entropy, full_precision
+from kshot.algorithms.learner import (
+    Flatten,
+    Learner,
+    MetricLearner,
+    check_max_way,
+    cross_entropy,
+    full_precision,
+    one_hot,
+)
 from kshot.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
@@ -84,7 +91,7 @@ class ANIL(MetricLearner[AdaptedHead]):
         """Heads after `n_steps` of gradient descent from features (B, S, D) and labels (B, S)."""
         check_max_way("ANIL", n_way, self.head.out_features)
         n_episodes, n_support = labels.shape
-        targets = F.one_hot(labels, n_way).to(features.dtype)
+        targets = one_hot(labels, n_way, like=features)
         head = AdaptedHead(
             weight=self.head.weight[:n_way].expand(n_episodes, -1, -1),
             bias=self.head.bias[:n_way].expand(n_episodes, -1),

@@ -120,6 +120,11 @@ def check_max_way(algorithm: str, n_way: int, max_way: int) -> None:
         )
 
 
+def one_hot(labels: Tensor, n_way: int, *, like: Tensor) -> Tensor:
+    """(B, S, N) of labels (B, S), in the type of `like`; torch's own reads the labels' range, and waits for it."""
+    return (labels[:, :, None] == torch.arange(n_way, device=labels.device)).to(like.dtype)
+
+
 def cross_entropy(logits: Tensor, query_y: Tensor) -> Tensor:
     """Mean cross-entropy of each episode (B,) from logits (B, Q, N) and labels (B, Q)."""
     losses = F.cross_entropy(logits.flatten(0, 1), query_y.flatten(), reduction="none")

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import Flatten, MetricLearner, cross_entropy, full_precision
+from kshot.algorithms.learner import Flatten, MetricLearner, cross_entropy, full_precision, one_hot
 from kshot.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
@@ -55,7 +55,7 @@ class ProtoNet(MetricLearner[Tensor]):
 
 def prototypes(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
     """Mean feature of each class (B, N, D) from features (B, S, D) and labels (B, S)."""
-    members = nn.functional.one_hot(labels, n_way).to(features.dtype)  # (B, S, N)
+    members = one_hot(labels, n_way, like=features)
     return members.transpose(1, 2) @ features / members.sum(1)[:, :, None]
 
 

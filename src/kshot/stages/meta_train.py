@@ -31,7 +31,7 @@ from kshot.sampling import EpisodeKind
 from kshot.seeding import stream_key
 from kshot.stage_process import set_up_process
 from kshot.stages.task_pool import load_pool, train_pool
-from kshot.task_pool import FrozenPool, ReadAhead
+from kshot.task_pool import FrozenPool
 from kshot.training import Progress, TrainingJob, episodes_per_s, meta_train, peak_memory_bytes
 
 _NOT_OF_THE_WEIGHTS = ("n_processes", "device", "keep_freed_memory", "seeds")
@@ -104,7 +104,7 @@ def train(params: Params, seed: int, root: Path) -> None:
     with joined_workers(device) as workers:
         job = TrainingJob(
             learner=build_learner(config, init_seed=int(stream_key(params.seed, "init")) % 2**63).to(device),
-            train=EpisodeLoader(pool=ReadAhead(train_pool(dataset, params)), gather=gather),
+            train=EpisodeLoader.of_training(train_pool(dataset, params), gather),
             val=EpisodeLoader(pool=val_pool, gather=gather),
             val_pool=val_pool,
             settings=settings.training,
