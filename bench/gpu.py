@@ -1,0 +1,203 @@
+"""python -m bench.gpu: kshot's training steps on a GPU. How many episodes a second, and what would make it more.
+
+Each step is queued with torch set to fail where the host waits for the device. Beside it stand bfloat16, the
+gradient captured in a CUDA graph, and torch.compile; busy is the share of the time in which a kernel ran.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from bench.drivers.kshot_steps import Data, training_job
+from bench.measure import Request
+from bench.workloads import WORKLOADS
+from kshot.adam import Adam
+from kshot.datasets import PackedDataset
+from kshot.distributed import Workers
+from kshot.episode import EpisodeShape
+from kshot.episode_loader import EpisodeLoader, ResidentItems
+from kshot.sampling import EpisodeIndices
+from kshot.training import TrainingJob, gradient_and_loss, training_step
+
+_QUEUED = 16  # steps between two looks at the device, as in training
+_TRAINING = tuple(name for name, workload in WORKLOADS.items() if workload.kind == "train" and name != "memory")
+
+Step = Callable[[int], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Medians over batches of steps; busy is None where no GPU did the work."""
+
+    episodes_per_s: float
+    busy: float | None
+
+    def __str__(self) -> str:
+        return f"{self.episodes_per_s:,.0f}" + ("" if self.busy is None else f" ({self.busy:.0%} busy)")
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A pool of the same episodes for every number: those whose indices lie where a graph reads them."""
+
+    indices: EpisodeIndices[Tensor]
+    shape: EpisodeShape
+
+    def episodes(self, numbers: range) -> EpisodeIndices[Tensor]:
+        return self.indices[: len(numbers)]
+
+
+def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """`compute` as a CUDA graph, which is replayed into the tensor that it returned when it was captured."""
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # until libraries have chosen their algorithms
+            compute()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = compute()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+class GraphedStep:
+    """`training_step` with its gradient replayed from a CUDA graph; drawing and updating stay as they are."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        optimizer: Adam,
+        capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] = captured,
+    ) -> None:
+        self._job, self._optimizer, self._n = job, optimizer, job.settings.episodes_per_step
+        drawn = job.train.pool.episodes(range(self._n))
+        self._held = EpisodeIndices(
+            support=drawn.support.clone(), query=drawn.query.clone(), class_ids=drawn.class_ids.clone()
+        )
+        loader = EpisodeLoader(pool=_Held(self._held, job.train.pool.shape), gather=job.train.gather)
+        self._replay = capture(partial(gradient_and_loss, replace(job, train=loader), range(self._n)))
+
+    def __call__(self, step: int) -> None:
+        drawn = self._job.train.pool.episodes(range(step * self._n, (step + 1) * self._n))
+        self._held.support.copy_(drawn.support)
+        self._held.query.copy_(drawn.query)
+        self._optimizer.step(self._replay()[:-1], self._job.settings.learning_rate(step))
+
+
+def eager(job: TrainingJob, optimizer: Adam) -> Step:
+    return lambda step: training_step(job, optimizer, step)
+
+
+def compiled(job: TrainingJob, optimizer: Adam) -> Step:
+    job.learner.meta_loss = torch.compile(job.learner.meta_loss)  # type: ignore[method-assign]
+    return eager(job, optimizer)
+
+
+WAYS: dict[str, tuple[str, Callable[[TrainingJob, Adam], Step]]] = {
+    "float32": ("float32", eager),
+    "bfloat16": ("bfloat16", eager),
+    "graph": ("float32", GraphedStep),
+    "bfloat16 graph": ("bfloat16", GraphedStep),
+    "compile": ("float32", compiled),
+}
+
+
+def measure(workload_name: str, way: str, *, data_folder: Path, device: torch.device, seconds: float) -> Speed:
+    precision, make = WAYS[way]
+    workload = WORKLOADS[workload_name]
+    request = Request(workload=workload, root_pid=0, precision=precision)
+    dataset = PackedDataset.open(data_folder)
+    gather = ResidentItems(dataset, device)
+    data = Data(item=dataset.item, table=dataset.class_table("meta_train"), gather=gather)
+    job = training_job(workload, workload.shapes[0], data, request, Workers(), device)
+    step, numbers = make(job, Adam(job.learner.parameters())), count()
+    _run(step, numbers, device)
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < until:
+        started = time.perf_counter()
+        _run(step, numbers, device)
+        times.append(time.perf_counter() - started)
+    busy = None
+    if device.type == "cuda":
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            _run(step, numbers, device)
+        busy = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6 / statistics.median(times)
+    return Speed(episodes_per_s=_QUEUED * workload.episodes / statistics.median(times), busy=busy)
+
+
+def _run(step: Step, numbers: Iterator[int], device: torch.device) -> None:
+    with _no_waiting(device):
+        for _ in range(_QUEUED):
+            step(next(numbers))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _no_waiting(device: torch.device) -> Iterator[None]:
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script itself")
+    parser.add_argument("--data", type=Path, default=Path("data/glyphs"), help="a packed dataset")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of repeated steps in a measurement")
+    parser.add_argument("--only", nargs="+", choices=_TRAINING, default=_TRAINING, metavar="WORKLOAD")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=tuple(WAYS), metavar="WAY", help=", ".join(WAYS))
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("error: found no GPU that torch can use; next: --device cpu tries the script", file=sys.stderr)
+        return 2
+    if not (options.data / "dataset.json").is_file():
+        print(f"error: no dataset at {options.data}; next: kshot ingest glyphs", file=sys.stderr)
+        return 2
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    table = Table("workload", *options.ways, title=f"episodes/s on {where}, torch {torch.__version__}")
+    for name in options.only:
+        cells = [
+            _cell(name, way, data_folder=options.data, device=device, seconds=options.seconds) for way in options.ways
+        ]
+        table.add_row(name, *cells)
+    Console(width=140).print(table)
+    return 0
+
+
+def _cell(name: str, way: str, **where: Any) -> str:
+    try:
+        return str(measure(name, way, **where))
+    except Exception as error:  # one way that does not work leaves the others to be measured
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
