@@ -1,25 +1,27 @@
 """python -m bench.gpu: kshot's training steps on a GPU. How many episodes a second, and what would make it more.
 
-Each step is queued with torch set to fail where the host waits for the device. Beside it stand bfloat16, the
-gradient captured in a CUDA graph, and torch.compile; busy is the share of the time in which a kernel ran.
+Each step is queued with torch set to fail where the host waits for the device. Beside it stand bfloat16, episodes
+drawn on the host and copied from pinned memory, the gradient captured in a CUDA graph, and torch.compile. Busy is the
+time of kernels and copies in one profiled batch of steps, as a share of the median batch.
 """
 
 import argparse
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from bench.drivers.kshot_steps import Data, training_job
@@ -31,12 +33,13 @@ from kshot.distributed import Workers
 from kshot.episode import EpisodeShape
 from kshot.episode_loader import EpisodeLoader, ResidentItems
 from kshot.sampling import EpisodeIndices
-from kshot.training import TrainingJob, gradient_and_loss, training_step
+from kshot.task_pool import ReadAhead, SampledPool
+from kshot.training import TrainingJob, gradient_and_loss, training_step, update
 
-_QUEUED = 16  # steps between two looks at the device, as in training
+_QUEUED = 64  # steps in a batch, so that each draws as many blocks of episodes
 _TRAINING = tuple(name for name, workload in WORKLOADS.items() if workload.kind == "train" and name != "memory")
 
-Step = Callable[[int], object]
+Step = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,26 @@ def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return replay
 
 
+@dataclass(frozen=True)
+class _Pinned:
+    """Episodes drawn on the host and copied from pinned memory, which the host need not wait for."""
+
+    pool: SampledPool
+    device: torch.device
+
+    @property
+    def shape(self) -> EpisodeShape:
+        return self.pool.shape
+
+    def episodes(self, numbers: range) -> EpisodeIndices[Tensor]:
+        drawn = self.pool.episodes(numbers)
+        support, query, class_ids = (
+            torch.from_numpy(part).pin_memory().to(self.device, non_blocking=True)
+            for part in (drawn.support, drawn.query, drawn.class_ids)
+        )
+        return EpisodeIndices(support=support, query=query, class_ids=class_ids)
+
+
 class GraphedStep:
     """`training_step` with its gradient replayed from a CUDA graph; drawing and updating stay as they are."""
 
@@ -97,11 +120,11 @@ class GraphedStep:
         loader = EpisodeLoader(pool=_Held(self._held, job.train.pool.shape), gather=job.train.gather)
         self._replay = capture(partial(gradient_and_loss, replace(job, train=loader), range(self._n)))
 
-    def __call__(self, step: int) -> None:
+    def __call__(self, step: int) -> Tensor:
         drawn = self._job.train.pool.episodes(range(step * self._n, (step + 1) * self._n))
         self._held.support.copy_(drawn.support)
         self._held.query.copy_(drawn.query)
-        self._optimizer.step(self._replay()[:-1], self._job.settings.learning_rate(step))
+        return update(self._job, self._optimizer, step, self._replay())
 
 
 def eager(job: TrainingJob, optimizer: Adam) -> Step:
@@ -109,47 +132,64 @@ def eager(job: TrainingJob, optimizer: Adam) -> Step:
 
 
 def compiled(job: TrainingJob, optimizer: Adam) -> Step:
-    job.learner.meta_loss = torch.compile(job.learner.meta_loss)  # type: ignore[method-assign]
+    torch._dynamo.reset()  # it would remember the shapes of the workload before
+    job.learner.meta_loss = torch.compile(job.learner.meta_loss, dynamic=False)  # type: ignore[method-assign]
     return eager(job, optimizer)
 
 
-WAYS: dict[str, tuple[str, Callable[[TrainingJob, Adam], Step]]] = {
-    "float32": ("float32", eager),
-    "bfloat16": ("bfloat16", eager),
-    "graph": ("float32", GraphedStep),
-    "bfloat16 graph": ("bfloat16", GraphedStep),
-    "compile": ("float32", compiled),
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    make: Callable[[TrainingJob, Adam], Step] = eager
+    precision: str = "float32"
+    draws_on_host: bool = False
+
+
+WAYS = {
+    "float32": Way(),
+    "bfloat16": Way(precision="bfloat16"),
+    "drawn on host": Way(draws_on_host=True),
+    "graph": Way(make=GraphedStep),
+    "bfloat16 graph": Way(make=GraphedStep, precision="bfloat16"),
+    "compile": Way(make=compiled),
 }
 
 
-def measure(workload_name: str, way: str, *, data_folder: Path, device: torch.device, seconds: float) -> Speed:
-    precision, make = WAYS[way]
-    workload = WORKLOADS[workload_name]
-    request = Request(workload=workload, root_pid=0, precision=precision)
-    dataset = PackedDataset.open(data_folder)
-    gather = ResidentItems(dataset, device)
-    data = Data(item=dataset.item, table=dataset.class_table("meta_train"), gather=gather)
-    job = training_job(workload, workload.shapes[0], data, request, Workers(), device)
-    step, numbers = make(job, Adam(job.learner.parameters())), count()
-    _run(step, numbers, device)
+def measure(workload_name: str, way: Way, *, data_folder: Path, device: torch.device, seconds: float) -> Speed:
+    job = _job(workload_name, way, data_folder, device)
+    step, numbers = way.make(job, Adam(job.learner.parameters())), count()
+    _run(step, numbers, device)  # where libraries are loaded and code is compiled, which waits
     times: list[float] = []
     until = time.perf_counter() + seconds
-    while len(times) < 2 or time.perf_counter() < until:
-        started = time.perf_counter()
-        _run(step, numbers, device)
-        times.append(time.perf_counter() - started)
+    with _no_waiting(device):
+        while len(times) < 2 or time.perf_counter() < until:
+            started = time.perf_counter()
+            _run(step, numbers, device)
+            times.append(time.perf_counter() - started)
     busy = None
     if device.type == "cuda":
         with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             _run(step, numbers, device)
-        busy = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6 / statistics.median(times)
-    return Speed(episodes_per_s=_QUEUED * workload.episodes / statistics.median(times), busy=busy)
+        on_device = (one for one in profiled.key_averages() if one.device_type == DeviceType.CUDA)
+        busy = sum(one.self_device_time_total for one in on_device) / 1e6 / statistics.median(times)
+    episodes = _QUEUED * job.settings.episodes_per_step
+    return Speed(episodes_per_s=episodes / statistics.median(times), busy=busy)
+
+
+def _job(workload_name: str, way: Way, data_folder: Path, device: torch.device) -> TrainingJob:
+    workload, dataset = WORKLOADS[workload_name], PackedDataset.open(data_folder)
+    gather = ResidentItems(dataset, device)
+    data = Data(item=dataset.item, table=dataset.class_table("meta_train"), gather=gather)
+    request = Request(workload=workload, root_pid=0, precision=way.precision)
+    job = training_job(workload, workload.shapes[0], data, request, Workers(), device)
+    if not way.draws_on_host:
+        return job
+    pool = ReadAhead(_Pinned(data.pool(workload.shapes[0]), device))
+    return replace(job, train=EpisodeLoader(pool=pool, gather=gather))
 
 
 def _run(step: Step, numbers: Iterator[int], device: torch.device) -> None:
-    with _no_waiting(device):
-        for _ in range(_QUEUED):
-            step(next(numbers))
+    for _ in range(_QUEUED):
+        step(next(numbers))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -181,22 +221,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (options.data / "dataset.json").is_file():
         print(f"error: no dataset at {options.data}; next: kshot ingest glyphs", file=sys.stderr)
         return 2
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    where = "the CPU"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        where = torch.cuda.get_device_name(device)
     table = Table("workload", *options.ways, title=f"episodes/s on {where}, torch {torch.__version__}")
+    failures = 0
     for name in options.only:
-        cells = [
-            _cell(name, way, data_folder=options.data, device=device, seconds=options.seconds) for way in options.ways
-        ]
+        cells = []
+        for way in options.ways:
+            try:
+                speed = measure(name, WAYS[way], data_folder=options.data, device=device, seconds=options.seconds)
+                cells.append(str(speed))
+            except Exception:  # one way that does not work leaves the others to be measured
+                print(f"{name}, {way}:\n{traceback.format_exc()}", file=sys.stderr)
+                cells.append("failed")
+                failures += 1
         table.add_row(name, *cells)
     Console(width=140).print(table)
-    return 0
-
-
-def _cell(name: str, way: str, **where: Any) -> str:
-    try:
-        return str(measure(name, way, **where))
-    except Exception as error:  # one way that does not work leaves the others to be measured
-        return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,26 +1,29 @@
 """On a GPU the host only queues a training step: it draws, learns and updates without looking at a number."""
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from kshot.adam import Adam
 from kshot.algorithms import ANILConfig, MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.datasets import PackedDataset
 from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader, Gather, ResidentItems, image_gather
+from kshot.episode_loader import EpisodeLoader, ResidentItems, image_gather
 from kshot.live_lines import silent_lines
 from kshot.sampling import ClassWeighted, SamplerConfig, Uniform, WithinGroup
 from kshot.task_pool import SampledPool
 from kshot.training import TrainingJob, TrainingSettings, training_step
 from tests.device_waits import WaitError, as_on_a_device
-from tests.tiny_dataset import tiny_dataset
+from tests.tiny_dataset import SIZE_PX, tiny_dataset
 from tests.training_fakes import NoCheckpoints
 
-SHAPE = EpisodeShape(n_way=3, k_shot=1, n_query=2)
 CPU = torch.device("cpu")
 LEARNERS = [ProtoNetConfig(), MAMLConfig(inner_steps=2), MAMLConfig(first_order=True), ANILConfig()]
 SAMPLERS = [Uniform(), ClassWeighted(), WithinGroup()]
@@ -28,63 +31,112 @@ SAMPLERS = [Uniform(), ClassWeighted(), WithinGroup()]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    """Training classes of 4 to 30 images: some are drawn by sorting keys, some as the start of a sequence."""
     tiny = tiny_dataset(n_classes=5, n_images=4)
+    rng = np.random.default_rng(0)
+    for class_name, more in zip(tiny.splits["meta_train"], (0, 26, 10, 0, 1), strict=True):
+        tiny.append(rng.integers(0, 256, (more, SIZE_PX, SIZE_PX, 1), dtype=np.uint8), class_name)
     tiny.rotations = (0, 90, 180, 270)
     return PackedDataset.open(tiny.write(tmp_path_factory.mktemp("device") / "tiny"))
 
 
-def job(dataset: PackedDataset, config: Any, sampler: SamplerConfig, gather: Gather) -> TrainingJob:
+def job(
+    dataset: PackedDataset,
+    config: Any,
+    *,
+    beside: bool,
+    sampler: SamplerConfig | None = None,
+    n_query: int = 2,
+    precision: Literal["float32", "bfloat16"] = "float32",
+) -> TrainingJob:
+    """`beside`: with images and draws on the device, else on the host."""
     torch.manual_seed(0)
+    shape = EpisodeShape(n_way=3, k_shot=1, n_query=n_query)
     backbone = Conv4Config(width=8).build(channels=1, image_size=dataset.item.image_size)
     table = dataset.class_table("meta_train")
-    pool = SampledPool.of_split(table, SHAPE, sampler, seed=1, split="meta_train")
+    pool = SampledPool.of_split(table, shape, sampler or Uniform(), seed=1, split="meta_train")
+    gather = ResidentItems(dataset, CPU) if beside else image_gather(dataset, CPU)
     loader = EpisodeLoader.of_training(pool, gather)
     return TrainingJob(
-        learner=config.build(backbone, n_features=backbone.n_features, train_way=SHAPE.n_way),
+        learner=config.build(backbone, n_features=backbone.n_features, train_way=shape.n_way),
         train=loader,
         val=loader,
         val_pool=pool.freeze(2),
-        settings=TrainingSettings(n_steps=2, episodes_per_step=2),
+        settings=TrainingSettings(n_steps=2, episodes_per_step=2, precision=precision),
         checkpoints=NoCheckpoints(),
         lines=silent_lines(),
     )
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
+def outcomes(training: TrainingJob, *, on_device: bool) -> Tensor:
+    """Losses and norms of two steps; `on_device` refuses every look at a value."""
+    optimizer = Adam(training.learner.parameters())
+    with as_on_a_device(on_host=[optimizer.state()["step"]]) if on_device else nullcontext():
+        return torch.stack([training_step(training, optimizer, step) for step in range(2)])
+
+
+@pytest.fixture(autouse=True)
+def labels_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of labels looks at them on the CPU only."""
+    monkeypatch.setattr("kshot.episode._check_labelled", lambda *_: None)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("config", LEARNERS, ids=["protonet", "maml", "first-order", "anil"])
-def test_a_step_is_queued_without_waiting_for_the_device(
-    dataset: PackedDataset, config: Any, sampler: SamplerConfig, monkeypatch: pytest.MonkeyPatch
+def test_a_step_is_queued_without_a_look_at_a_value(
+    dataset: PackedDataset, config: Any, precision: Literal["float32", "bfloat16"]
 ) -> None:
-    training = job(dataset, config, sampler, ResidentItems(dataset, CPU))
-    optimizer = Adam(training.learner.parameters())
-    monkeypatch.setattr("kshot.episode._check_labelled", lambda *_: None)  # looks at labels on the CPU only
-    with as_on_a_device(on_host=[optimizer.state()["step"]]):
-        outcomes = [training_step(training, optimizer, step) for step in range(2)]
-    beside = torch.stack(outcomes)
-    on_host = job(dataset, config, sampler, image_gather(dataset, CPU))
-    optimizer = Adam(on_host.learner.parameters())
-    assert torch.equal(beside, torch.stack([training_step(on_host, optimizer, step) for step in range(2)]))
+    beside = outcomes(job(dataset, config, beside=True, precision=precision), on_device=True)
+    assert torch.equal(beside, outcomes(job(dataset, config, beside=False, precision=precision), on_device=False))
 
 
-def test_drawing_on_the_host_would_wait(dataset: PackedDataset) -> None:
-    training = job(dataset, ProtoNetConfig(), Uniform(), image_gather(dataset, CPU))
-    optimizer = Adam(training.learner.parameters())
-    with as_on_a_device(on_host=[optimizer.state()["step"]]), pytest.raises(WaitError, match="array of the host"):
-        training_step(training, optimizer, 0)
+@pytest.mark.parametrize("n_query", [1, 3], ids=["items of a sequence", "items by keys"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
+def test_every_way_to_draw_looks_at_no_value(dataset: PackedDataset, sampler: SamplerConfig, n_query: int) -> None:
+    beside = job(dataset, ProtoNetConfig(), beside=True, sampler=sampler, n_query=n_query)
+    on_host = job(dataset, ProtoNetConfig(), beside=False, sampler=sampler, n_query=n_query)
+    assert torch.equal(outcomes(beside, on_device=True), outcomes(on_host, on_device=False))
 
 
-@pytest.mark.parametrize(
-    "wait",
-    [
-        lambda x: x.sum().item(),
-        lambda x: x[x > 0],
-        lambda x: x.nonzero(),
-        lambda x: bool(x.all()),
-        lambda x: x.numpy(),
-        lambda x: x + torch.from_numpy(np.ones(3)),
-    ],
-    ids=["item", "mask", "nonzero", "bool", "numpy", "copy"],
-)
-def test_what_waits_is_noticed(wait: Any) -> None:
+def test_episodes_drawn_on_the_host_would_wait(dataset: PackedDataset) -> None:
+    training = job(dataset, ProtoNetConfig(), beside=True)
+    drawn_on_host = EpisodeLoader(
+        pool=SampledPool.of_split(
+            dataset.class_table("meta_train"), training.val_pool.shape, Uniform(), seed=1, split="meta_train"
+        ),
+        gather=training.train.gather,
+    )
+    with pytest.raises(WaitError, match="numbers of the host"):
+        outcomes(replace(training, train=drawn_on_host), on_device=True)
+
+
+LOOKS: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool(x.all()),
+    "mask": lambda x: x[x > 0],
+    "masked write": lambda x: x.index_put_((x > 0,), torch.zeros(())),
+    "nonzero": lambda x: x.nonzero(),
+    "unique": lambda x: x.unique(),
+    "lengths": lambda x: x.repeat_interleave(x.long()),
+    "allclose": lambda x: torch.allclose(x, x),
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "to": lambda x: x.to("cpu"),
+    "numpy": lambda x: x.numpy(),
+    "array": lambda x: x + torch.from_numpy(np.ones(3)),
+    "scalar": lambda x: x + torch.tensor(2.0),
+    "new": lambda x: x.new_tensor([1.0]),
+    "list": lambda x: x[[0, 1]],
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_a_look_is_noticed(look: Callable[[Tensor], object]) -> None:
     with as_on_a_device(on_host=[]), pytest.raises(WaitError):
-        wait(torch.ones(3))
+        look(torch.ones(3))
+
+
+def test_what_needs_no_value_passes() -> None:
+    with as_on_a_device(on_host=[]):
+        x = torch.ones(3, 3)
+        assert x.index_select(1, torch.arange(2)).repeat_interleave(2).to(torch.float64)[torch.arange(2)].shape == (2,)

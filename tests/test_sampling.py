@@ -61,6 +61,7 @@ def test_an_episode_is_the_same_alone_in_a_batch_and_in_another_order(sampler: U
     assert (backwards.query[::-1] == batch.query).all()
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
 TABLES = {
     "few": ([8] * 12, [0] * 6 + [1] * 6),
     "many classes": ([8] * 400, [0, 1, 2, 3] * 100),
@@ -69,16 +70,19 @@ TABLES = {
 }
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
 @pytest.mark.parametrize("name", TABLES)
-def test_a_device_draws_the_episodes_that_the_host_draws(name: str, sampler: Uniform) -> None:
+def test_a_device_draws_the_episodes_that_the_host_draws(name: str, sampler: Uniform, device: str) -> None:
     classes, shape = table(*TABLES[name]), EpisodeShape(n_way=5, k_shot=2, n_query=3)
     key = stream_key(7, name)
     host = sample_episodes(classes, shape, sampler, key, np.arange(400))
-    device = sample_episodes(classes.on(torch.device("cpu")), shape, sampler, key, torch.arange(400))
-    assert np.array_equal(device.support.numpy(), host.support)
-    assert np.array_equal(device.query.numpy(), host.query)
-    assert np.array_equal(device.class_ids.numpy(), host.class_ids)
+    beside = classes.on(torch.device(device))
+    drawn = sample_episodes(beside, shape, sampler, key, beside.numbers(range(400)))
+    assert drawn.support.device.type == device
+    assert np.array_equal(drawn.support.cpu().numpy(), host.support)
+    assert np.array_equal(drawn.query.cpu().numpy(), host.query)
+    assert np.array_equal(drawn.class_ids.cpu().numpy(), host.class_ids)
 
 
 def test_a_sequence_without_a_look_is_long_enough_for_its_distinct_numbers() -> None:

@@ -20,15 +20,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
-from typing_extensions import TypeVar
 
 from kshot.episode import EpisodeShape
 from kshot.errors import EpisodeError
-from kshot.seeding import random_bits, random_words
+from kshot.seeding import Ints, random_bits, random_words
 from kshot.settings import STRICT
 
 Int = NDArray[np.int64]
-Ints = TypeVar("Ints", Int, Tensor, default=Int)
 _CLASSES, _ITEMS, _GROUPS = 0, 1, 2  # the three draws of an episode, as the first counter
 _MANY = 4  # times as many candidates as are drawn: a sequence of them has few repetitions
 _PLACE_BITS, _NUMBER_BITS = 22, 40  # of a place in a sequence and of the number there, packed into one
@@ -156,7 +154,8 @@ class ClassTable(Generic[Ints]):
         )
 
     def numbers(self, numbers: range) -> Ints:
-        """A range as an array beside those of the table."""
+        """Consecutive numbers as an array beside those of the table."""
+        assert numbers.step == 1, "found a range with gaps"
         return _numbers(numbers.start, numbers.stop, like=self.class_ids)
 
 

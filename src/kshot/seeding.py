@@ -6,14 +6,15 @@ splittable pseudorandom number generators", 2014), applied once per counter.
 """
 
 from hashlib import blake2b
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import TypeVar
 
 U64 = np.uint64
-Words = TypeVar("Words", NDArray[np.int64], Tensor)
+Ints = TypeVar("Ints", NDArray[np.int64], Tensor, default=NDArray[np.int64])
+"""Integers of the host, or of a device."""
 
 _GOLDEN, _FIRST, _SECOND = (word - (1 << 64) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -24,7 +25,7 @@ def stream_key(seed: int, *names: str | int) -> np.uint64:
     return U64(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little"))
 
 
-def random_words(key: int | Words, *counters: Words) -> Words:
+def random_words(key: int | Ints, *counters: Ints) -> Ints:
     """Uniform int64 over all 64 bits, of the broadcast shape of key and counters; equal ones give equal words.
 
     On the host or on a device, as its arguments are, and the same there.
@@ -52,7 +53,7 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int(stream_key(seed, *names))))
 
 
-def _mix(state: Words) -> Words:
+def _mix(state: Ints) -> Ints:
     """The masks take the copies of the sign from a shift of negative numbers."""
     state = (state ^ (state >> 30 & (1 << 34) - 1)) * _FIRST
     state = (state ^ (state >> 27 & (1 << 37) - 1)) * _SECOND

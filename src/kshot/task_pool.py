@@ -17,8 +17,8 @@ from torch import Tensor
 
 from kshot.episode import EpisodeShape
 from kshot.errors import DataError
-from kshot.sampling import ClassTable, EpisodeIndices, EpisodeKind, Ints, SamplerConfig, Uniform, sample_episodes
-from kshot.seeding import stream_key
+from kshot.sampling import ClassTable, EpisodeIndices, EpisodeKind, SamplerConfig, Uniform, sample_episodes
+from kshot.seeding import Ints, stream_key
 from kshot.settings import STRICT
 
 _FREEZE_AT_ONCE = 256  # episodes drawn together: bounds the size of the random keys in memory
@@ -109,7 +109,7 @@ class TaskPool(Protocol):
     def shape(self) -> EpisodeShape: ...
 
     def episodes(self, numbers: range) -> EpisodeIndices[Any]:
-        """The episodes numbered `numbers`."""
+        """The episodes numbered `numbers`, which are consecutive."""
         ...
 
 
@@ -151,20 +151,18 @@ class SampledPool(Generic[Ints]):
         return FrozenPool(indices=indices, shape=self.shape)
 
 
-class ReadAhead(Generic[Ints]):
+class ReadAhead:
     """A pool whose episodes are drawn a block at a time: many small requests then cost like a few large ones."""
 
-    def __init__(self, pool: SampledPool[Ints], n_block: int = 64) -> None:
-        self._pool: SampledPool[Ints] = pool
-        self._n_block = n_block
-        self._held = range(0)
-        self._block: EpisodeIndices[Ints] = pool.episodes(self._held)
+    def __init__(self, pool: TaskPool, n_block: int = 64) -> None:
+        self._pool, self._n_block = pool, n_block
+        self._held, self._block = range(0), pool.episodes(range(0))
 
     @property
     def shape(self) -> EpisodeShape:
         return self._pool.shape
 
-    def episodes(self, numbers: range) -> EpisodeIndices[Ints]:
+    def episodes(self, numbers: range) -> EpisodeIndices[Any]:
         if len(numbers) >= self._n_block:
             return self._pool.episodes(numbers)
         if not self._held.start <= numbers.start <= numbers.stop <= self._held.stop:

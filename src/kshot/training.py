@@ -169,7 +169,12 @@ def training_step(job: TrainingJob, optimizer: Adam, step: int) -> Tensor:
     """
     first = step * job.settings.episodes_per_step
     numbers = range(first, first + job.settings.episodes_per_step)
-    total = job.workers.sum(gradient_and_loss(job, job.workers.share(numbers)))
+    return update(job, optimizer, step, gradient_and_loss(job, job.workers.share(numbers)))
+
+
+def update(job: TrainingJob, optimizer: Adam, step: int, of_worker: Tensor) -> Tensor:
+    """The second half of `training_step`, from what `gradient_and_loss` gave each worker."""
+    total = job.workers.sum(of_worker)
     gradient, loss = total[:-1], total[-1]
     optimizer.step(gradient, job.settings.learning_rate(step))
     return torch.stack([loss, torch.linalg.vector_norm(gradient)])

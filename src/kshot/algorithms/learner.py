@@ -121,7 +121,7 @@ def check_max_way(algorithm: str, n_way: int, max_way: int) -> None:
 
 
 def one_hot(labels: Tensor, n_way: int, *, like: Tensor) -> Tensor:
-    """(B, S, N) of labels (B, S), in the type of `like`; torch's own reads the labels' range, and waits for it."""
+    """(B, S, N) of labels (B, S), in the type of `like`. On a CPU torch's own reads the labels' range first."""
     return (labels[:, :, None] == torch.arange(n_way, device=labels.device)).to(like.dtype)
 
 

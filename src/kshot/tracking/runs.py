@@ -50,7 +50,18 @@ ARTIFACT_ROOT = "MLFLOW_DEFAULT_ARTIFACT_ROOT"  # the name that MLflow's own ser
 _METRICS_PER_BATCH, _PARAMS_PER_BATCH = 1000, 100  # the most that MLflow takes in one request
 _DIGEST_LENGTH = 36
 _DESCRIPTION_LENGTH = 5000  # what the registry's column holds on a server database
-_SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "safetensors", "scipy", "torch")
+_SERVING_PACKAGES = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "scipy",
+    "torch",
+    "typing_extensions",
+)
 
 _IMAGES = (-1, -1, -1, -1)
 SIGNATURE = ModelSignature(
