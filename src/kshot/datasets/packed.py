@@ -18,9 +18,11 @@ from typing import Annotated, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
+from torch import Tensor
 
 from kshot.errors import DataError
 from kshot.sampling import ClassTable
@@ -254,17 +256,23 @@ class PackedDataset:
     def _base_classes(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self._group_of_class)}
 
+    def _map_shards(self) -> list[Pixels]:
+        return [np.load(self.folder / shard.file, mmap_mode="r") for shard in self.info.shards]
+
     @cached_property
-    def _shards(self) -> tuple[Pixels, ...]:
-        mapped = [np.load(self.folder / shard.file, mmap_mode="r") for shard in self.info.shards]
-        if self.size_bytes > RESIDENT_LIMIT_BYTES:
-            return tuple(mapped)
-        return (np.concatenate(mapped),)
+    def _mapped(self) -> list[Pixels]:
+        return self._map_shards()
+
+    @cached_property
+    def _resident(self) -> Tensor | None:
+        """Every stored item, where they fit: torch gathers them on several cores."""
+        return None if self.size_bytes > RESIDENT_LIMIT_BYTES else torch.from_numpy(np.concatenate(self._map_shards()))
 
     def _stored(self, stored: Int) -> Pixels:
-        shards = self._shards
-        if len(shards) == 1:
-            return np.asarray(shards[0][stored])
+        if self._resident is not None:
+            found: Pixels = self._resident.index_select(0, torch.from_numpy(stored)).numpy()
+            return found
+        shards = self._mapped
         ends = np.cumsum([len(shard) for shard in shards])
         shard_of_item = np.searchsorted(ends, stored, side="right")
         pixels = np.empty((len(stored), *self.item.shape), dtype=np.uint8)
