@@ -21,7 +21,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from bench.drivers.kshot_steps import Data, training_job
@@ -169,7 +168,7 @@ def measure(workload_name: str, way: Way, *, data_folder: Path, device: torch.de
     if device.type == "cuda":
         with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             _run(step, numbers, device)
-        on_device = (one for one in profiled.key_averages() if one.device_type == DeviceType.CUDA)
+        on_device = (one for one in profiled.key_averages() if one.device_type.name == "CUDA")
         busy = sum(one.self_device_time_total for one in on_device) / 1e6 / statistics.median(times)
     episodes = _QUEUED * job.settings.episodes_per_step
     return Speed(episodes_per_s=episodes / statistics.median(times), busy=busy)

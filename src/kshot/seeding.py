@@ -25,27 +25,32 @@ def stream_key(seed: int, *names: str | int) -> np.uint64:
     return U64(int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little"))
 
 
-def random_words(key: int | Ints, *counters: Ints) -> Ints:
+def random_words(key: int | Ints, counter: Ints, *more: Ints) -> Ints:
     """Uniform int64 over all 64 bits, of the broadcast shape of key and counters; equal ones give equal words.
 
     On the host or on a device, as its arguments are, and the same there.
     """
-    state = key
-    for counter in counters:
-        state = _mix(state + (counter + 1) * _GOLDEN)
-    return state  # type: ignore[return-value]  # there is a counter
+    state: Ints = _mix(key + (counter + 1) * _GOLDEN)
+    for one in more:
+        state = _mix(state + (one + 1) * _GOLDEN)
+    return state
 
 
-def random_bits(key: np.uint64, *counters: NDArray[np.integer] | int) -> NDArray[np.uint64]:
+def random_bits(
+    key: np.uint64, counter: NDArray[np.integer] | int, *more: NDArray[np.integer] | int
+) -> NDArray[np.uint64]:
     """The same as uint64, for the host."""
+    first, *others = (np.asarray(one, dtype=np.int64) for one in (counter, *more))
     with np.errstate(over="ignore"):
-        words = random_words(int(key.view(np.int64)), *(np.asarray(counter, dtype=np.int64) for counter in counters))
+        words = random_words(int(key.view(np.int64)), first, *others)
     return np.asarray(words).view(U64)
 
 
-def uniform(key: np.uint64, *counters: NDArray[np.integer] | int) -> NDArray[np.float64]:
+def uniform(
+    key: np.uint64, counter: NDArray[np.integer] | int, *more: NDArray[np.integer] | int
+) -> NDArray[np.float64]:
     """Uniform float64 in (0, 1), of the broadcast shape of key and counters."""
-    return ((random_bits(key, *counters) >> U64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return ((random_bits(key, counter, *more) >> U64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:

@@ -51,7 +51,9 @@ def test_a_way_that_fails_is_told_and_leaves_the_others(
     assert "no graph today" in printed.err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
-def test_without_a_gpu_it_says_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_it_says_what_is_needed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 2
     assert "found no GPU" in capsys.readouterr().err
