@@ -84,7 +84,7 @@ bench-peers: setup  ## An environment for each peer that installs today
 clean:  ## Remove the environment and every artifact; data, runs and the local remote stay
 	rm -rf $(VENV) artifacts dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
-$(GLYPHS): src/kshot/datasets/glyphs.py | setup
+$(GLYPHS): src/kshot/ingest/glyphs.py | setup
 	@$(BIN)/kshot ingest glyphs
 	@touch $@
 

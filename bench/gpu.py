@@ -27,10 +27,11 @@ from bench.drivers.kshot_steps import Data, training_job
 from bench.measure import Request
 from bench.workloads import WORKLOADS
 from kshot.adam import Adam
-from kshot.datasets import PackedDataset
+from kshot.data.gather import ResidentItems
+from kshot.data.packed import PackedDataset
 from kshot.distributed import Workers
 from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader, ResidentItems
+from kshot.episode_loader import EpisodeLoader
 from kshot.sampling import EpisodeIndices
 from kshot.task_pool import ReadAhead, SampledPool
 from kshot.training import TrainingJob, gradient_and_loss, training_step, update

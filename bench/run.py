@@ -63,7 +63,7 @@ def prepare_images(dataset_folder: Path) -> None:
     """The meta_train images as the peers read them: uint8 (classes, 20, 28, 28)."""
     import numpy as np
 
-    from kshot.datasets import PackedDataset
+    from kshot.data.packed import PackedDataset
 
     dataset = PackedDataset.open(dataset_folder)
     table = dataset.class_table("meta_train")

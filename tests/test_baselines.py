@@ -13,9 +13,9 @@ from kshot.algorithms.linear_probe import LinearProbe
 from kshot.backbones import Conv4Config
 from kshot.baselines import PIXELS, PRETRAINED, UNTRAINED, baselines, pretrain
 from kshot.checkpoint import ModelConfig
-from kshot.datasets.packed import PackedDataset
+from kshot.data.gather import image_gather
+from kshot.data.packed import PackedDataset
 from kshot.episode import EpisodeShape
-from kshot.episode_loader import image_gather
 from kshot.evaluation import score_episodes
 from kshot.live_lines import silent_lines
 from tests.tiny_dataset import tiny_dataset

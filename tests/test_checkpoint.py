@@ -8,7 +8,7 @@ import torch
 from kshot.algorithms import MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.checkpoint import CheckpointFolder, ModelConfig, build_learner, load_model, save_model
-from kshot.datasets.packed import ItemSpec
+from kshot.data.packed import ItemSpec
 from kshot.episode import EpisodeShape
 from kshot.errors import CheckpointError, ModelError
 from kshot.training import Progress, TrainingState, ValidationPoint

@@ -3,7 +3,7 @@ from torch import Tensor
 
 from kshot.algorithms.protonet import ProtoNet
 from kshot.cost import measure_cost
-from kshot.datasets.packed import ItemSpec
+from kshot.data.packed import ItemSpec
 from kshot.episode import EpisodeShape
 from tests.toy_episodes import LinearBackbone
 

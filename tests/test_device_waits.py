@@ -13,9 +13,10 @@ from torch import Tensor
 from kshot.adam import Adam
 from kshot.algorithms import ANILConfig, MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
-from kshot.datasets import PackedDataset
+from kshot.data.gather import ResidentItems, image_gather
+from kshot.data.packed import PackedDataset
 from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader, ResidentItems, image_gather
+from kshot.episode_loader import EpisodeLoader
 from kshot.live_lines import silent_lines
 from kshot.sampling import ClassWeighted, SamplerConfig, Uniform, WithinGroup
 from kshot.task_pool import SampledPool

@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kshot.datasets.packed import PackedDataset
+from kshot.data.gather import ResidentItems, image_gather
+from kshot.data.packed import PackedDataset
 from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader, ResidentItems, image_gather
+from kshot.episode_loader import EpisodeLoader
 from kshot.sampling import EpisodeIndices, Uniform
 from kshot.task_pool import ReadAhead, SampledPool
 from tests.tiny_dataset import tiny_dataset

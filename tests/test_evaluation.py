@@ -5,9 +5,10 @@ from torch import Tensor
 
 from kshot.algorithms.learner import Flatten
 from kshot.algorithms.protonet import ProtoNet
+from kshot.data.class_table import Int
 from kshot.episode import EpisodeShape
 from kshot.evaluation import embedded_once, score_episodes
-from kshot.sampling import EpisodeIndices, Int
+from kshot.sampling import EpisodeIndices
 from tests.toy_episodes import image_pools, point_gather
 
 

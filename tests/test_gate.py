@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file, save_file
 
 from kshot.config import Params, load_params
-from kshot.datasets.packed import INFO_FILE, MANIFEST_FILE
+from kshot.data.packed import INFO_FILE, MANIFEST_FILE
 from kshot.errors import ModelError, StageError
 from kshot.gate import Outcome, consider
 from kshot.promotion import PromotionSettings

@@ -5,9 +5,9 @@ import torch
 
 from kshot.algorithms.learner import Flatten
 from kshot.algorithms.protonet import ProtoNet
-from kshot.datasets.packed import PackedDataset
+from kshot.data.gather import image_gather
+from kshot.data.packed import PackedDataset
 from kshot.episode import EpisodeShape
-from kshot.episode_loader import image_gather
 from kshot.held_in import held_in_and_held_out, mixed
 from kshot.sampling import EpisodeIndices
 from kshot.seeding import stream_key

@@ -4,9 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kshot.data.class_table import ClassTable
 from kshot.episode import EpisodeShape
 from kshot.errors import EpisodeError
-from kshot.sampling import ClassTable, ClassWeighted, Uniform, WithinGroup, _surely_enough, sample_episodes
+from kshot.sampling import ClassWeighted, Uniform, WithinGroup, _surely_enough, sample_episodes
 from kshot.seeding import stream_key
 
 KEY = stream_key(1, "test")

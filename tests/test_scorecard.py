@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kshot.datasets.packed import PackedDataset
+from kshot.data.packed import PackedDataset
 from kshot.errors import StageError
 from kshot.scorecard import episodes_id, read_scorecard
 from tests.tiny_dataset import TinyDataset, noise, tiny_dataset

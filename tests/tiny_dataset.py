@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from kshot.datasets.packed import MANIFEST_SCHEMA, SPLITS, DatasetInfo, ItemSpec, Quarantined, Shard, Splits, info_json
+from kshot.data.packed import MANIFEST_SCHEMA, SPLITS, DatasetInfo, ItemSpec, Quarantined, Shard, Splits, info_json
 
 SIZE_PX = 16
 

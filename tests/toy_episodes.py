@@ -4,9 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kshot.data.class_table import ClassTable, Int
+from kshot.data.gather import Gather, images_from_items
 from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader, Gather, images_from_items
-from kshot.sampling import ClassTable, Int, Uniform
+from kshot.episode_loader import EpisodeLoader
+from kshot.sampling import Uniform
 from kshot.task_pool import FrozenPool, SampledPool
 
 NOISE = 1.5

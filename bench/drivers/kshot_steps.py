@@ -19,14 +19,15 @@ from kshot.algorithms import AlgorithmConfig, ANILConfig, Learner, MAMLConfig, P
 from kshot.backbones import Conv4Config
 from kshot.backbones.backbone import calibrate
 from kshot.checkpoint import ModelConfig, build_learner
-from kshot.datasets import PackedDataset
-from kshot.datasets.packed import ItemSpec
+from kshot.data.class_table import ClassTable
+from kshot.data.gather import Gather, image_gather
+from kshot.data.packed import ItemSpec, PackedDataset
 from kshot.distributed import Workers, joined_workers
 from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader, Gather, image_gather
+from kshot.episode_loader import EpisodeLoader
 from kshot.evaluation import score_episodes
 from kshot.live_lines import silent_lines
-from kshot.sampling import ClassTable, Uniform
+from kshot.sampling import Uniform
 from kshot.task_pool import SampledPool
 from kshot.training import TrainingJob, TrainingSettings, TrainingState, training_step
 

@@ -15,10 +15,10 @@ from kshot.algorithms.linear_probe import LinearProbe
 from kshot.algorithms.protonet import ProtoNet
 from kshot.backbones.backbone import Backbone, calibrate
 from kshot.checkpoint import ModelConfig, build_backbone
-from kshot.datasets.packed import PackedDataset
-from kshot.episode_loader import Gather
+from kshot.data.class_table import Int
+from kshot.data.gather import Gather
+from kshot.data.packed import PackedDataset
 from kshot.live_lines import LiveLines
-from kshot.sampling import Int
 from kshot.seeding import generator
 
 PIXELS, UNTRAINED, PRETRAINED = "pixel nearest centroid", "untrained backbone, prototypes", "pretrained, linear head"

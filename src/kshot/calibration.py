@@ -14,10 +14,11 @@ from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
 from kshot.algorithms.learner import Learner
-from kshot.episode_loader import Gather
+from kshot.data.class_table import Int
+from kshot.data.gather import Gather
 from kshot.evaluation import episode_logits
 from kshot.live_lines import silent_lines
-from kshot.sampling import EpisodeIndices, Int
+from kshot.sampling import EpisodeIndices
 
 Float = NDArray[np.float64]
 

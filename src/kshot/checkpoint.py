@@ -25,7 +25,7 @@ from torch import Tensor
 from kshot.algorithms import AlgorithmConfig, Learner
 from kshot.backbones import BackboneConfig
 from kshot.backbones.backbone import Backbone
-from kshot.datasets.packed import ItemSpec
+from kshot.data.packed import ItemSpec
 from kshot.episode import EpisodeShape
 from kshot.errors import CheckpointError, ModelError
 from kshot.settings import STRICT

@@ -23,7 +23,8 @@ from kshot.errors import ConfigError, KshotError, StageError
 from kshot.lifeline import die_with_pipeline
 
 if TYPE_CHECKING:
-    from kshot.datasets import ItemSpec, SplitRequest
+    from kshot.data.packed import ItemSpec
+    from kshot.ingest import SplitRequest
 
 _PARAMS = Path("params.yaml")
 _REFUSED_SHOWN = 10
@@ -62,8 +63,9 @@ def ingest(
     licence: Annotated[str, typer.Option(help="Noted in dataset.json and on the model card.")] = "",
 ) -> None:
     """Pack images into data/NAME, or append the new ones; damaged files are listed and left out."""
-    from kshot.datasets import BUILT_IN, SPLITS, ingest_built_in
-    from kshot.datasets import ingest as ingest_images
+    from kshot.data.packed import SPLITS
+    from kshot.ingest import BUILT_IN, ingest_built_in
+    from kshot.ingest import ingest as ingest_images
 
     data = Path("data")
     _fetch_other_datasets(data)
@@ -330,8 +332,8 @@ def _item_spec(
     folder: Path, image_size: int | None, mode: Literal["grey", "colour"] | None, invert: bool
 ) -> "ItemSpec | None":
     """What was asked for, over what the dataset has or a new one gets; None when nothing was asked for."""
-    from kshot.datasets import ItemSpec, PackedDataset
-    from kshot.datasets.ingest import DEFAULT_ITEM
+    from kshot.data.packed import ItemSpec, PackedDataset
+    from kshot.ingest.pack import DEFAULT_ITEM
 
     if image_size is None and mode is None and not invert:
         return None
@@ -348,7 +350,8 @@ def _item_spec(
 
 
 def _split_request(path: Path | None, split_by: Literal["class", "group"], seed: int) -> "SplitRequest":
-    from kshot.datasets import SeededSplits, SplitRequest, read_splits
+    from kshot.ingest import SplitRequest
+    from kshot.ingest.splits import SeededSplits, read_splits
 
     return SplitRequest(given=read_splits(path) if path else {}, seeded=SeededSplits(by=split_by, seed=seed))
 

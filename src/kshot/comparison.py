@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from kshot.datasets.packed import INFO_FILE, MANIFEST_FILE, read_info
+from kshot.data.packed import INFO_FILE, MANIFEST_FILE, read_info
 from kshot.intervals import Interval
 from kshot.promotion import paired_difference, verdict_of
 from kshot.scorecard import CLASSES, EPISODES, METRICS, Scorecard, class_accuracies, read_scorecard

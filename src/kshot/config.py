@@ -13,13 +13,13 @@ from pydantic.dataclasses import dataclass as settings
 
 from kshot.algorithms import AlgorithmConfig
 from kshot.backbones import BackboneConfig
-from kshot.datasets.fact_settings import FactSettings
 from kshot.errors import ConfigError
 from kshot.evaluation import EvaluationSettings
 from kshot.promotion_settings import PromotionSettings
 from kshot.settings import STRICT
 from kshot.task_pool import TaskPoolSettings
 from kshot.training import TrainingSettings
+from kshot.validation.settings import FactSettings
 
 DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 

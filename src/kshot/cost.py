@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
-from kshot.datasets.packed import ItemSpec
+from kshot.data.packed import ItemSpec
 from kshot.episode import EpisodeShape, Support
 
 _REPEATS, _WARM_UP = 15, 3

@@ -16,9 +16,11 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
 from kshot.algorithms.learner import Learner, MetricLearner
-from kshot.episode_loader import Gather, load_episodes
+from kshot.data.class_table import Int
+from kshot.data.gather import Gather
+from kshot.episode_loader import load_episodes
 from kshot.live_lines import LiveLines, silent_lines
-from kshot.sampling import EpisodeIndices, Int
+from kshot.sampling import EpisodeIndices
 from kshot.settings import STRICT
 
 Float = NDArray[np.float64]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
-from kshot.datasets.packed import PackedDataset
+from kshot.data.packed import PackedDataset
 from kshot.evaluation_tables import Evaluation, SettingScores, confusion_table
 from kshot.figures import accuracy_bars, adaptation_curve, class_distribution, reliability, shot_curves, training_curves
 from kshot.report import figure_uri, image_uri, markup, render

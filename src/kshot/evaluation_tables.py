@@ -8,7 +8,7 @@ import pandas as pd
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.calibration import Bins, calibration_bins
-from kshot.datasets.packed import PackedDataset
+from kshot.data.packed import PackedDataset
 from kshot.evaluation import EpisodeScores
 from kshot.per_class import class_accuracy, confusions
 from kshot.sampling import EpisodeIndices, EpisodeKind

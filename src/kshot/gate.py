@@ -9,7 +9,7 @@ from typing import Literal
 
 from kshot.checkpoint import load_model
 from kshot.config import Params
-from kshot.datasets.packed import PackedDataset
+from kshot.data.packed import PackedDataset
 from kshot.errors import ModelError
 from kshot.promotion import PromotionDecision, decide
 from kshot.promotion_settings import PromotionSettings

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from kshot.algorithms.learner import Learner
-from kshot.datasets.packed import PackedDataset
+from kshot.data.gather import Gather
+from kshot.data.packed import PackedDataset
 from kshot.episode import EpisodeShape
-from kshot.episode_loader import Gather
 from kshot.evaluation import score_episodes
 from kshot.intervals import Interval, mean_interval
 from kshot.sampling import EpisodeIndices, Uniform

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kshot.data.class_table import Int
 from kshot.evaluation import EpisodeScores
-from kshot.sampling import Int
 from kshot.seeding import generator
 
 Float = NDArray[np.float64]

@@ -16,17 +16,16 @@ from typing import Annotated, Any, Generic, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
+from kshot.data.class_table import ClassTable, Int, _numbers
 from kshot.episode import EpisodeShape
 from kshot.errors import EpisodeError
 from kshot.seeding import Ints, random_bits, random_words
 from kshot.settings import STRICT
 
-Int = NDArray[np.int64]
 _CLASSES, _ITEMS, _GROUPS = 0, 1, 2  # the three draws of an episode, as the first counter
 _MANY = 4  # times as many candidates as are drawn: a sequence of them has few repetitions
 _PLACE_BITS, _NUMBER_BITS = 22, 40  # of a place in a sequence and of the number there, packed into one
@@ -101,62 +100,6 @@ class EpisodeIndices(Generic[Ints]):
         return EpisodeIndices(
             support=self.support[episodes], query=self.query[episodes], class_ids=self.class_ids[episodes]
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassTable(Generic[Ints]):
-    """The classes that episodes may draw from, and the items of each.
-
-    class_ids (C,) numbers of the classes in the dataset, items (C, M) item indices padded with -1, counts (C,)
-    items a class, groups (C,) position of each class's group in group_sizes, group_sizes (G,) classes a group.
-    """
-
-    class_ids: Ints
-    items: Ints
-    counts: Ints
-    groups: Ints
-    group_sizes: Ints
-    smallest_class: int
-    largest_group: int
-
-    @classmethod
-    def from_labels(cls, labels: Int, class_ids: Int, class_groups: Int) -> "ClassTable[Int]":
-        """From the class of every item (items,), the classes to use (C,) and the group of every class."""
-        class_ids = np.asarray(class_ids, dtype=np.int64)
-        order = np.argsort(labels, kind="stable")
-        starts = np.searchsorted(labels[order], class_ids, side="left")
-        counts = np.searchsorted(labels[order], class_ids, side="right") - starts
-        columns = np.arange(max(counts.max(initial=0), 1))
-        present = columns < counts[:, None]
-        positions = np.where(present, starts[:, None] + columns, 0)
-        items = np.where(present, order[positions] if len(order) else 0, -1)
-        _, groups, group_sizes = np.unique(np.asarray(class_groups)[class_ids], return_inverse=True, return_counts=True)
-        return ClassTable(
-            class_ids=class_ids,
-            items=items.astype(np.int64),
-            counts=counts.astype(np.int64),
-            groups=groups.astype(np.int64),
-            group_sizes=group_sizes.astype(np.int64),
-            smallest_class=int(counts.min(initial=len(order))),
-            largest_group=int(group_sizes.max(initial=0)),
-        )
-
-    def on(self, device: torch.device) -> "ClassTable[Tensor]":
-        """The same table as tensors on `device`, where its episodes are drawn."""
-        return ClassTable(
-            class_ids=torch.as_tensor(self.class_ids, device=device),
-            items=torch.as_tensor(self.items, device=device),
-            counts=torch.as_tensor(self.counts, device=device),
-            groups=torch.as_tensor(self.groups, device=device),
-            group_sizes=torch.as_tensor(self.group_sizes, device=device),
-            smallest_class=self.smallest_class,
-            largest_group=self.largest_group,
-        )
-
-    def numbers(self, numbers: range) -> Ints:
-        """Consecutive numbers as an array beside those of the table."""
-        assert numbers.step == 1, "found a range with gaps"
-        return _numbers(numbers.start, numbers.stop, like=self.class_ids)
 
 
 def sample_episodes(
@@ -299,7 +242,3 @@ def _library(array: Ints) -> Any:
 
 def _sorted(numbers: Ints) -> Ints:
     return numbers.sort(-1).values if isinstance(numbers, Tensor) else np.sort(numbers)
-
-
-def _numbers(start: int, stop: int, *, like: Ints) -> Ints:
-    return torch.arange(start, stop, device=like.device) if isinstance(like, Tensor) else np.arange(start, stop)

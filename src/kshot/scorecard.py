@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
-from kshot.datasets.packed import PackedDataset
+from kshot.data.packed import PackedDataset
 from kshot.errors import StageError
 
 METRICS, EPISODES, CLASSES = "metrics.json", "episodes.parquet", "per_class.parquet"

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
 from torch import Tensor
 
+from kshot.data.class_table import ClassTable
 from kshot.episode import EpisodeShape
 from kshot.errors import DataError
-from kshot.sampling import ClassTable, EpisodeIndices, EpisodeKind, SamplerConfig, Uniform, sample_episodes
+from kshot.sampling import EpisodeIndices, EpisodeKind, SamplerConfig, Uniform, sample_episodes
 from kshot.seeding import Ints, stream_key
 from kshot.settings import STRICT
 

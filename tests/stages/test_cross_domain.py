@@ -9,8 +9,8 @@ import torch
 
 from kshot.checkpoint import load_model
 from kshot.config import Params, load_params, params_from
-from kshot.datasets.packed import PackedDataset
-from kshot.episode_loader import image_gather
+from kshot.data.gather import image_gather
+from kshot.data.packed import PackedDataset
 from kshot.errors import ConfigError, DataError, EpisodeError
 from kshot.evaluation import score_episodes
 from kshot.sampling import Uniform

@@ -12,8 +12,8 @@ import torch
 
 from kshot.checkpoint import load_model
 from kshot.config import load_params
-from kshot.datasets.packed import PackedDataset
-from kshot.episode_loader import image_gather
+from kshot.data.gather import image_gather
+from kshot.data.packed import PackedDataset
 from kshot.errors import DataError, ModelError
 from kshot.evaluation import score_episodes
 from kshot.stages import evaluate, meta_train, task_pool

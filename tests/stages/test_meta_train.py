@@ -227,7 +227,7 @@ def test_training_needs_neither_pandas_nor_scipy_nor_matplotlib(tmp_path: Path) 
 import sys
 from pathlib import Path
 import kshot.stages.meta_train
-from kshot.datasets import PackedDataset
+from kshot.data.packed import PackedDataset
 PackedDataset.open(Path("tiny")).class_table("meta_train")
 print({"pandas", "scipy", "matplotlib", "mlflow"} & set(sys.modules))
 """

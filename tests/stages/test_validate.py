@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from kshot.config import Params, params_from
-from kshot.datasets.facts import collect_facts
-from kshot.datasets.packed import PackedDataset, Quarantined
+from kshot.data.packed import PackedDataset, Quarantined
 from kshot.errors import DataError, ValidationError
 from kshot.stages import validate
 from kshot.stages.validate import CheckResult
+from kshot.validation.facts import collect_facts
 from tests.tiny_dataset import TinyDataset, noise, tiny_dataset
 
 PRESET = Path(__file__).parents[2] / "presets" / "demo.yaml"

@@ -15,10 +15,10 @@ from PIL import Image
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
 from kshot.checkpoint import SavedModel, load_model
-from kshot.datasets.images import to_item
-from kshot.datasets.packed import ItemSpec, Pixels
+from kshot.data.gather import images_from_items
+from kshot.data.items.image import to_item
+from kshot.data.packed import ItemSpec, Pixels
 from kshot.episode import Support
-from kshot.episode_loader import images_from_items
 from kshot.errors import EpisodeError, ModelError
 
 _CLASSIFY_AT_ONCE = 256  # query items in one forward pass

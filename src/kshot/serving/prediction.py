@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kshot.datasets.images import read_item
-from kshot.datasets.packed import ItemSpec, Pixels
+from kshot.data.items.image import read_item
+from kshot.data.packed import ItemSpec, Pixels
 from kshot.errors import DataError
 from kshot.serving.classifier import FewShotClassifier
 

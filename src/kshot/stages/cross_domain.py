@@ -9,9 +9,9 @@ from kshot.algorithms.protonet import ProtoNet
 from kshot.baselines import PIXELS
 from kshot.checkpoint import load_model
 from kshot.config import Params
-from kshot.datasets.packed import ItemSpec, PackedDataset
+from kshot.data.gather import image_gather
+from kshot.data.packed import ItemSpec, PackedDataset
 from kshot.distributed import choose_device
-from kshot.episode_loader import image_gather
 from kshot.errors import DataError, EpisodeError
 from kshot.evaluation import embedded_once, score_episodes
 from kshot.intervals import mean_interval

@@ -15,9 +15,9 @@ from kshot.baselines import baselines
 from kshot.calibration import fit_temperature
 from kshot.checkpoint import SavedModel, load_model, load_other_seeds
 from kshot.config import Params
-from kshot.datasets.packed import PackedDataset
+from kshot.data.gather import Gather, image_gather
+from kshot.data.packed import PackedDataset
 from kshot.distributed import choose_device
-from kshot.episode_loader import Gather, image_gather
 from kshot.evaluation import embedded_once, score_episodes
 from kshot.evaluation_report import write_report
 from kshot.evaluation_tables import Evaluation, SettingScores, class_table, confusion_table, episode_table

@@ -21,9 +21,10 @@ from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
 from kshot.backbones.native import native_compiler, native_sources
 from kshot.checkpoint import SPEED_FILE, CheckpointFolder, ModelConfig, build_learner, save_model
 from kshot.config import MetaTrainSettings, Params, load_params
-from kshot.datasets.packed import PackedDataset
+from kshot.data.gather import image_gather
+from kshot.data.packed import PackedDataset
 from kshot.distributed import choose_device, joined_workers, torchrun_command
-from kshot.episode_loader import EpisodeLoader, image_gather
+from kshot.episode_loader import EpisodeLoader
 from kshot.errors import EpisodeError, KshotError, TrainingError
 from kshot.lifeline import die_with_parent
 from kshot.live_lines import LiveLines, silent_lines

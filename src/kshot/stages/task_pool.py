@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from kshot.config import Params
-from kshot.datasets.packed import PackedDataset
+from kshot.data.packed import PackedDataset
 from kshot.episode import EpisodeShape
 from kshot.errors import DataError
 from kshot.sampling import EpisodeKind, SamplerConfig

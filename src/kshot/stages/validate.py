@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kshot.config import Params
-from kshot.dataset_report import CheckResult, count, page, summary
-from kshot.datasets.fact_settings import FactSettings
-from kshot.datasets.facts import Facts, collect_facts
-from kshot.datasets.packed import MANIFEST_SCHEMA, SPLITS, PackedDataset
+from kshot.data.packed import MANIFEST_SCHEMA, SPLITS, PackedDataset
 from kshot.errors import ValidationError
+from kshot.validation.facts import Facts, collect_facts
+from kshot.validation.report import CheckResult, count, page, summary
+from kshot.validation.settings import FactSettings
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as settings
 
-from kshot.datasets.packed import SPLITS, Splits
+from kshot.data.packed import SPLITS, Splits
 from kshot.errors import DataError
 from kshot.seeding import generator
 from kshot.settings import STRICT

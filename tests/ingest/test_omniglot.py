@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kshot.datasets import BUILT_IN, PackedDataset, ingest_built_in, omniglot
-from kshot.datasets.packed import SPLITS
+from kshot.data.packed import SPLITS, PackedDataset
 from kshot.errors import DataError
-from tests.datasets.toys import encoded
+from kshot.ingest import BUILT_IN, ingest_built_in, omniglot
+from tests.ingest.toys import encoded
 
 ARCHIVES = ("images_background.zip", "images_evaluation.zip")
 

@@ -24,11 +24,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
+from kshot.data.class_table import ClassTable, Int
 from kshot.errors import DataError
-from kshot.sampling import ClassTable
 from kshot.settings import STRICT
 
-Int = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 Rotations = tuple[Literal[0, 90, 180, 270], ...]  # degrees, counter-clockwise
 
@@ -339,9 +338,9 @@ def _check_shard_size(path: Path, shard: Shard, item: ItemSpec) -> None:
 
 
 def _missing(folder: Path) -> str:
-    from kshot.datasets import BUILT_IN  # the table imports this module
-
     parent = folder.parent
     found = sorted(path.parent.name for path in parent.glob(f"*/{INFO_FILE}")) if parent.is_dir() else []
-    source = folder.name if folder.name in BUILT_IN else f"PATH --name {folder.name}"
-    return f"no dataset at {folder}; found: {', '.join(found) or 'none'}; next: kshot ingest {source}"
+    return (
+        f"no dataset at {folder}; found: {', '.join(found) or 'none'}; next: kshot ingest PATH --name {folder.name}, "
+        "or kshot ingest glyphs for the built-in one"
+    )

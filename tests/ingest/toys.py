@@ -5,8 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from kshot.datasets.packed import ItemSpec
-from kshot.datasets.writer import Record
+from kshot.data.packed import ItemSpec
+from kshot.ingest.writer import Record
 
 GREY8 = ItemSpec(image_size=8, channels=1)
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kshot.datasets import BUILT_IN, glyphs
-from kshot.datasets.glyphs import SCRIPTS, Faces
-from kshot.datasets.packed import SPLITS
-from kshot.datasets.writer import Record
+from kshot.data.packed import SPLITS
+from kshot.ingest import BUILT_IN, glyphs
+from kshot.ingest.glyphs import SCRIPTS, Faces
+from kshot.ingest.writer import Record
 
 PIXELS_SHA256 = "0072936ac8b953edac95bdab0e8cf2ac73a96d4410afe46fc4674befb22a4a15"
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.datasets.toys import photo
+from tests.ingest.toys import photo
 
 
 @pytest.fixture

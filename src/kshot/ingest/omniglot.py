@@ -21,10 +21,10 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-from kshot.datasets.images import to_item
-from kshot.datasets.packed import ItemSpec, Splits
-from kshot.datasets.writer import Record
+from kshot.data.items.image import to_item
+from kshot.data.packed import ItemSpec, Splits
 from kshot.errors import DataError
+from kshot.ingest.writer import Record
 
 ITEM = ItemSpec(image_size=28, channels=1, invert=True)
 N_IMAGES = 32_460
@@ -45,7 +45,7 @@ _CONTENT_SHA256 = {
 def splits() -> Splits:
     """The split of every character, from lines such as "meta_train Angelic 1-20"."""
     names: dict[str, list[str]] = {}
-    for line in files("kshot.datasets").joinpath("omniglot-splits.txt").read_text(encoding="utf-8").splitlines():
+    for line in files("kshot.ingest").joinpath("omniglot-splits.txt").read_text(encoding="utf-8").splitlines():
         split, alphabet, characters = line.split()
         first, last = map(int, characters.split("-"))
         names.setdefault(split, []).extend(f"{alphabet}/character{n:02d}" for n in range(first, last + 1))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kshot.datasets.images import open_checked, read_item, to_item
-from kshot.datasets.packed import ItemSpec
+from kshot.data.items.image import open_checked, read_item, to_item
+from kshot.data.packed import ItemSpec
 from kshot.errors import DataError
-from tests.datasets.toys import encoded, photo
+from tests.ingest.toys import encoded, photo
 
 COLOUR = ItemSpec(image_size=16, channels=3)
 GREY = ItemSpec(image_size=16, channels=1)
@@ -164,7 +164,7 @@ def test_a_huge_text_chunk_is_refused() -> None:
 
 
 def test_a_file_over_the_byte_limit_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("kshot.datasets.images.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("kshot.data.items.image.MAX_FILE_BYTES", 100)
     (tmp_path / "big.png").write_bytes(encoded(photo(1)))
     with pytest.raises(DataError, match="the file has 101 bytes; at most 100"):
         read_item(tmp_path / "big.png", COLOUR)

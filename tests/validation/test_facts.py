@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kshot.datasets import near_duplicates
-from kshot.datasets.facts import Facts, FactSettings, collect_facts, read_items
-from kshot.datasets.near_duplicates import difference_hash, near_pairs, thumbnails
-from kshot.datasets.packed import PackedDataset
+from kshot.data.packed import PackedDataset
 from kshot.episode import EpisodeShape
 from kshot.sampling import EpisodeKind, SamplerConfig, Uniform, WithinGroup
+from kshot.validation import near_duplicates
+from kshot.validation.facts import Facts, FactSettings, collect_facts, read_items
+from kshot.validation.near_duplicates import difference_hash, near_pairs, thumbnails
 from tests.tiny_dataset import SIZE_PX, TinyDataset, noise, tiny_dataset
 
 UNIFORM = Uniform()

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kshot.datasets import packed, writer
-from kshot.datasets.packed import ItemSpec, PackedDataset, Quarantined, Rotations, Splits
-from kshot.datasets.writer import PackedWriter, Record
+from kshot.data import packed
+from kshot.data.packed import ItemSpec, PackedDataset, Quarantined, Rotations, Splits
 from kshot.errors import DataError
-from tests.datasets.toys import GREY8, record
+from kshot.ingest import writer
+from kshot.ingest.writer import PackedWriter, Record
+from tests.ingest.toys import GREY8, record
 
 FOUR_ITEMS = 4 * GREY8.size_bytes
 
@@ -250,7 +251,7 @@ def test_a_missing_dataset_says_what_is_there_and_what_to_do(tmp_path: Path) -> 
     write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
     with pytest.raises(DataError, match="found: toy; next: kshot ingest PATH --name defects"):
         PackedDataset.open(tmp_path / "defects")
-    with pytest.raises(DataError, match="next: kshot ingest glyphs"):
+    with pytest.raises(DataError, match="or kshot ingest glyphs"):
         PackedDataset.open(tmp_path / "glyphs")
 
 

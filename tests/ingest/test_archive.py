@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kshot.datasets import archive
-from kshot.datasets.archive import extract
 from kshot.errors import DataError
+from kshot.ingest import archive
+from kshot.ingest.archive import extract
 
 Members = dict[str, bytes]
 GOOD: Members = {"a/1.png": b"one", "a/2.png": b"two" * 50_000, "b/ü.png": b""}

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kshot.datasets.packed import SPLITS, Splits
-from kshot.datasets.splits import SeededSplits, assign_splits, read_splits
+from kshot.data.packed import SPLITS, Splits
 from kshot.errors import DataError
+from kshot.ingest.splits import SeededSplits, assign_splits, read_splits
 
 
 def classes(count: int, groups: int = 1) -> dict[str, str]:

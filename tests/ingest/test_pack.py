@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kshot.datasets import PackedDataset, SeededSplits, SplitRequest, ingest, ingest_built_in
-from kshot.datasets.images import to_item
-from kshot.datasets.ingest import BuiltIn
-from kshot.datasets.packed import ItemSpec, Splits
+from kshot.data.items.image import to_item
+from kshot.data.packed import ItemSpec, PackedDataset, Splits
 from kshot.errors import DataError
-from tests.datasets.toys import GREY8, encoded, photo, record
+from kshot.ingest import SplitRequest, ingest, ingest_built_in
+from kshot.ingest.pack import BuiltIn
+from kshot.ingest.splits import SeededSplits
+from tests.ingest.toys import GREY8, encoded, photo, record
 
 SMALL = ItemSpec(image_size=12, channels=3)
 Folders = Callable[..., Path]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kshot.datasets.packed import MANIFEST_SCHEMA, DatasetInfo, ItemSpec, Shard, Splits, info_json, npy_header
+from kshot.data.packed import MANIFEST_SCHEMA, DatasetInfo, ItemSpec, Shard, Splits, info_json, npy_header
 
 ITEM = ItemSpec(image_size=512, channels=3)
 N_SHARDS, PER_SHARD, PER_CLASS = 16, 340, 10
@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kshot.datasets import PackedDataset
+from kshot.data.packed import PackedDataset
 from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader, image_gather
+from kshot.data.gather import image_gather
+from kshot.episode_loader import EpisodeLoader
 from kshot.sampling import Uniform
 from kshot.task_pool import SampledPool
 

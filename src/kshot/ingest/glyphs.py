@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from kshot.datasets.packed import ItemSpec, Pixels, Splits
-from kshot.datasets.writer import Record
+from kshot.data.packed import ItemSpec, Pixels, Splits
+from kshot.ingest.writer import Record
 from kshot.seeding import random_bits, stream_key
 
 Int32 = NDArray[np.int32]
@@ -56,7 +56,7 @@ class Script:
 
 
 # Of the letters that DejaVu Sans holds upright and bold; left out, for every pair that looks alike when
-# centred and scaled (Latin A and Cyrillic A, o and O), is one of the two. tests/datasets/test_glyphs.py holds it.
+# centred and scaled (Latin A and Cyrillic A, o and O), is one of the two. tests/ingest/test_glyphs.py holds it.
 SCRIPTS = (
     Script(
         name="Latin",

@@ -7,10 +7,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kshot.datasets.facts import Facts, read_items
-from kshot.datasets.packed import SPLITS, Int, PackedDataset
+from kshot.data.class_table import Int
+from kshot.data.packed import SPLITS, PackedDataset
 from kshot.report import figure_uri, image_uri, render
 from kshot.seeding import random_bits, stream_key
+from kshot.validation.facts import Facts, read_items
 
 _NAMED, _PAIRS_IN_FACTS, _PAIRS_IN_PAGE = 20, 100, 12
 _SAMPLE_CLASSES, _SAMPLE_ITEMS, _SAMPLE_SIZE_PX = 6, 6, 64

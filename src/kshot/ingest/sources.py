@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from kshot.datasets.archive import extract, is_archive
-from kshot.datasets.packed import Quarantined
-from kshot.datasets.splits import add_given
+from kshot.data.packed import Quarantined
 from kshot.errors import DataError
+from kshot.ingest.archive import extract, is_archive
+from kshot.ingest.splits import add_given
 
 _IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _LAYOUTS = "needed class/file or group/class/file"

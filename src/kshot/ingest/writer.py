@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kshot.datasets.packed import (
+from kshot.data.packed import (
     INFO_FILE,
     MANIFEST_FILE,
     MANIFEST_SCHEMA,

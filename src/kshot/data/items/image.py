@@ -17,7 +17,7 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from kshot.datasets.packed import ItemSpec, Pixels
+from kshot.data.packed import ItemSpec, Pixels
 from kshot.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kshot.datasets.sources import Source, check_class_names, open_source
 from kshot.errors import DataError
+from kshot.ingest.sources import Source, check_class_names, open_source
 
 
 def lay(folder: Path, *names: str, content: bytes = b"x") -> Path:

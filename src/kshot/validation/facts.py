@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kshot.datasets.fact_settings import FactSettings
-from kshot.datasets.near_duplicates import Hashes, difference_hash, near_pairs, thumbnails
-from kshot.datasets.packed import SPLITS, Int, PackedDataset, Pixels, Shard
+from kshot.data.class_table import Int
+from kshot.data.packed import SPLITS, PackedDataset, Pixels, Shard
 from kshot.sampling import EpisodeKind, WithinGroup
 from kshot.seeding import random_bits, stream_key
+from kshot.validation.near_duplicates import Hashes, difference_hash, near_pairs, thumbnails
+from kshot.validation.settings import FactSettings
 
 _CHUNK_BYTES = 2**22  # pixels measured together
 _NORMAL_95 = 1.96

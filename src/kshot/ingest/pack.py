@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kshot.datasets.images import DecodedItem, read_item
-from kshot.datasets.packed import INFO_FILE, ItemSpec, Quarantined, Rotations, Splits, read_info
-from kshot.datasets.sources import Source, SourceFile, check_class_names, open_source
-from kshot.datasets.splits import SeededSplits, assign_splits
-from kshot.datasets.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_atomically
+from kshot.data.items.image import DecodedItem, read_item
+from kshot.data.packed import INFO_FILE, ItemSpec, Quarantined, Rotations, Splits, read_info
 from kshot.errors import DataError
+from kshot.ingest.sources import Source, SourceFile, check_class_names, open_source
+from kshot.ingest.splits import SeededSplits, assign_splits
+from kshot.ingest.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_atomically
 
 Progress = Callable[[int, int], None]  # items done, items in all
 
@@ -26,7 +26,7 @@ _FILES_AT_ONCE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltIn:
-    """A dataset that kshot knows how to make or fetch; a row of the table in `kshot.datasets`."""
+    """A dataset that kshot knows how to make or fetch; a row of the table in `kshot.ingest`."""
 
     item: ItemSpec
     rotations: Rotations
