@@ -26,7 +26,6 @@ from torch.profiler import ProfilerActivity, profile
 from bench.drivers.kshot_steps import Data, training_job
 from bench.measure import Request
 from bench.workloads import WORKLOADS
-from kshot.adam import Adam
 from kshot.data.gather import ResidentItems
 from kshot.data.packed import PackedDataset
 from kshot.distributed import Workers
@@ -34,7 +33,8 @@ from kshot.episode import EpisodeShape
 from kshot.episode_loader import EpisodeLoader
 from kshot.sampling import EpisodeIndices
 from kshot.task_pool import ReadAhead, SampledPool
-from kshot.training import TrainingJob, gradient_and_loss, training_step, update
+from kshot.training.loop import TrainingJob, gradient_and_loss, training_step, update
+from kshot.training.optimizers import Adam
 
 _QUEUED = 64  # steps in a batch, so that each draws as many blocks of episodes
 _TRAINING = tuple(name for name, workload in WORKLOADS.items() if workload.kind == "train" and name != "memory")

@@ -12,12 +12,12 @@ from kshot.algorithms.learner import Flatten
 from kshot.algorithms.linear_probe import LinearProbe
 from kshot.backbones import Conv4Config
 from kshot.baselines import PIXELS, PRETRAINED, UNTRAINED, baselines, pretrain
-from kshot.checkpoint import ModelConfig
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
 from kshot.episode import EpisodeShape
 from kshot.evaluation import score_episodes
 from kshot.live_lines import silent_lines
+from kshot.model import ModelConfig
 from tests.tiny_dataset import tiny_dataset
 from tests.toy_episodes import LinearBackbone, point_pools, separable_points
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot.adam import Adam
 from kshot.algorithms import ANILConfig, MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.data.gather import ResidentItems, image_gather
@@ -20,10 +19,11 @@ from kshot.episode_loader import EpisodeLoader
 from kshot.live_lines import silent_lines
 from kshot.sampling import ClassWeighted, SamplerConfig, Uniform, WithinGroup
 from kshot.task_pool import SampledPool
-from kshot.training import TrainingJob, TrainingSettings, training_step
+from kshot.training.loop import TrainingJob, TrainingSettings, training_step
+from kshot.training.optimizers import Adam
 from tests.device_waits import WaitError, as_on_a_device
 from tests.tiny_dataset import SIZE_PX, tiny_dataset
-from tests.training_fakes import NoCheckpoints
+from tests.training.fakes import NoCheckpoints
 
 CPU = torch.device("cpu")
 LEARNERS = [ProtoNetConfig(), MAMLConfig(inner_steps=2), MAMLConfig(first_order=True), ANILConfig()]

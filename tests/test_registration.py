@@ -12,10 +12,10 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from kshot.checkpoint import ModelConfig, build_learner, save_model
 from kshot.config import Params, load_params, params_from
 from kshot.data.packed import PackedDataset
 from kshot.errors import DataError, StageError
+from kshot.model import ModelConfig, build_learner, save_model
 from kshot.registration import dvc_hash, register_run
 from kshot.tracking import default_tracking_uri
 from tests.conftest import REPOSITORY

@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from bench.measure import Noise, Part, Request
 from bench.workloads import Shape, Workload
-from kshot.adam import Adam
 from kshot.algorithms import AlgorithmConfig, ANILConfig, Learner, MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.backbones.backbone import calibrate
-from kshot.checkpoint import ModelConfig, build_learner
 from kshot.data.class_table import ClassTable
 from kshot.data.gather import Gather, image_gather
 from kshot.data.packed import ItemSpec, PackedDataset
@@ -27,9 +25,11 @@ from kshot.episode import EpisodeShape
 from kshot.episode_loader import EpisodeLoader
 from kshot.evaluation import score_episodes
 from kshot.live_lines import silent_lines
+from kshot.model import ModelConfig, build_learner
 from kshot.sampling import Uniform
 from kshot.task_pool import SampledPool
-from kshot.training import TrainingJob, TrainingSettings, TrainingState, training_step
+from kshot.training.loop import TrainingJob, TrainingSettings, TrainingState, training_step
+from kshot.training.optimizers import Adam
 
 _CALIBRATION_EPISODES = 16
 SCORED_AT_ONCE = {"protonet": 1000, "maml": 64}  # episodes in one call

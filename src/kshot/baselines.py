@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kshot.adam import Adam, cosine_decay, flat
 from kshot.algorithms.learner import Flatten, Learner
 from kshot.algorithms.linear_probe import LinearProbe
 from kshot.algorithms.protonet import ProtoNet
 from kshot.backbones.backbone import Backbone, calibrate
-from kshot.checkpoint import ModelConfig, build_backbone
 from kshot.data.class_table import Int
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
 from kshot.live_lines import LiveLines
+from kshot.model import ModelConfig, build_backbone
 from kshot.seeding import generator
+from kshot.training.optimizers import Adam, cosine_decay, flat
 
 PIXELS, UNTRAINED, PRETRAINED = "pixel nearest centroid", "untrained backbone, prototypes", "pretrained, linear head"
 _BATCH, _CALIBRATION_BATCHES = 128, 8

@@ -18,7 +18,7 @@ from kshot.evaluation import EvaluationSettings
 from kshot.promotion_settings import PromotionSettings
 from kshot.settings import STRICT
 from kshot.task_pool import TaskPoolSettings
-from kshot.training import TrainingSettings
+from kshot.training.loop import TrainingSettings
 from kshot.validation.settings import FactSettings
 
 DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from kshot.checkpoint import load_model
 from kshot.config import Params
 from kshot.data.packed import PackedDataset
 from kshot.errors import ModelError
+from kshot.model import load_model
 from kshot.promotion import PromotionDecision, decide
 from kshot.promotion_settings import PromotionSettings
 from kshot.scorecard import CLASSES, EPISODES, METRICS, Scorecard, episodes_id, read_scorecard

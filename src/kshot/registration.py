@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
-from kshot.checkpoint import SPEED_FILE, load_model
 from kshot.config import Params, params_from
 from kshot.cost import Cost, measure_cost
 from kshot.cpu_runtime import cpu_name
 from kshot.data.packed import INFO_FILE, MANIFEST_FILE, SPLITS, ItemSpec, PackedDataset
 from kshot.errors import StageError
+from kshot.model import SPEED_FILE, load_model
 from kshot.seeding import generator
 from kshot.serving.classifier import FewShotClassifier
 from kshot.tracking import (

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bench import gpu
-from kshot.adam import Adam
-from kshot.training import TrainingJob
+from kshot.training.loop import TrainingJob
+from kshot.training.optimizers import Adam
 from tests.tiny_dataset import tiny_dataset
 
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ from kshot.episode import EpisodeShape, Support
 from kshot.episode_loader import EpisodeLoader
 from kshot.errors import EpisodeError
 from kshot.evaluation import score_episodes
-from kshot.training import TrainingJob, TrainingSettings, gradient_and_loss, meta_train
+from kshot.training.loop import TrainingJob, TrainingSettings, gradient_and_loss, meta_train
 from tests.toy_episodes import SHAPE, LinearBackbone, image_pools, point_pools
-from tests.training_fakes import NoCheckpoints
+from tests.training.fakes import NoCheckpoints
 
 CONFIGS = [config() for config in get_args(get_args(AlgorithmConfig)[0])]
 every_algorithm = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)

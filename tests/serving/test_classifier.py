@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from kshot.algorithms import MAMLConfig, ProtoNetConfig
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.backbones import Conv4Config
-from kshot.checkpoint import ModelConfig, SavedModel, build_learner, save_model
 from kshot.data.packed import ItemSpec
 from kshot.episode import EpisodeShape, Support
 from kshot.errors import EpisodeError, ModelError
+from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from kshot.serving.classifier import FewShotClassifier
 
 GREY = ItemSpec(image_size=16, channels=1)

@@ -7,10 +7,10 @@ from PIL import Image
 
 from kshot.algorithms import ProtoNetConfig
 from kshot.backbones import Conv4Config
-from kshot.checkpoint import ModelConfig, build_learner, save_model
 from kshot.data.packed import ItemSpec
 from kshot.episode import EpisodeShape
 from kshot.errors import DataError, EpisodeError, ModelError
+from kshot.model import ModelConfig, build_learner, save_model
 from kshot.serving.prediction import RefusedImage, predict_files
 
 

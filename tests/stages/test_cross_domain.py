@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kshot.checkpoint import load_model
 from kshot.config import Params, load_params, params_from
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
 from kshot.errors import ConfigError, DataError, EpisodeError
 from kshot.evaluation import score_episodes
+from kshot.model import load_model
 from kshot.sampling import Uniform
 from kshot.stages import cross_domain, meta_train, task_pool
 from kshot.task_pool import SampledPool

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from kshot.checkpoint import load_model
 from kshot.config import load_params
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
 from kshot.errors import DataError, ModelError
 from kshot.evaluation import score_episodes
+from kshot.model import load_model
 from kshot.stages import evaluate, meta_train, task_pool
 from kshot.task_pool import FrozenPool
 from tests.browser import check_stands_alone

@@ -1,0 +1,1 @@
+"""Reading packed datasets: what is stored, and what an item is."""

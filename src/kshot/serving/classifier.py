@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
-from kshot.checkpoint import SavedModel, load_model
 from kshot.data.gather import images_from_items
 from kshot.data.items.image import to_item
 from kshot.data.packed import ItemSpec, Pixels
 from kshot.episode import Support
 from kshot.errors import EpisodeError, ModelError
+from kshot.model import SavedModel, load_model
 
 _CLASSIFY_AT_ONCE = 256  # query items in one forward pass
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from kshot.algorithms.learner import Flatten
 from kshot.algorithms.protonet import ProtoNet
 from kshot.baselines import PIXELS
-from kshot.checkpoint import load_model
 from kshot.config import Params
 from kshot.data.gather import image_gather
 from kshot.data.packed import ItemSpec, PackedDataset
@@ -16,6 +15,7 @@ from kshot.errors import DataError, EpisodeError
 from kshot.evaluation import embedded_once, score_episodes
 from kshot.intervals import mean_interval
 from kshot.live_lines import LiveLines
+from kshot.model import load_model
 from kshot.sampling import check_feasible
 from kshot.stage_process import set_up_process
 from kshot.task_pool import SampledPool

@@ -13,7 +13,6 @@ import pandas as pd
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
 from kshot.baselines import baselines
 from kshot.calibration import fit_temperature
-from kshot.checkpoint import SavedModel, load_model, load_other_seeds
 from kshot.config import Params
 from kshot.data.gather import Gather, image_gather
 from kshot.data.packed import PackedDataset
@@ -24,6 +23,7 @@ from kshot.evaluation_tables import Evaluation, SettingScores, class_table, conf
 from kshot.held_in import held_in_and_held_out
 from kshot.intervals import mean_interval
 from kshot.live_lines import LiveLines
+from kshot.model import SavedModel, load_model, load_other_seeds
 from kshot.per_class import class_interval
 from kshot.scorecard import CLASSES, EPISODES, METRICS, episodes_id
 from kshot.stage_process import set_up_process

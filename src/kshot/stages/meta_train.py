@@ -19,7 +19,6 @@ import kshot
 from kshot.algorithms import Learner
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
 from kshot.backbones.native import native_compiler, native_sources
-from kshot.checkpoint import SPEED_FILE, CheckpointFolder, ModelConfig, build_learner, save_model
 from kshot.config import MetaTrainSettings, Params, load_params
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
@@ -28,12 +27,14 @@ from kshot.episode_loader import EpisodeLoader
 from kshot.errors import EpisodeError, KshotError, TrainingError
 from kshot.lifeline import die_with_parent
 from kshot.live_lines import LiveLines, silent_lines
+from kshot.model import SPEED_FILE, ModelConfig, build_learner, save_model
 from kshot.sampling import EpisodeKind
 from kshot.seeding import stream_key
 from kshot.stage_process import set_up_process
 from kshot.stages.task_pool import load_pool, train_pool
 from kshot.task_pool import FrozenPool
-from kshot.training import Progress, TrainingJob, episodes_per_s, meta_train, peak_memory_bytes
+from kshot.training.checkpoints import CheckpointFolder
+from kshot.training.loop import Progress, TrainingJob, episodes_per_s, meta_train, peak_memory_bytes
 
 _NOT_OF_THE_WEIGHTS = ("n_processes", "device", "keep_freed_memory", "seeds")
 CPU, CPU_WITH_KERNELS = "cpu", "cpu with native kernels"

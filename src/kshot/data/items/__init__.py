@@ -1,0 +1,1 @@
+"""What an item of a dataset is, and how it is read from a file."""

@@ -1,15 +1,12 @@
-"""Models and training states on disk: tensors as safetensors, the rest as JSON, each file's SHA-256 beside.
+"""A learner as a value: what it is made of, how it is built, saved and loaded.
 
-A folder is written under another name, synced, and renamed, so it is there whole or not at all.
-Damage after that is found by the hashes: safetensors loads a file with flipped bits without a word.
+On disk it is a folder with the tensors as safetensors, the rest as JSON, and the SHA-256 of the weights.
+Damage is found by that hash: safetensors loads a file with flipped bits silently.
 """
 
 import json
-import os
-import re
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,15 +24,13 @@ from kshot.backbones import BackboneConfig
 from kshot.backbones.backbone import Backbone
 from kshot.data.packed import ItemSpec
 from kshot.episode import EpisodeShape
-from kshot.errors import CheckpointError, ModelError
+from kshot.errors import ModelError
+from kshot.runtime.files import json_bytes, write_folder
 from kshot.settings import STRICT
-from kshot.training import Progress, TrainingState
 
 SPEED_FILE = Path(".kshot/meta_train/speed.json")  # throughput and memory of the last training here
 
 _FORMAT_VERSION = 1
-_KEPT = 2
-_MANIFEST = "manifest.json"
 _NO_MODEL = "next: kshot train, or name a folder that holds model.json and weights.safetensors"
 
 
@@ -76,13 +71,13 @@ def build_backbone(config: ModelConfig, *, init_seed: int) -> Backbone:
 
 def save_model(folder: Path, learner: Learner[Any], config: ModelConfig) -> None:
     """Write model.json and weights.safetensors into `folder`, replacing what it held."""
-    weights = tensors_to_bytes(_on_cpu(learner.state_dict()))
+    weights = tensors_to_bytes(on_cpu(learner.state_dict()))
     description = {
         "format_version": _FORMAT_VERSION,
         "weights_sha256": sha256(weights).hexdigest(),
         "config": TypeAdapter(ModelConfig).dump_python(config, mode="json"),
     }
-    _write_folder(folder, {"weights.safetensors": weights, "model.json": _json_bytes(description)})
+    write_folder(folder, {"weights.safetensors": weights, "model.json": json_bytes(description)})
 
 
 def load_other_seeds(folder: Path) -> dict[int, SavedModel]:
@@ -124,85 +119,5 @@ def load_model(folder: Path) -> SavedModel:
     return SavedModel(learner=learner, config=config)
 
 
-@dataclass(frozen=True)
-class CheckpointFolder:
-    """Training states in step-000123 folders; the newest two are kept."""
-
-    folder: Path
-
-    def save(self, state: TrainingState) -> None:
-        files = {
-            "weights.safetensors": tensors_to_bytes(_on_cpu(state.weights)),
-            "optimizer.safetensors": tensors_to_bytes(_on_cpu(state.optimizer)),
-            "best_weights.safetensors": tensors_to_bytes(_on_cpu(state.best_weights)),
-            "progress.json": _json_bytes(asdict(state.progress)),
-        }
-        hashes = {name: sha256(content).hexdigest() for name, content in files.items()}
-        _write_folder(self.folder / f"step-{state.progress.step:09d}", files | {_MANIFEST: _json_bytes(hashes)})
-        for old in self._newest_first()[_KEPT:]:
-            shutil.rmtree(old)
-
-    def latest(self) -> TrainingState | None:
-        """The newest intact state; None when nothing was ever saved.
-
-        Raises CheckpointError when there are states and all are damaged.
-        """
-        saved = self._newest_first()
-        for candidate in saved:
-            state = _read_state(candidate)
-            if state is not None:
-                return state
-        if saved:
-            raise CheckpointError(
-                f"{len(saved)} checkpoints in {self.folder}, none as it was written; need one intact; "
-                f"next: rm -r {self.folder} and train from the start"
-            )
-        return None
-
-    def _newest_first(self) -> list[Path]:
-        return sorted((p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name)), reverse=True)
-
-
-def _read_state(folder: Path) -> TrainingState | None:
-    """The state in `folder`, or None when a file is missing or differs from its hash."""
-    try:
-        hashes: Mapping[str, str] = json.loads((folder / _MANIFEST).read_bytes())
-        files = {name: (folder / name).read_bytes() for name in hashes}
-    except (OSError, ValueError):
-        return None
-    if any(sha256(files[name]).hexdigest() != expected for name, expected in hashes.items()):
-        return None
-    return TrainingState(
-        progress=TypeAdapter(Progress).validate_json(files["progress.json"]),
-        weights=tensors_from_bytes(files["weights.safetensors"]),
-        optimizer=tensors_from_bytes(files["optimizer.safetensors"]),
-        best_weights=tensors_from_bytes(files["best_weights.safetensors"]),
-    )
-
-
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Make `folder` hold exactly `files`, all or none of them."""
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for name, content in files.items():
-        with (unfinished / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
-    parent = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-
-
-def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

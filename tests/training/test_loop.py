@@ -9,9 +9,9 @@ from kshot.distributed import Workers
 from kshot.episode import EpisodeShape
 from kshot.errors import TrainingError
 from kshot.live_lines import silent_lines
-from kshot.training import Progress, TrainingJob, TrainingSettings, TrainingState, meta_train
+from kshot.training.loop import Progress, TrainingJob, TrainingSettings, TrainingState, meta_train
 from tests.toy_episodes import LinearBackbone, point_pools
-from tests.training_fakes import NoCheckpoints
+from tests.training.fakes import NoCheckpoints
 
 SETTINGS = TrainingSettings(
     n_steps=12, episodes_per_step=2, outer_lr=0.01, schedule="cosine", validate_every=4, checkpoint_every_s=0

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from kshot.adam import Adam, flat
+from kshot.training.optimizers import Adam, flat
 
 
 def test_steps_are_those_of_torchs_adam() -> None:
@@ -41,5 +41,7 @@ def test_a_state_that_lacks_a_tensor_is_refused() -> None:
 
 
 def test_a_step_does_not_import_torchs_compiler() -> None:
-    step = "import sys, torch; from kshot.adam import Adam; Adam([torch.ones(2)]).step(torch.ones(2), 0.1)"
+    step = (
+        "import sys, torch; from kshot.training.optimizers import Adam; Adam([torch.ones(2)]).step(torch.ones(2), 0.1)"
+    )
     subprocess.run([sys.executable, "-c", f"{step}; assert 'torch._dynamo' not in sys.modules"], check=True)

@@ -1,6 +1,6 @@
 """A checkpoint store that forgets, and one that keeps every state in memory."""
 
-from kshot.training import TrainingState
+from kshot.training.loop import TrainingState
 
 
 class NoCheckpoints:

@@ -17,7 +17,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.adam import Adam, cosine_decay, flat
 from kshot.algorithms.learner import Learner
 from kshot.backbones.backbone import calibrate
 from kshot.distributed import PairwiseSum, Workers
@@ -27,6 +26,7 @@ from kshot.evaluation import score_episodes
 from kshot.live_lines import LiveLines
 from kshot.settings import STRICT
 from kshot.task_pool import FrozenPool
+from kshot.training.optimizers import Adam, cosine_decay, flat
 
 _CALIBRATION_EPISODES = 16
 _STEPS_QUEUED = 16  # on a GPU, which runs behind the host

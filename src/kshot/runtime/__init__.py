@@ -1,0 +1,1 @@
+"""This process, its workers and its files."""
