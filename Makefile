@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GLYPHS := data/glyphs/dataset.json
-KERNELS := $(wildcard src/kshot/backbones/cpp/*.cpp src/kshot/backbones/cpp/*.h) src/kshot/backbones/native.py
+KERNELS := $(wildcard src/kshot/backbones/layers/cpp/*.cpp src/kshot/backbones/layers/cpp/*.h) src/kshot/backbones/layers/native.py
 OMNIGLOT := data/omniglot/dataset.json
 
 unexport PYTHONDONTWRITEBYTECODE  # without cached bytecode every process starts several times slower

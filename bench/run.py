@@ -19,7 +19,7 @@ from bench.measure import Measurement, Request
 from bench.processes import MAX_REPEATS, DriverError, quietest, run_driver
 from bench.results import DISTURBED_SHARE, Machine, Record, Results, save
 from bench.workloads import WORKLOADS, Workload
-from kshot.backbones.native import build_native
+from kshot.backbones.layers.native import build_native
 from kshot.cpu_runtime import cpu_name
 from kshot.errors import KshotError
 

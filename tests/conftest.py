@@ -38,14 +38,14 @@ def project(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyP
 def _torch_alone_again() -> Iterator[None]:
     """Whether native kernels run belongs to the process, and a stage that a test runs turns them on."""
     yield
-    if native := sys.modules.get("kshot.backbones.native"):
+    if native := sys.modules.get("kshot.backbones.layers.native"):
         native.use_native_kernels(False)
 
 
 @pytest.fixture(params=["torch", "native"])
 def kernels(request: pytest.FixtureRequest) -> str:
     """Both ways to compute a convolution block; without a C++ compiler torch alone."""
-    from kshot.backbones.native import build_native, use_native_kernels
+    from kshot.backbones.layers.native import build_native, use_native_kernels
 
     if request.param == "native":
         if shutil.which("c++") is None:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from kshot.algorithms import ProtoNetConfig
-from kshot.algorithms.learner import Flatten
 from kshot.algorithms.linear_probe import LinearProbe
 from kshot.backbones import Conv4Config
+from kshot.backbones.contract import Flatten
 from kshot.baselines import PIXELS, PRETRAINED, UNTRAINED, baselines, pretrain
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from kshot.algorithms.learner import Flatten
 from kshot.algorithms.protonet import ProtoNet
+from kshot.backbones.contract import Flatten
 from kshot.calibration import calibration_bins, fit_temperature
 from kshot.sampling import EpisodeIndices
 from tests.toy_episodes import point_gather

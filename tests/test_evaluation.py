@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot.algorithms.learner import Flatten
 from kshot.algorithms.protonet import ProtoNet
+from kshot.backbones.contract import Flatten
 from kshot.data.class_table import Int
 from kshot.episode import EpisodeShape
 from kshot.evaluation import embedded_once, score_episodes

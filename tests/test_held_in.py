@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kshot.algorithms.learner import Flatten
 from kshot.algorithms.protonet import ProtoNet
+from kshot.backbones.contract import Flatten
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
 from kshot.episode import EpisodeShape

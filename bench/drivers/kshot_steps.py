@@ -16,7 +16,7 @@ from bench.measure import Noise, Part, Request
 from bench.workloads import Shape, Workload
 from kshot.algorithms import AlgorithmConfig, ANILConfig, Learner, MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
-from kshot.backbones.backbone import calibrate
+from kshot.backbones.layers.norm import calibrate
 from kshot.data.class_table import ClassTable
 from kshot.data.gather import Gather, image_gather
 from kshot.data.packed import ItemSpec, PackedDataset

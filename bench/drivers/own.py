@@ -19,7 +19,7 @@ def main() -> None:
         serve(floor_steps.prepare)
     else:
         from bench.drivers import kshot_steps
-        from kshot.backbones.native import use_native_kernels
+        from kshot.backbones.layers.native import use_native_kernels
 
         if use_native_kernels(request.native_kernels) is not request.native_kernels:
             sys.exit("error: the native kernels are not built; next: kshot kernels")

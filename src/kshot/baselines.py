@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Flatten, Learner
+from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbe
 from kshot.algorithms.protonet import ProtoNet
-from kshot.backbones.backbone import Backbone, calibrate
+from kshot.backbones.contract import Backbone, Flatten
+from kshot.backbones.layers.norm import calibrate
 from kshot.data.class_table import Int
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset

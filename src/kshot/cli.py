@@ -109,7 +109,7 @@ def ingest(
 @app.command()
 def kernels() -> None:
     """Compile the native kernels for this environment and processor; training goes on without them, slower."""
-    from kshot.backbones.native import build_native
+    from kshot.backbones.layers.native import build_native
 
     typer.echo(f"native kernels: {build_native()}")
 

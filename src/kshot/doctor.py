@@ -200,7 +200,7 @@ def _gpu() -> Check:
 def _kernels() -> Check:
     needed = "nothing: they only make training faster"
     try:
-        from kshot.backbones.native import native_library  # imports torch, which may be missing
+        from kshot.backbones.layers.native import native_library  # imports torch, which may be missing
 
         built = native_library().exists()
     except ImportError as error:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kshot.algorithms import AlgorithmConfig, Learner
 from kshot.backbones import BackboneConfig
-from kshot.backbones.backbone import Backbone
+from kshot.backbones.contract import Backbone
 from kshot.data.packed import ItemSpec
 from kshot.episode import EpisodeShape
 from kshot.errors import ModelError

@@ -2,7 +2,7 @@
 
 import os
 
-from kshot.backbones.native import use_native_kernels
+from kshot.backbones.layers.native import use_native_kernels
 from kshot.config import MetaTrainSettings
 from kshot.cpu_runtime import keep_freed_memory
 

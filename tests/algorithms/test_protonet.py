@@ -1,7 +1,8 @@
 import torch
 
-from kshot.algorithms.learner import Flatten
-from kshot.algorithms.protonet import ProtoNet, prototypes, squared_distances
+from kshot.algorithms.maths.distances import prototypes, squared_distances
+from kshot.algorithms.protonet import ProtoNet
+from kshot.backbones.contract import Flatten
 from kshot.episode import Support
 
 

@@ -8,7 +8,7 @@ import torch
 from kshot.algorithms import AlgorithmConfig, Learner
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
 from kshot.backbones import Conv4Config
-from kshot.backbones.backbone import calibrate
+from kshot.backbones.layers.norm import calibrate
 from kshot.distributed import Workers
 from kshot.episode import EpisodeShape, Support
 from kshot.episode_loader import EpisodeLoader

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kshot.backbones.native import build_native
+from kshot.backbones.layers.native import build_native
 from kshot.config import load_params
 from kshot.errors import DataError, EpisodeError
 from kshot.stages import meta_train, task_pool

@@ -12,15 +12,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import (
-    Flatten,
-    Learner,
-    MetricLearner,
-    check_max_way,
-    cross_entropy,
-    full_precision,
-    one_hot,
-)
+from kshot.algorithms.learner import Learner, MetricLearner
+from kshot.algorithms.maths.heads import check_max_way
+from kshot.algorithms.maths.losses import cross_entropy, full_precision, one_hot
+from kshot.backbones.contract import Flatten
 from kshot.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 

@@ -4,15 +4,12 @@ Shapes: B episodes, S support items, Q query items, N way, D features.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kshot.episode import EpisodeBatch, Support
-from kshot.errors import EpisodeError
 
 AdaptedT = TypeVar("AdaptedT")
 
@@ -26,7 +23,7 @@ class Learner(nn.Module, ABC, Generic[AdaptedT]):
     `adapt` works under `torch.no_grad` too: an algorithm that needs gradients turns them on itself.
     Serving keeps what `adapt` returns and classifies many queries against it; evaluation composes the
     two; training minimises `meta_loss`. The backbone maps (images (B, C, H, W), n_reference) to
-    features (B, D); `n_reference` says whose statistics normalise them, see `backbones/backbone.py`.
+    features (B, D); `n_reference` says whose statistics normalise them, see `backbones/layers/norm.py`.
     """
 
     backbone: nn.Module
@@ -88,44 +85,3 @@ class MetricLearner(Learner[AdaptedT]):
     @abstractmethod
     def on_features(self) -> Self:
         """The same learner for episodes whose items are already features."""
-
-
-@runtime_checkable
-class EpisodeWise(Protocol):
-    """A backbone that runs several episodes, each under weights of its own, in one pass."""
-
-    def forward_each(self, weights: Mapping[str, Tensor], images: Tensor, n_reference: int) -> Tensor:
-        """(T, B, D) of images (T, B, C, H, W); weights: (T, *shape) for each parameter by its name."""
-        ...
-
-
-def full_precision(like: Tensor) -> torch.autocast:
-    """Autocast off, for what follows the backbone: distances and inner steps want float32."""
-    return torch.autocast(like.device.type, enabled=False)
-
-
-class Flatten(nn.Module):
-    """The backbone that does nothing: items (B, ...) -> (B, D). Pixels, or features made before."""
-
-    def forward(self, items: Tensor, n_reference: int | None) -> Tensor:
-        return items.flatten(1)
-
-
-def check_max_way(algorithm: str, n_way: int, max_way: int) -> None:
-    """Raise EpisodeError when an episode has more classes than a head of `max_way` rows tells apart."""
-    if n_way > max_way:
-        raise EpisodeError(
-            f"found {n_way} classes; this {algorithm} head was trained for {max_way}; "
-            f"next: train with task_pool.meta_train.shape.n_way: {n_way}, or use protonet"
-        )
-
-
-def one_hot(labels: Tensor, n_way: int, *, like: Tensor) -> Tensor:
-    """(B, S, N) of labels (B, S), in the type of `like`. On a CPU torch's own reads the labels' range first."""
-    return (labels[:, :, None] == torch.arange(n_way, device=labels.device)).to(like.dtype)
-
-
-def cross_entropy(logits: Tensor, query_y: Tensor) -> Tensor:
-    """Mean cross-entropy of each episode (B,) from logits (B, Q, N) and labels (B, Q)."""
-    losses = F.cross_entropy(logits.flatten(0, 1), query_y.flatten(), reduction="none")
-    return losses.view(query_y.shape).mean(1)

@@ -3,32 +3,22 @@
 Shapes: B episodes, S support items, Q query items, N way, D features.
 """
 
-from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
-from torch.func import functional_call
 
-from kshot.algorithms.learner import (
-    NON_TRANSDUCTIVE,
-    TRANSDUCTIVE,
-    EpisodeWise,
-    Learner,
-    check_max_way,
-    cross_entropy,
-    full_precision,
-)
+from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE, Learner
+from kshot.algorithms.maths.fast_weights import AdaptedWeights, Weights, forward_one_by_one, leaves, with_gradients
+from kshot.algorithms.maths.heads import check_max_way
+from kshot.algorithms.maths.losses import cross_entropy, full_precision
+from kshot.backbones.contract import EpisodeWise
 from kshot.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
-Weights = dict[str, Tensor]
 _HEAD_WEIGHT, _HEAD_BIAS, _BACKBONE = "head.weight", "head.bias", "backbone."
 
 
@@ -43,20 +33,6 @@ class MAMLConfig:
 
     def build(self, backbone: nn.Module, *, n_features: int, train_way: int) -> "MAML":
         return MAML(backbone, self, n_features=n_features, n_way=train_way)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptedWeights:
-    """Fast weights of B episodes, (B, *shape) by the parameter's name, and the support items (B, S, *item)."""
-
-    weights: Weights
-    support_x: Tensor
-
-    def one_by_one(self) -> Iterator["AdaptedWeights"]:
-        for i, support_x in enumerate(self.support_x):
-            yield AdaptedWeights(
-                weights={name: weight[i : i + 1] for name, weight in self.weights.items()}, support_x=support_x[None]
-            )
 
 
 class MAML(Learner[AdaptedWeights]):
@@ -109,8 +85,7 @@ class MAML(Learner[AdaptedWeights]):
             losses.append(loss)
             for of_all, gradient in zip(by_weight, gradients, strict=True):
                 of_all[i : i + 1] = gradient
-        with_gradients: Tensor = _WithGradients.apply(torch.cat(losses), by_weight, *adapted.weights.values())
-        return with_gradients
+        return with_gradients(torch.cat(losses), by_weight, adapted.weights)
 
     def normalization_modes(self) -> dict[str, Learner[AdaptedWeights]]:
         with_queries, with_support = copy(self), copy(self)
@@ -131,7 +106,7 @@ class MAML(Learner[AdaptedWeights]):
         for _ in range(n_steps):
             with torch.enable_grad(), full_precision(support.x):
                 if not differentiable:
-                    weights = _leaves(weights)
+                    weights = leaves(weights)
                 loss = cross_entropy(self._logits(weights, support.x, support.x.shape[1]), support.y).sum()
                 gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order)
             weights = {
@@ -147,7 +122,7 @@ class MAML(Learner[AdaptedWeights]):
 
     def _query_gradients(self, adapted: AdaptedWeights, episode: EpisodeBatch) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Loss (1,) of one episode's queries, and its gradients with respect to the adapted weights."""
-        weights = _leaves(adapted.weights)
+        weights = leaves(adapted.weights)
         logits = self._query_logits(AdaptedWeights(weights=weights, support_x=adapted.support_x), episode.query_x)
         loss = cross_entropy(logits, episode.query_y)
         return loss.detach(), torch.autograd.grad(loss.sum(), list(weights.values()))
@@ -168,30 +143,3 @@ class MAML(Learner[AdaptedWeights]):
             features = forward_one_by_one(self.backbone, backbone, images, n_reference)
         with full_precision(features):
             return torch.baddbmm(weights[_HEAD_BIAS][:, None], features, weights[_HEAD_WEIGHT].transpose(1, 2))
-
-
-def forward_one_by_one(backbone: nn.Module, weights: Weights, images: Tensor, n_reference: int) -> Tensor:
-    """What an `EpisodeWise` backbone does in one pass, for any backbone."""
-    features = [
-        functional_call(backbone, {name: weight[i] for name, weight in weights.items()}, (episode, n_reference))
-        for i, episode in enumerate(images)
-    ]
-    return torch.stack(features)
-
-
-def _leaves(weights: Weights) -> Weights:
-    return {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-
-
-class _WithGradients(Function):
-    """Losses (B,) whose gradients with respect to some weights, each (B, *shape), are given."""
-
-    @staticmethod
-    def forward(ctx: Any, losses: Tensor, gradients: Sequence[Tensor], *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients)
-        return losses.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, losses_bar: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(losses_bar.view(-1, *[1] * (one.ndim - 1)) * one for one in ctx.saved_tensors)

@@ -8,7 +8,10 @@ from typing import Literal
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import Flatten, MetricLearner, cross_entropy, full_precision, one_hot
+from kshot.algorithms.learner import MetricLearner
+from kshot.algorithms.maths.distances import prototypes, squared_distances
+from kshot.algorithms.maths.losses import cross_entropy, full_precision
+from kshot.backbones.contract import Flatten
 from kshot.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
@@ -51,15 +54,3 @@ class ProtoNet(MetricLearner[Tensor]):
 
     def on_features(self) -> "ProtoNet":
         return ProtoNet(Flatten())
-
-
-def prototypes(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
-    """Mean feature of each class (B, N, D) from features (B, S, D) and labels (B, S)."""
-    members = one_hot(labels, n_way, like=features)
-    return members.transpose(1, 2) @ features / members.sum(1)[:, :, None]
-
-
-def squared_distances(queries: Tensor, centres: Tensor) -> Tensor:
-    """Squared Euclidean distances (B, Q, N) from queries (B, Q, D) to centres (B, N, D)."""
-    cross = queries @ centres.transpose(1, 2)
-    return queries.square().sum(2)[:, :, None] - 2 * cross + centres.square().sum(2)[:, None, :]

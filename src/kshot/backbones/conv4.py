@@ -9,8 +9,9 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.backbones.backbone import Backbone, ReferenceNorm, channels_last
-from kshot.backbones.conv_block import at_least_float32, conv_block, conv_block_folded
+from kshot.backbones.contract import Backbone
+from kshot.backbones.layers.conv_block import at_least_float32, conv_block, conv_block_folded
+from kshot.backbones.layers.norm import ReferenceNorm, channels_last
 from kshot.errors import ConfigError
 from kshot.settings import STRICT
 

@@ -4,8 +4,8 @@ import json
 from functools import partial
 from pathlib import Path
 
-from kshot.algorithms.learner import Flatten
 from kshot.algorithms.protonet import ProtoNet
+from kshot.backbones.contract import Flatten
 from kshot.baselines import PIXELS
 from kshot.config import Params
 from kshot.data.gather import image_gather

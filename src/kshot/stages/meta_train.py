@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 import kshot
 from kshot.algorithms import Learner
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
-from kshot.backbones.native import native_compiler, native_sources
+from kshot.backbones.layers.native import native_compiler, native_sources
 from kshot.config import MetaTrainSettings, Params, load_params
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
 from kshot.algorithms.learner import Learner
-from kshot.backbones.backbone import calibrate
+from kshot.backbones.layers.norm import calibrate
 from kshot.distributed import PairwiseSum, Workers
 from kshot.episode_loader import EpisodeLoader
 from kshot.errors import TrainingError

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from kshot.backbones import native
+from kshot.backbones.layers import native
 
 
 class NativeNormReluPool(Function):

@@ -1,9 +1,8 @@
-"""What a learner may ask of a backbone, and batch normalisation with its statistics made explicit.
+"""Batch normalisation with its statistics made explicit.
 
 Shapes: B images of one episode (its support, its query or both), R reference images, C,H,W, D features.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -11,21 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.backbones.conv_block import at_least_float32
-
-
-class Backbone(nn.Module, ABC):
-    """Images to features. `n_reference` says whose statistics normalise the batch:
-
-    None      the population statistics set by `calibrate`: every image is treated alone;
-    R         the first R images of the batch, applied to all of it (R = B is the usual batch mode).
-    """
-
-    n_features: int
-
-    @abstractmethod
-    def forward(self, images: Tensor, n_reference: int | None) -> Tensor:
-        """(B, C, H, W) float -> (B, D), float32 or wider also under autocast."""
+from kshot.backbones.layers.conv_block import at_least_float32
 
 
 class ReferenceNorm(nn.Module):

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from kshot.backbones import Conv4Config
-from kshot.backbones.backbone import ReferenceNorm, calibrate, channels_last
+from kshot.backbones.layers.norm import ReferenceNorm, calibrate, channels_last
 from kshot.errors import ConfigError
 
 

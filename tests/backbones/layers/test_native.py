@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kshot.backbones import Conv4Config, native
-from kshot.backbones.conv_block import conv_block
+from kshot.backbones import Conv4Config
+from kshot.backbones.layers import native
+from kshot.backbones.layers.conv_block import conv_block
 from kshot.errors import StageError
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
@@ -87,8 +88,8 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
     program = """
 import sys, torch
 from hashlib import sha256
-from kshot.backbones.conv_block import conv_block
-from kshot.backbones.native import use_native_kernels
+from kshot.backbones.layers.conv_block import conv_block
+from kshot.backbones.layers.native import use_native_kernels
 assert use_native_kernels()
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)

@@ -22,8 +22,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kshot.backbones import native
-from kshot.backbones.native_block import ConvReluPool, NativeNormReluPool
+from kshot.backbones.layers import native
+from kshot.backbones.layers.native_block import ConvReluPool, NativeNormReluPool
 
 _aten = torch.ops.aten
 _PAIR_OF_ONES, _NO_PADDING, _WINDOW = [1, 1], [0, 0], [2, 2]

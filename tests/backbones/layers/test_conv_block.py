@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kshot.backbones.conv_block import conv_block, conv_block_folded
+from kshot.backbones.layers.conv_block import conv_block, conv_block_folded
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
