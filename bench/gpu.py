@@ -28,11 +28,11 @@ from bench.measure import Request
 from bench.workloads import WORKLOADS
 from kshot.data.gather import ResidentItems
 from kshot.data.packed import PackedDataset
-from kshot.distributed import Workers
-from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader
-from kshot.sampling import EpisodeIndices
-from kshot.task_pool import ReadAhead, SampledPool
+from kshot.episodes.episode import EpisodeShape
+from kshot.episodes.loader import EpisodeLoader
+from kshot.episodes.pools import ReadAhead, SampledPool
+from kshot.episodes.sampling import EpisodeIndices
+from kshot.runtime.workers import Workers
 from kshot.training.loop import TrainingJob, gradient_and_loss, training_step, update
 from kshot.training.optimizers import Adam
 

@@ -14,7 +14,7 @@ from bench.processes import MAX_REPEATS, DriverError, quietest, run_command, run
 from bench.results import Growth, GrowthPoint, save
 from bench.run import build_kernels, describe, describe_machine
 from bench.workloads import FIVE_WAY, Algorithm, Shape, Workload
-from kshot.distributed import torchrun_command
+from kshot.runtime.workers import torchrun_command
 
 _EPISODES: dict[Algorithm, int] = {"protonet": 1, "maml": 4}  # a step, where that is not what grows
 

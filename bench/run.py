@@ -20,8 +20,8 @@ from bench.processes import MAX_REPEATS, DriverError, quietest, run_driver
 from bench.results import DISTURBED_SHARE, Machine, Record, Results, save
 from bench.workloads import WORKLOADS, Workload
 from kshot.backbones.layers.native import build_native
-from kshot.cpu_runtime import cpu_name
 from kshot.errors import KshotError
+from kshot.runtime.cpu import cpu_name
 
 PARTIAL_RESULTS = Path(".kshot/bench/partial.json")
 IMAGES = Path(".kshot/bench/images.npy")

@@ -7,8 +7,10 @@ imports them. A value that the environment already has stays.
 import os
 from pathlib import Path
 
+from kshot.workspace import Workspace
+
 _DEFAULTS = {
-    "PREFECT_HOME": str(Path.cwd() / ".kshot" / "prefect"),
+    "PREFECT_HOME": str(Workspace(Path.cwd()).prefect_home),
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",

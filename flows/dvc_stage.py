@@ -24,7 +24,8 @@ from prefect.states import Completed, Failed
 
 from flows.live_process import run_live
 from kshot.errors import KshotError, StageError
-from kshot.lifeline import GUARDIAN_PID
+from kshot.runtime.lifeline import GUARDIAN_PID
+from kshot.workspace import Workspace
 
 RETRY_DELAYS_S = [1.0, 10.0]
 _TAIL_LINES = 40
@@ -78,11 +79,11 @@ class StageRun:
 def stage_order(root: Path) -> tuple[str, ...]:
     """Names of the stages in dvc.yaml, each after those whose outputs it reads."""
     try:
-        described: dict[str, Any] = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+        described: dict[str, Any] = yaml.safe_load(Workspace(root).graph.read_text(encoding="utf-8"))["stages"]
         stages = {name: stage for key in described for name, stage in _expanded(key, described[key], root)}
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise StageError(
-            f"cannot read the stages of {root / 'dvc.yaml'}: {error!r}; next: git checkout dvc.yaml"
+            f"cannot read the stages of {Workspace(root).graph}: {error!r}; next: git checkout dvc.yaml"
         ) from error
     makers = {path: name for name, stage in stages.items() for kind in _OUTS for path in _paths(stage.get(kind))}
     graph = {
@@ -217,7 +218,7 @@ def _expanded(name: str, stage: dict[str, Any], root: Path) -> Iterator[tuple[st
     if "foreach" not in stage:
         yield name, stage
         return
-    items: Any = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    items: Any = yaml.safe_load(Workspace(root).params.read_text(encoding="utf-8"))
     for key in stage["foreach"].removeprefix("${").removesuffix("}").split("."):
         items = items[key]
     for item in items:

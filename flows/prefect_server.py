@@ -15,6 +15,7 @@ from pathlib import Path
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from kshot.errors import StageError
+from kshot.workspace import Workspace
 
 _STOP_TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 90.0  # a first start migrates its database on a cold disk
@@ -52,13 +53,13 @@ def running_ui(root: Path) -> str | None:
 
 def ui_file(root: Path) -> Path:
     """Holds the API's URL while `make ui` runs."""
-    return root / ".kshot" / "prefect-ui.url"
+    return Workspace(root).prefect_address
 
 
 def server_command(port: int) -> list[str]:
     """Runs a Prefect server on this machine only, which ends when the caller does."""
     server = ["prefect", "server", "start", "--host", _LOCALHOST, "--port", str(port)]
-    return [sys.executable, "-m", "kshot.lifeline", *server, "--log-level", "warning"]
+    return [sys.executable, "-m", "kshot.runtime.lifeline", *server, "--log-level", "warning"]
 
 
 def free_port() -> int:
@@ -80,7 +81,7 @@ def answers(url: str) -> bool:
 def _start_temporary_server(root: Path) -> str:
     port = free_port()
     url = f"http://{_LOCALHOST}:{port}/api"
-    log = root / ".kshot" / "logs" / "prefect-server.log"
+    log = Workspace(root).logs / "prefect-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         server = subprocess.Popen(

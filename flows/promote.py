@@ -16,6 +16,7 @@ from flows.dvc_stage import completed, failed
 from flows.prefect_server import prefect_api
 from flows.summary import Promotion, terminal
 from kshot.errors import KshotError
+from kshot.workspace import Workspace
 
 NOT_PROMOTED = 3  # the exit code: neither a mistake nor a failure
 
@@ -61,12 +62,12 @@ def main() -> int:
 
 def _promote(root: Path, version: int | None, approve: bool) -> Promotion:
     from kshot.config import load_params  # here and not above: these import torch and mlflow
-    from kshot.gate import consider
-    from kshot.run_report import renew_run_reports
+    from kshot.registry.gate import consider
+    from kshot.registry.page import renew_run_reports
 
     outcome = consider(
         root,
-        load_params(root / "params.yaml"),
+        load_params(Workspace(root).params),
         by=f"flow run {runtime.flow_run.id}",
         version=version,
         approved=approve,

@@ -21,6 +21,7 @@ from flows.live_process import run_live
 from flows.prefect_server import prefect_api
 from flows.summary import terminal
 from kshot.errors import KshotError, StageError
+from kshot.workspace import Workspace
 
 DIFFERENT = 1
 
@@ -76,14 +77,14 @@ def main() -> int:
 
 
 def _rerun(root: Path, model: str, version: int, from_scratch: bool, tell: Callable[[str], None]) -> Rerun:
-    from kshot import rebuild  # here and not above: these import torch and mlflow
     from kshot.config import load_params
-    from kshot.report import render
-    from kshot.stage_process import WITHOUT_KERNELS
+    from kshot.pages.page import render
+    from kshot.registry import rebuild  # here and not above: these import torch and mlflow
     from kshot.stages.meta_train import CPU, CPU_WITH_KERNELS
+    from kshot.stages.process import WITHOUT_KERNELS
 
-    name = model or load_params(root / "params.yaml").register.model_name
-    folder = root / ".kshot" / "reruns" / f"{name}-{version}"
+    name = model or load_params(Workspace(root).params).register.model_name
+    folder = Workspace(root).rerun(name, version)
     clone, files = folder / "clone", folder / "recorded"
     recorded = rebuild.recorded_version(name, version, root, files)
     tell(f"cloning commit {recorded.commit[:12]} ...")
@@ -98,7 +99,7 @@ def _rerun(root: Path, model: str, version: int, from_scratch: bool, tell: Calla
         if recorded.device.startswith(CPU_WITH_KERNELS):
             build_kernels(clone, tell)
         run_again(clone, tell, {WITHOUT_KERNELS: "1"} if recorded.device == CPU else {})
-        trained = json.loads((clone / "artifacts/meta_train/metrics.json").read_text(encoding="utf-8"))
+        trained = json.loads((Workspace(clone).output("meta_train") / "metrics.json").read_text(encoding="utf-8"))
         verdict = rebuild.compare_rebuilt(recorded, clone, str(trained["device"]))
         words = str(verdict)
     page = folder / "report.html"

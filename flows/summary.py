@@ -13,9 +13,8 @@ from rich.text import Text
 
 from flows.dvc_stage import StageRun
 from kshot.errors import StageError
+from kshot.workspace import Workspace
 
-DATA_REPORT = Path("artifacts/validate/report.html")
-_METRICS = Path("artifacts/evaluate/metrics.json")
 _COLUMNS_OF_A_LOG = 120
 
 
@@ -81,7 +80,7 @@ class Summary:
 
 def read_evaluation(root: Path) -> Evaluation:
     """The scores that the evaluate stage wrote."""
-    path = root / _METRICS
+    path = Workspace(root).output("evaluate") / "metrics.json"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         columns: list[str] = []

@@ -27,7 +27,6 @@ from flows.dvc_stage import (
 from flows.prefect_server import prefect_api
 from flows.promote import promote
 from flows.summary import (
-    DATA_REPORT,
     Promotion,
     Registered,
     Summary,
@@ -38,6 +37,7 @@ from flows.summary import (
 )
 from flows.workspace import alone_in
 from kshot.errors import KshotError, StageError
+from kshot.workspace import Workspace
 
 
 @flow(name="train", persist_result=False)
@@ -110,7 +110,7 @@ def publish(summary: Summary) -> None:
 
 def close_lost_run(root: Path) -> None:
     """Note which run has the workspace, and mark the one before as crashed where nothing was left to do so."""
-    note = root / ".kshot" / "flow-run.id"
+    note = Workspace(root).flow_run_id
     before = note.read_text(encoding="utf-8") if note.exists() else ""
     note.write_text(str(runtime.flow_run.id), encoding="utf-8")
     if not before:
@@ -143,21 +143,21 @@ def main() -> int:
 def _check(root: Path) -> None:
     """Raise a KshotError for settings with which only a late stage would fail."""
     from kshot.config import load_params  # here and not above: these import torch and mlflow
-    from kshot.stages.cross_domain import check
+    from kshot.project.preflight import check_before_run
 
-    check(load_params(root / "params.yaml"), root)
+    check_before_run(load_params(Workspace(root).params), Workspace(root))
 
 
 def _register(root: Path) -> Registered:
     from kshot.config import load_params
-    from kshot.registration import register_run
+    from kshot.registry.registration import register_run
 
-    done = register_run(root, load_params(root / "params.yaml"), str(runtime.flow_run.id))
+    done = register_run(root, load_params(Workspace(root).params), str(runtime.flow_run.id))
     return Registered(name=done.name, version=done.version, created=done.created)
 
 
 def _report(root: Path, registered: Registered) -> Path:
-    from kshot.run_report import write_run_report
+    from kshot.registry.page import write_run_report
 
     return write_run_report(registered.name, registered.version, root)
 
@@ -170,7 +170,7 @@ def _summarise(
         stages=stages,
         registered=registered,
         promotion=promotion,
-        data_report=root / DATA_REPORT,
+        data_report=Workspace(root).output("validate") / "report.html",
         run_report=page,
     )
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from kshot.workspace import Workspace
+
 _NEWS_EVERY_S = 10.0
 
 
 @contextmanager
 def alone_in(root: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Hold the workspace `root`: a second run waits here. The lock of a killed run is free."""
-    path = root / ".kshot" / "flow.lock"
+    path = Workspace(root).flow_lock
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     while not lock.is_locked:

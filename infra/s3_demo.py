@@ -23,14 +23,15 @@ from flows.train import train_flow
 from infra.s3_server import s3_server
 from kshot.errors import KshotError, StageError
 from kshot.storage import Bucket, ensure_bucket
+from kshot.workspace import ARTIFACTS, DATA, Workspace
 
-_TRACKED = (Path("data"), Path("artifacts"))
+_TRACKED = (DATA, ARTIFACTS)
 _CACHE = Path(".dvc/cache")
 
 
 def run(root: Path, console: Console) -> Table:
     """Push, wipe, pull and rerun against a new S3 server: what each step showed. StageError at the first doubt."""
-    state = root / ".kshot" / "s3-demo"
+    state = Workspace(root).s3_demo
     aside = state / "aside"
     put_back(root, aside)  # a demo that was killed
     shutil.rmtree(state, ignore_errors=True)
@@ -129,7 +130,7 @@ def file_hashes(root: Path) -> dict[str, str]:
     """SHA-256 of dvc.lock and of every tracked file, by path."""
     files = [path for folder in _TRACKED for path in sorted((root / folder).rglob("*")) if path.is_file()]
     hashes = {}
-    for path in [root / "dvc.lock", *files]:
+    for path in [Workspace(root).receipt, *files]:
         with path.open("rb") as content:
             hashes[str(path.relative_to(root))] = hashlib.file_digest(content, "sha256").hexdigest()
     return hashes

@@ -13,6 +13,7 @@ from pathlib import Path
 import flows  # noqa: F401  # sets Prefect's folder
 from flows.prefect_server import answers, free_port, server_command, ui_file
 from kshot.errors import StageError
+from kshot.workspace import Workspace
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
@@ -28,17 +29,17 @@ class Page:
 
 
 def pages(root: Path) -> tuple[Page, Page]:
-    logs = root / ".kshot" / "logs"
+    logs = Workspace(root).logs
     mlflow_port, prefect_port = _port(5000), _port(4200)
     mlflow = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"]
-    store = ["--backend-store-uri", f"sqlite:///{root / '.kshot' / 'mlflow.db'}"]
-    artifacts = ["--default-artifact-root", str(root / ".kshot" / "mlartifacts")]
+    store = ["--backend-store-uri", f"sqlite:///{Workspace(root).registry_database}"]
+    artifacts = ["--default-artifact-root", str(Workspace(root).registry_artifacts)]
     return (
         Page(
             name="MLflow",
             url=f"http://127.0.0.1:{mlflow_port}",
             health=f"http://127.0.0.1:{mlflow_port}/health",
-            command=[sys.executable, "-m", "kshot.lifeline", *mlflow, *store, *artifacts],
+            command=[sys.executable, "-m", "kshot.runtime.lifeline", *mlflow, *store, *artifacts],
             log=logs / "mlflow-ui.log",
         ),
         Page(
@@ -55,7 +56,7 @@ def main() -> int:
     root = Path.cwd()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))  # an exit that ends both servers
-    (root / ".kshot" / "logs").mkdir(parents=True, exist_ok=True)
+    Workspace(root).logs.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as stack:
             running = [(page, stack.enter_context(_Server(page))) for page in pages(root)]

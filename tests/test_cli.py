@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from kshot.cli import app, main
-from tests.test_gate import add_version
+from tests.registry.test_gate import add_version
 from tests.tiny_project import tiny_params, write_project
 
 REPOSITORY = Path(__file__).parent.parent

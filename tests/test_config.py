@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from kshot.config import load_params, params_from
+from kshot.episodes.sampling import Uniform, WithinGroup
 from kshot.errors import ConfigError
-from kshot.sampling import Uniform, WithinGroup
 
 REPOSITORY = Path(__file__).parent.parent
 PRESETS = sorted((REPOSITORY / "presets").glob("*.yaml"))

@@ -14,11 +14,11 @@ from kshot.algorithms import ANILConfig, MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.data.gather import ResidentItems, image_gather
 from kshot.data.packed import PackedDataset
-from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader
-from kshot.live_lines import silent_lines
-from kshot.sampling import ClassWeighted, SamplerConfig, Uniform, WithinGroup
-from kshot.task_pool import SampledPool
+from kshot.episodes.episode import EpisodeShape
+from kshot.episodes.loader import EpisodeLoader
+from kshot.episodes.pools import SampledPool
+from kshot.episodes.sampling import ClassWeighted, SamplerConfig, Uniform, WithinGroup
+from kshot.runtime.lines import silent_lines
 from kshot.training.loop import TrainingJob, TrainingSettings, training_step
 from kshot.training.optimizers import Adam
 from tests.device_waits import WaitError, as_on_a_device
@@ -79,7 +79,7 @@ def outcomes(training: TrainingJob, *, on_device: bool) -> Tensor:
 @pytest.fixture(autouse=True)
 def labels_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of labels looks at them on the CPU only."""
-    monkeypatch.setattr("kshot.episode._check_labelled", lambda *_: None)
+    monkeypatch.setattr("kshot.episodes.episode._check_labelled", lambda *_: None)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -7,7 +7,7 @@ import torch
 from kshot.algorithms import MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.data.packed import ItemSpec
-from kshot.episode import EpisodeShape
+from kshot.episodes.episode import EpisodeShape
 from kshot.errors import ModelError
 from kshot.model import ModelConfig, build_learner, load_model, save_model
 

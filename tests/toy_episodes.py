@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from kshot.data.class_table import ClassTable, Int
 from kshot.data.gather import Gather, images_from_items
-from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader
-from kshot.sampling import Uniform
-from kshot.task_pool import FrozenPool, SampledPool
+from kshot.episodes.episode import EpisodeShape
+from kshot.episodes.loader import EpisodeLoader
+from kshot.episodes.pools import FrozenPool, SampledPool
+from kshot.episodes.sampling import Uniform
 
 NOISE = 1.5
 SHAPE = EpisodeShape(n_way=3, k_shot=2, n_query=4)

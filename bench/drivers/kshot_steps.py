@@ -20,14 +20,14 @@ from kshot.backbones.layers.norm import calibrate
 from kshot.data.class_table import ClassTable
 from kshot.data.gather import Gather, image_gather
 from kshot.data.packed import ItemSpec, PackedDataset
-from kshot.distributed import Workers, joined_workers
-from kshot.episode import EpisodeShape
-from kshot.episode_loader import EpisodeLoader
-from kshot.evaluation import score_episodes
-from kshot.live_lines import silent_lines
+from kshot.episodes.episode import EpisodeShape
+from kshot.episodes.loader import EpisodeLoader
+from kshot.episodes.pools import SampledPool
+from kshot.episodes.sampling import Uniform
+from kshot.evaluation.scoring import score_episodes
 from kshot.model import ModelConfig, build_learner
-from kshot.sampling import Uniform
-from kshot.task_pool import SampledPool
+from kshot.runtime.lines import silent_lines
+from kshot.runtime.workers import Workers, joined_workers
 from kshot.training.loop import TrainingJob, TrainingSettings, TrainingState, training_step
 from kshot.training.optimizers import Adam
 

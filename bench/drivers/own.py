@@ -3,7 +3,7 @@
 import sys
 
 from bench.measure import Request, serve
-from kshot.cpu_runtime import keep_freed_memory, prepare_environment
+from kshot.runtime.cpu import keep_freed_memory, prepare_environment
 
 
 def main() -> None:

@@ -18,18 +18,18 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from kshot.cpu_runtime import prepare_environment
 from kshot.errors import ConfigError, KshotError, StageError
-from kshot.lifeline import die_with_pipeline
+from kshot.runtime.cpu import prepare_environment
+from kshot.runtime.lifeline import die_with_pipeline
+from kshot.workspace import Workspace
 
 if TYPE_CHECKING:
     from kshot.data.packed import ItemSpec
     from kshot.ingest import SplitRequest
 
-_PARAMS = Path("params.yaml")
+_WORKSPACE = Workspace(Path())
 _REFUSED_SHOWN = 10
 _FILES_OF_A_SMALL_DATASET = 3  # dataset.json, manifest and one shard: the embedded glyphs, which can be made again
-_PRESETS = Path("presets")
 _NOT_PROMOTED = 3  # neither a mistake nor a failure
 
 app = typer.Typer(
@@ -67,7 +67,7 @@ def ingest(
     from kshot.ingest import BUILT_IN, ingest_built_in
     from kshot.ingest import ingest as ingest_images
 
-    data = Path("data")
+    data = _WORKSPACE.data
     _fetch_other_datasets(data)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(f"ingest {name or source}", total=None, visible=False)
@@ -146,17 +146,17 @@ def cross_domain(dataset: Annotated[str, typer.Argument(help="A packed dataset u
     from kshot.config import load_params
     from kshot.stages.cross_domain import run
 
-    run(load_params(_PARAMS), Path.cwd(), dataset)
+    run(load_params(_WORKSPACE.params), Workspace(Path.cwd()), dataset)
 
 
 @app.command()
 def register() -> None:
     """Make the finished run a version of the registered model, once."""
     from kshot.config import load_params
-    from kshot.registration import register_run
-    from kshot.run_report import renew_run_reports
+    from kshot.registry.page import renew_run_reports
+    from kshot.registry.registration import register_run
 
-    done = register_run(Path.cwd(), load_params(_PARAMS), None)
+    done = register_run(Path.cwd(), load_params(_WORKSPACE.params), None)
     renew_run_reports(done.name, (done.version,), Path.cwd(), _warn)
     typer.echo(f"{done.name} version {done.version}: {'registered' if done.created else 'already there'}")
     typer.echo("next: kshot promote")
@@ -169,10 +169,11 @@ def promote(
 ) -> None:
     """Decide whether a version becomes champion, and move the alias if so; exit code 3 where it does not."""
     from kshot.config import load_params
-    from kshot.gate import consider
-    from kshot.run_report import renew_run_reports
+    from kshot.registry.gate import consider
+    from kshot.registry.page import renew_run_reports
 
-    outcome = consider(Path.cwd(), load_params(_PARAMS), by=_user(), version=version, approved=approve, tell=typer.echo)
+    params = load_params(_WORKSPACE.params)
+    outcome = consider(Path.cwd(), params, by=_user(), version=version, approved=approve, tell=typer.echo)
     typer.echo(f"{outcome.name}: {outcome}")
     renew_run_reports(outcome.name, (outcome.version, outcome.champion), Path.cwd(), _warn)
     if not outcome.is_champion:
@@ -185,7 +186,7 @@ def rollback(
     model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
 ) -> None:
     """Make the champion before this one champion again."""
-    from kshot.run_report import renew_run_reports
+    from kshot.registry.page import renew_run_reports
     from kshot.tracking import rollback as roll_back
 
     name = _model_name(model)
@@ -214,8 +215,8 @@ def compare(
     model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
 ) -> None:
     """Two versions side by side: settings, data, code, and accuracy on the same episodes."""
-    from kshot.comparison import compare as compare_versions
-    from kshot.comparison_table import to_terminal
+    from kshot.registry.comparison import compare as compare_versions
+    from kshot.registry.comparison_table import to_terminal
 
     Console().print(to_terminal(compare_versions(_model_name(model), before, after, Path.cwd())))
 
@@ -226,7 +227,7 @@ def report(
     model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
 ) -> None:
     """Make the page of a version again: results, decision, what changed since the champion, lineage."""
-    from kshot.run_report import write_run_report
+    from kshot.registry.page import write_run_report
 
     typer.echo(write_run_report(_model_name(model), version, Path.cwd()))
 
@@ -274,22 +275,23 @@ def doctor() -> None:
 @app.command()
 def preset(name: Annotated[str, typer.Argument(help="Name of a file in presets/, without .yaml.")]) -> None:
     """Make params.yaml the preset NAME; your own edits are never overwritten."""
-    known = {path.stem: path for path in sorted(_PRESETS.glob("*.yaml"))}
+    known = {path.stem: path for path in sorted(_WORKSPACE.presets.glob("*.yaml"))}
     if name not in known:
         raise ConfigError(f"no preset {name!r}; known: {', '.join(known) or 'none'}; next: run in the project folder")
-    if _PARAMS.exists() and _PARAMS.read_bytes() not in {path.read_bytes() for path in known.values()}:
+    current = _WORKSPACE.params.read_bytes() if _WORKSPACE.params.exists() else None
+    if current not in {None, *(path.read_bytes() for path in known.values())}:
         raise ConfigError(
             f"params.yaml has edits of yours, which the preset {name} would overwrite; "
             "next: mv params.yaml presets/mine.yaml (and later kshot preset mine), "
             "or run the flow on it as it is: make train"
         )
-    shutil.copyfile(known[name], _PARAMS)
+    shutil.copyfile(known[name], _WORKSPACE.params)
 
 
 def _model_name(given: str) -> str:
     from kshot.config import load_params
 
-    return given or load_params(_PARAMS).register.model_name
+    return given or load_params(_WORKSPACE.params).register.model_name
 
 
 def _warn(words: str) -> None:
@@ -308,7 +310,7 @@ def _run_stage(name: Literal["validate", "task_pool", "meta_train", "evaluate"])
     prepare_environment()
     from kshot.config import load_params
 
-    params = load_params(_PARAMS)
+    params = load_params(_WORKSPACE.params)
     match name:
         case "validate":
             from kshot.stages.validate import run
@@ -318,7 +320,7 @@ def _run_stage(name: Literal["validate", "task_pool", "meta_train", "evaluate"])
             from kshot.stages.meta_train import run
         case "evaluate":
             from kshot.stages.evaluate import run
-    run(params, Path.cwd())
+    run(params, Workspace(Path.cwd()))
 
 
 def _check_no_options(source: str, *options: object) -> None:
@@ -369,7 +371,7 @@ def _track_with_dvc(data: Path) -> None:
 
 def _fetch_other_datasets(data: Path) -> None:
     """In a fresh clone, get what data.dvc points at: the pointer will be made anew from what is there."""
-    pointer = Path("data.dvc")
+    pointer = _WORKSPACE.data_pointer
     if not pointer.exists() or data.exists() or _dvc("pull", str(pointer)).returncode == 0:
         return
     n_files = sum(out.get("nfiles", 1) for out in yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"])

@@ -13,11 +13,11 @@ from pydantic.dataclasses import dataclass as settings
 
 from kshot.algorithms import AlgorithmConfig
 from kshot.backbones import BackboneConfig
+from kshot.episodes.pools import TaskPoolSettings
 from kshot.errors import ConfigError
-from kshot.evaluation import EvaluationSettings
-from kshot.promotion_settings import PromotionSettings
+from kshot.evaluation.scoring import EvaluationSettings
+from kshot.promotion.settings import PromotionSettings
 from kshot.settings import STRICT
-from kshot.task_pool import TaskPoolSettings
 from kshot.training.loop import TrainingSettings
 from kshot.validation.settings import FactSettings
 

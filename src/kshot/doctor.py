@@ -21,6 +21,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from kshot.errors import KshotError
+from kshot.workspace import Workspace
 
 _PYTHON = ">=3.11,<3.15"
 _FREE_BYTES = 2 * 2**30
@@ -56,7 +57,7 @@ def checks(root: Path) -> tuple[Check, ...]:
         _gpu(),
         _kernels(),
         _omniglot(os.environ.get("KSHOT_OMNIGLOT")),
-        _database("MLflow store", os.environ.get("MLFLOW_TRACKING_URI"), root / ".kshot" / "mlflow.db"),
+        _database("MLflow store", os.environ.get("MLFLOW_TRACKING_URI"), Workspace(root).registry_database),
         _database("Prefect store", os.environ.get("PREFECT_API_URL"), _prefect_database(root)),
     )
 
@@ -131,7 +132,7 @@ def _params(root: Path) -> _ParamsFinding:
     try:
         from kshot.config import load_params  # imports torch, which takes seconds and may be missing
 
-        params = load_params(root / "params.yaml")
+        params = load_params(Workspace(root).params)
     except ImportError as error:
         return _ParamsFinding(check=_check("params", False, f"not read: {error}", needed, _INSTALL), dataset=None)
     except KshotError as error:
@@ -142,7 +143,7 @@ def _params(root: Path) -> _ParamsFinding:
 
 
 def _data(root: Path, name: str | None) -> Check:
-    known = sorted(path.parent.name for path in (root / "data").glob("*/dataset.json"))
+    known = sorted(path.parent.name for path in Workspace(root).data.glob("*/dataset.json"))
     found = f"data/: {', '.join(known) or 'nothing'}"
     if name is None:
         return _check("data", False, found, "the dataset that params.yaml names", "correct params.yaml first")
@@ -237,7 +238,7 @@ def _database(name: str, address: str | None, file: Path) -> Check:
 
 
 def _prefect_database(root: Path) -> Path:
-    return Path(os.environ.get("PREFECT_HOME") or root / ".kshot" / "prefect") / "prefect.db"
+    return Path(os.environ.get("PREFECT_HOME") or Workspace(root).prefect_home) / "prefect.db"
 
 
 def _reachable(address: str) -> bool:

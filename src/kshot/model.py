@@ -23,12 +23,10 @@ from kshot.algorithms import AlgorithmConfig, Learner
 from kshot.backbones import BackboneConfig
 from kshot.backbones.contract import Backbone
 from kshot.data.packed import ItemSpec
-from kshot.episode import EpisodeShape
+from kshot.episodes.episode import EpisodeShape
 from kshot.errors import ModelError
 from kshot.runtime.files import json_bytes, write_folder
 from kshot.settings import STRICT
-
-SPEED_FILE = Path(".kshot/meta_train/speed.json")  # throughput and memory of the last training here
 
 _FORMAT_VERSION = 1
 _NO_MODEL = "next: kshot train, or name a folder that holds model.json and weights.safetensors"
@@ -52,6 +50,11 @@ class SavedModel:
     @property
     def item(self) -> ItemSpec:
         return self.config.item
+
+    def on(self, device: torch.device) -> "SavedModel":
+        """The same with the learner moved to `device`."""
+        self.learner.to(device)
+        return self
 
 
 def build_learner(config: ModelConfig, *, init_seed: int = 0) -> Learner[Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kshot.algorithms.anil import ANIL, ANILConfig
-from kshot.episode import EpisodeBatch
+from kshot.episodes.episode import EpisodeBatch
 from tests.toy_episodes import SHAPE, LinearBackbone, point_pools
 
 

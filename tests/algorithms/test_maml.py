@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from kshot.algorithms.maml import MAML, MAMLConfig
 from kshot.backbones import Conv4Config
-from kshot.episode import EpisodeBatch
+from kshot.episodes.episode import EpisodeBatch
 from tests.toy_episodes import SHAPE, image_pools
 
 pytestmark = pytest.mark.usefixtures("kernels")

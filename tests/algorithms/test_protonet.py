@@ -3,7 +3,7 @@ import torch
 from kshot.algorithms.maths.distances import prototypes, squared_distances
 from kshot.algorithms.protonet import ProtoNet
 from kshot.backbones.contract import Flatten
-from kshot.episode import Support
+from kshot.episodes.episode import Support
 
 
 def test_prototypes_are_class_means_also_with_unequal_shots() -> None:

@@ -9,11 +9,11 @@ from kshot.algorithms import AlgorithmConfig, Learner
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
 from kshot.backbones import Conv4Config
 from kshot.backbones.layers.norm import calibrate
-from kshot.distributed import Workers
-from kshot.episode import EpisodeShape, Support
-from kshot.episode_loader import EpisodeLoader
+from kshot.episodes.episode import EpisodeShape, Support
+from kshot.episodes.loader import EpisodeLoader
 from kshot.errors import EpisodeError
-from kshot.evaluation import score_episodes
+from kshot.evaluation.scoring import score_episodes
+from kshot.runtime.workers import Workers
 from kshot.training.loop import TrainingJob, TrainingSettings, gradient_and_loss, meta_train
 from tests.toy_episodes import SHAPE, LinearBackbone, image_pools, point_pools
 from tests.training.fakes import NoCheckpoints

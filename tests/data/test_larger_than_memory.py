@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from kshot.data.packed import PackedDataset
-from kshot.episode import EpisodeShape
+from kshot.episodes.episode import EpisodeShape
 from kshot.data.gather import image_gather
-from kshot.episode_loader import EpisodeLoader
-from kshot.sampling import Uniform
-from kshot.task_pool import SampledPool
+from kshot.episodes.loader import EpisodeLoader
+from kshot.episodes.sampling import Uniform
+from kshot.episodes.pools import SampledPool
 
 dataset = PackedDataset.open(Path("large"))
 held_kib = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))

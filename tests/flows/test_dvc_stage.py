@@ -103,7 +103,7 @@ def test_a_stage_waits_for_another_dvc_however_long_that_takes(checked: Path) ->
 def test_killing_the_runner_ends_its_stage_and_the_next_run_succeeds(checked: Path) -> None:
     fit = (checked / "fit.py").read_text()
     (checked / "fit.py").write_text(
-        "import os, time\nfrom kshot.lifeline import die_with_pipeline\ndie_with_pipeline()\n"
+        "import os, time\nfrom kshot.runtime.lifeline import die_with_pipeline\ndie_with_pipeline()\n"
         "open('pid.new', 'w').write(str(os.getpid())); os.rename('pid.new', 'pid')\ntime.sleep(600)\n"
     )
     runner = "from pathlib import Path; from flows.dvc_stage import run_stage; run_stage('fit', Path.cwd(), print)"

@@ -1,4 +1,4 @@
-"""The promote flow with the real Prefect; the gate itself is a stand-in, `tests/test_gate.py` has the real one."""
+"""The promote flow with the real Prefect and a stand-in for the gate; tests/registry has the real one."""
 
 import asyncio
 from pathlib import Path

@@ -9,7 +9,7 @@ from kshot.algorithms import MAMLConfig, ProtoNetConfig
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.backbones import Conv4Config
 from kshot.data.packed import ItemSpec
-from kshot.episode import EpisodeShape, Support
+from kshot.episodes.episode import EpisodeShape, Support
 from kshot.errors import EpisodeError, ModelError
 from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from kshot.serving.classifier import FewShotClassifier

@@ -8,7 +8,7 @@ from PIL import Image
 from kshot.algorithms import ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.data.packed import ItemSpec
-from kshot.episode import EpisodeShape
+from kshot.episodes.episode import EpisodeShape
 from kshot.errors import DataError, EpisodeError, ModelError
 from kshot.model import ModelConfig, build_learner, save_model
 from kshot.serving.prediction import RefusedImage, predict_files

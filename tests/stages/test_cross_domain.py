@@ -10,12 +10,14 @@ import torch
 from kshot.config import Params, load_params, params_from
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
+from kshot.episodes.pools import SampledPool
+from kshot.episodes.sampling import Uniform
 from kshot.errors import ConfigError, DataError, EpisodeError
-from kshot.evaluation import score_episodes
+from kshot.evaluation.scoring import score_episodes
 from kshot.model import load_model
-from kshot.sampling import Uniform
+from kshot.project.preflight import check_before_run
 from kshot.stages import cross_domain, meta_train, task_pool
-from kshot.task_pool import SampledPool
+from kshot.workspace import Workspace
 from tests.tiny_dataset import tiny_dataset
 from tests.tiny_project import tiny_params, write_project
 
@@ -32,10 +34,10 @@ def params(tmp_path: Path) -> Params:
 
 def test_every_setting_is_scored_on_the_held_out_classes_of_the_other_dataset(params: Params, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    cross_domain.check(params, tmp_path)
-    task_pool.run(params, tmp_path)
-    meta_train.run(params, tmp_path)
-    cross_domain.run(params, tmp_path, "other")
+    check_before_run(params, Workspace(tmp_path))
+    task_pool.run(params, Workspace(tmp_path))
+    meta_train.run(params, Workspace(tmp_path))
+    cross_domain.run(params, Workspace(tmp_path), "other")
     written = json.loads((tmp_path / "artifacts/cross_domain/other/metrics.json").read_text())
     other = PackedDataset.open(tmp_path / "data/other")
     assert (written["dataset"], written["data_hash"]) == ("other", other.content_hash)
@@ -51,10 +53,10 @@ def test_every_setting_is_scored_on_the_held_out_classes_of_the_other_dataset(pa
 
 def test_what_cannot_be_scored_is_refused_before_training(params: Params, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no dataset at .*nothing; found: other, tiny"):
-        cross_domain.check(replace(params, cross_domain=("nothing",)), tmp_path)
+        check_before_run(replace(params, cross_domain=("nothing",)), Workspace(tmp_path))
     tiny_dataset(n_classes=2, n_images=5).write(tmp_path / "data" / "few")
     with pytest.raises(EpisodeError, match="meta_test of few: found 2 classes; 3-way 1-shot needs 3"):
-        cross_domain.check(replace(params, cross_domain=("few",)), tmp_path)
+        check_before_run(replace(params, cross_domain=("few",)), Workspace(tmp_path))
 
 
 @pytest.mark.parametrize("listed", [["tiny"], ["other", "other"]])

@@ -13,11 +13,12 @@ import torch
 from kshot.config import load_params
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
+from kshot.episodes.pools import FrozenPool
 from kshot.errors import DataError, ModelError
-from kshot.evaluation import score_episodes
+from kshot.evaluation.scoring import score_episodes
 from kshot.model import load_model
 from kshot.stages import evaluate, meta_train, task_pool
-from kshot.task_pool import FrozenPool
+from kshot.workspace import Workspace
 from tests.browser import check_stands_alone
 from tests.tiny_project import tiny_params, write_project
 
@@ -31,9 +32,9 @@ def evaluated(root: Path, algorithm: dict[str, Any]) -> Path:
     params["evaluate"]["pretrain_steps"] = 3
     write_project(root, params)
     loaded = load_params(root / "params.yaml")
-    task_pool.run(loaded, root)
-    meta_train.run(loaded, root)
-    evaluate.run(loaded, root)
+    task_pool.run(loaded, Workspace(root))
+    meta_train.run(loaded, Workspace(root))
+    evaluate.run(loaded, Workspace(root))
     return root
 
 
@@ -103,7 +104,7 @@ def test_a_training_from_several_seeds_tells_how_much_a_seed_is_worth(tmp_path: 
     root = write_project(tmp_path, params)
     loaded = load_params(root / "params.yaml")
     for stage in (task_pool, meta_train, evaluate):
-        stage.run(loaded, root)
+        stage.run(loaded, Workspace(root))
     trained = root / "artifacts/meta_train"
     assert sorted(path.name for path in (trained / "seeds").iterdir()) == ["7", "8"]
     assert len({sha(trained / "model"), sha(trained / "seeds/7"), sha(trained / "seeds/8")}) == 3
@@ -122,7 +123,7 @@ def test_a_training_from_several_seeds_tells_how_much_a_seed_is_worth(tmp_path: 
     alone = write_project(tmp_path / "alone", tiny_params() | {"seed": 7})
     seventh = load_params(alone / "params.yaml")
     for stage in (task_pool, meta_train):
-        stage.run(seventh, alone)
+        stage.run(seventh, Workspace(alone))
     assert sha(alone / "artifacts/meta_train/model") == sha(trained / "seeds/7")
 
 
@@ -131,10 +132,10 @@ def test_an_edit_of_the_source_during_training_does_not_spoil_it(
 ) -> None:
     root = write_project(tmp_path, tiny_params())
     loaded = load_params(root / "params.yaml")
-    task_pool.run(loaded, root)
+    task_pool.run(loaded, Workspace(root))
     hashes = iter("abcdefgh")
     monkeypatch.setattr(meta_train, "_source_hash", lambda: next(hashes))
-    meta_train.run(loaded, root)
+    meta_train.run(loaded, Workspace(root))
     load_model(root / "artifacts/meta_train/model")
 
 
@@ -145,7 +146,7 @@ def test_a_seed_that_is_done_is_not_trained_again_after_a_kill_in_the_next_one(
     params["meta_train"]["seeds"] = [7]
     root = write_project(tmp_path, params)
     loaded = load_params(root / "params.yaml")
-    task_pool.run(loaded, root)
+    task_pool.run(loaded, Workspace(root))
     save = meta_train.save_model
 
     def killed(folder: Path, *arguments: Any) -> None:
@@ -155,11 +156,11 @@ def test_a_seed_that_is_done_is_not_trained_again_after_a_kill_in_the_next_one(
 
     monkeypatch.setattr(meta_train, "save_model", killed)
     with pytest.raises(KeyboardInterrupt):
-        meta_train.run(loaded, root)
+        meta_train.run(loaded, Workspace(root))
     monkeypatch.undo()
     shutil.rmtree(root / "artifacts/meta_train")  # as DVC does
     capfd.readouterr()
-    meta_train.run(loaded, root)
+    meta_train.run(loaded, Workspace(root))
     assert capfd.readouterr().out.count("resuming from the checkpoint of step 8") == 2
     assert (root / "artifacts/meta_train/model").is_dir() and (root / "artifacts/meta_train/seeds/7").is_dir()
     assert list((root / ".kshot/checkpoints").iterdir()) == []
@@ -177,7 +178,7 @@ def test_the_report_opens_in_a_browser(protonet: Path, maml: Path) -> None:
 def test_pools_are_the_same_bytes_again_and_draw_from_their_own_split(protonet: Path) -> None:
     folder = protonet / "artifacts/task_pool"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    task_pool.run(load_params(protonet / "params.yaml"), protonet)
+    task_pool.run(load_params(protonet / "params.yaml"), Workspace(protonet))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     dataset = PackedDataset.open(protonet / "data/tiny")
     for name, split in (("meta_val", "meta_val"), ("meta_test-3w1s", "meta_test")):
@@ -189,19 +190,19 @@ def test_pools_are_the_same_bytes_again_and_draw_from_their_own_split(protonet: 
 def test_a_model_is_chosen_without_a_look_at_the_test_pools(tmp_path: Path) -> None:
     root = write_project(tmp_path, tiny_params())
     params = load_params(root / "params.yaml")
-    task_pool.run(params, root)
+    task_pool.run(params, Workspace(root))
     for pool in (root / "artifacts/task_pool").glob("meta_test*"):
         pool.unlink()
-    meta_train.run(params, root)
+    meta_train.run(params, Workspace(root))
     load_model(root / "artifacts/meta_train/model")
     with pytest.raises(DataError, match="no task pool at .*meta_test-3w1s"):
-        evaluate.run(params, root)
+        evaluate.run(params, Workspace(root))
 
 
 def test_without_a_model_the_next_command_is_named(tmp_path: Path) -> None:
     root = write_project(tmp_path, tiny_params())
     with pytest.raises(ModelError, match="no model in .*next: kshot train"):
-        evaluate.run(load_params(root / "params.yaml"), root)
+        evaluate.run(load_params(root / "params.yaml"), Workspace(root))
 
 
 def test_a_learner_with_inner_steps_is_scored_after_each_of_them(maml: Path, protonet: Path) -> None:

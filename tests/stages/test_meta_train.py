@@ -20,6 +20,7 @@ from kshot.backbones.layers.native import build_native
 from kshot.config import load_params
 from kshot.errors import DataError, EpisodeError
 from kshot.stages import meta_train, task_pool
+from kshot.workspace import Workspace
 from tests.processes import wait_until_gone
 from tests.tiny_dataset import tiny_dataset
 from tests.tiny_project import tiny_params, write_project
@@ -37,7 +38,7 @@ def project(root: Path, **meta_train_settings: Any) -> Path:
     training = params["meta_train"]["training"] | meta_train_settings.pop("training", {})
     params["meta_train"] |= meta_train_settings | {"training": training}
     write_project(root, params)
-    task_pool.run(load_params(root / "params.yaml"), root)
+    task_pool.run(load_params(root / "params.yaml"), Workspace(root))
     return root
 
 
@@ -72,7 +73,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose training ran through in one process."""
     torch.set_num_threads(1)
     root = project(tmp_path_factory.mktemp("unbroken"))
-    meta_train.run(load_params(root / "params.yaml"), root)
+    meta_train.run(load_params(root / "params.yaml"), Workspace(root))
     return root
 
 
@@ -81,7 +82,7 @@ def long_unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `unbroken`, for as many steps as the trainings that are killed."""
     torch.set_num_threads(1)
     root = project(tmp_path_factory.mktemp("long_unbroken"), training=LONG | {"checkpoint_every_s": 30})
-    meta_train.run(load_params(root / "params.yaml"), root)
+    meta_train.run(load_params(root / "params.yaml"), Workspace(root))
     return root
 
 
@@ -143,11 +144,11 @@ def test_a_changed_setting_does_not_resume_from_the_checkpoints_of_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = project(tmp_path)
-    meta_train.run(load_params(root / "params.yaml"), root)
+    meta_train.run(load_params(root / "params.yaml"), Workspace(root))
     changed = (root / "params.yaml").read_text().replace("seed: 1", "seed: 2")
     (root / "params.yaml").write_text(changed)
     capsys.readouterr()
-    meta_train.run(load_params(root / "params.yaml"), root)
+    meta_train.run(load_params(root / "params.yaml"), Workspace(root))
     assert "resuming" not in capsys.readouterr().out
 
 
@@ -191,7 +192,7 @@ def test_a_setting_that_the_learner_cannot_take_is_refused_before_training(tmp_p
     text = (root / "params.yaml").read_text().replace("- k_shot: 1\n      n_way: 3", "- k_shot: 1\n      n_way: 5")
     (root / "params.yaml").write_text(text)
     with pytest.raises(EpisodeError, match="meta_test asks for 5-way 1-shot; this learner, trained 3-way"):
-        meta_train.run(load_params(root / "params.yaml"), root)
+        meta_train.run(load_params(root / "params.yaml"), Workspace(root))
 
 
 def test_pools_of_another_state_of_the_data_are_refused(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_pools_of_another_state_of_the_data_are_refused(tmp_path: Path) -> None:
     shutil.rmtree(root / "data/tiny")
     tiny_dataset(n_classes=5, n_images=7).write(root / "data/tiny")
     with pytest.raises(DataError, match="the task pools were drawn from data .*next: kshot validate, kshot pool"):
-        meta_train.run(load_params(root / "params.yaml"), root)
+        meta_train.run(load_params(root / "params.yaml"), Workspace(root))
 
 
 def descendants(pid: int) -> list[int]:
@@ -242,7 +243,9 @@ def test_training_without_kernels_is_asked_for_by_params_and_by_the_environment(
 
     def device(native_kernels: bool) -> str:
         params = load_params(root / "params.yaml")
-        meta_train.run(replace(params, meta_train=replace(params.meta_train, native_kernels=native_kernels)), root)
+        meta_train.run(
+            replace(params, meta_train=replace(params.meta_train, native_kernels=native_kernels)), Workspace(root)
+        )
         return str(json.loads((root / "artifacts/meta_train/metrics.json").read_text())["device"])
 
     assert device(False) == "cpu"

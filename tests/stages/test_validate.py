@@ -12,8 +12,9 @@ from kshot.config import Params, params_from
 from kshot.data.packed import PackedDataset, Quarantined
 from kshot.errors import DataError, ValidationError
 from kshot.stages import validate
-from kshot.stages.validate import CheckResult
 from kshot.validation.facts import collect_facts
+from kshot.validation.report import CheckResult
+from kshot.workspace import Workspace
 from tests.tiny_dataset import TinyDataset, noise, tiny_dataset
 
 PRESET = Path(__file__).parents[2] / "presets" / "demo.yaml"
@@ -61,7 +62,7 @@ def good(tmp_path_factory) -> Outcome:
     tiny.splits["meta_train"][0] = "train/<b>&'\u4e2d"
     tiny.quarantined = [Quarantined(source="broken<1>.png", reason="truncated after 100 bytes")]
     tiny.write(root / "data" / "tiny")
-    validate.run(tiny_params(), root)
+    validate.run(tiny_params(), Workspace(root))
     output = root / "artifacts" / "validate"
     assert (output / "report.html").read_bytes() == (root / ".kshot" / "validate" / "report.html").read_bytes()
     return Outcome(
@@ -81,7 +82,7 @@ def test_a_good_dataset_passes_every_critical_check(good):
 def test_facts_are_the_same_bytes_for_the_same_data_in_another_place(tmp_path):
     for place in ("a", "b"):
         tiny_dataset().write(tmp_path / place / "data" / "tiny")
-        validate.run(tiny_params(), tmp_path / place)
+        validate.run(tiny_params(), Workspace(tmp_path / place))
     for name in ("facts.json", "report.html"):
         first, second = ((tmp_path / place / "artifacts" / "validate" / name).read_bytes() for place in ("a", "b"))
         assert first == second
@@ -134,7 +135,7 @@ def test_the_report_says_the_verdict_first_and_shows_names_as_they_are(good):
 def test_a_refused_dataset_leaves_its_report_and_no_artifact(tmp_path, capsys):
     tiny = tiny_dataset()
     tiny.write(tmp_path / "data" / "tiny")
-    validate.run(tiny_params(), tmp_path)
+    validate.run(tiny_params(), Workspace(tmp_path))
     assert "tiny: 24 checks, no critical failure, 0 warnings" in capsys.readouterr().out
     worse = tiny_dataset(n_classes=7)
     for name in worse.splits["meta_test"]:
@@ -145,7 +146,7 @@ def test_a_refused_dataset_leaves_its_report_and_no_artifact(tmp_path, capsys):
     worse.write(tmp_path / "data" / "tiny")
 
     with pytest.raises(ValidationError, match=r"^tiny fails 1 of 24 checks: images_per_class: 7 classes") as refusal:
-        validate.run(tiny_params(), tmp_path)
+        validate.run(tiny_params(), Workspace(tmp_path))
 
     line = str(refusal.value)
     assert line == (
@@ -161,7 +162,7 @@ def test_a_refused_dataset_leaves_its_report_and_no_artifact(tmp_path, capsys):
 
 def test_a_missing_dataset_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no dataset at .*tiny"):
-        validate.run(tiny_params(), tmp_path)
+        validate.run(tiny_params(), Workspace(tmp_path))
 
 
 def test_blank_images_are_refused_by_name_unless_a_share_is_allowed(tmp_path):
@@ -192,7 +193,7 @@ def test_a_shard_of_another_layout_is_refused_and_the_report_is_still_made(tmp_p
         ValidationError,
         match=r"shard_layout: 1 shard of another layout \(items-00000.npy is int8 40 x 16 x 16 x 1, not ",
     ):
-        validate.run(tiny_params(), tmp_path)
+        validate.run(tiny_params(), Workspace(tmp_path))
     assert (tmp_path / ".kshot" / "validate" / "report.html").is_file()
 
 
@@ -299,7 +300,7 @@ def test_near_duplicates_are_counted_and_shown(tmp_path):
     for row in (7, 50):
         tiny.pixels[row] = np.clip(base // 2 + 60 + noise(1, seed=row, high=2)[0], 0, 255)
     tiny.write(tmp_path / "data" / "tiny")
-    validate.run(tiny_params(), tmp_path)
+    validate.run(tiny_params(), Workspace(tmp_path))
     output = tmp_path / "artifacts" / "validate"
     near = json.loads((output / "facts.json").read_text(encoding="utf-8"))["near_duplicates"]
     assert (near["across_classes"], near["across_splits"], near["compared"]) == (3, 2, 60)

@@ -9,7 +9,7 @@ import torch
 from kshot.algorithms import MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.data.packed import ItemSpec
-from kshot.episode import EpisodeShape
+from kshot.episodes.episode import EpisodeShape
 from kshot.model import ModelConfig, build_learner, save_model
 from kshot.serving.classifier import FewShotClassifier
 from kshot.tracking import LoggedFile, MetricPoint, ModelFiles, RunRecord, TrainingData

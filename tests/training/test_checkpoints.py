@@ -7,7 +7,7 @@ import torch
 from kshot.algorithms import MAMLConfig
 from kshot.backbones import Conv4Config
 from kshot.data.packed import ItemSpec
-from kshot.episode import EpisodeShape
+from kshot.episodes.episode import EpisodeShape
 from kshot.errors import CheckpointError
 from kshot.model import ModelConfig
 from kshot.training.checkpoints import CheckpointFolder

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from kshot.algorithms.protonet import ProtoNet
-from kshot.distributed import Workers
-from kshot.episode import EpisodeShape
+from kshot.episodes.episode import EpisodeShape
 from kshot.errors import TrainingError
-from kshot.live_lines import silent_lines
+from kshot.runtime.lines import silent_lines
+from kshot.runtime.workers import Workers
 from kshot.training.loop import Progress, TrainingJob, TrainingSettings, TrainingState, meta_train
 from tests.toy_episodes import LinearBackbone, point_pools
 from tests.training.fakes import NoCheckpoints

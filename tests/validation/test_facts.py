@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from kshot.data.packed import PackedDataset
-from kshot.episode import EpisodeShape
-from kshot.sampling import EpisodeKind, SamplerConfig, Uniform, WithinGroup
+from kshot.episodes.episode import EpisodeShape
+from kshot.episodes.sampling import EpisodeKind, SamplerConfig, Uniform, WithinGroup
 from kshot.validation import near_duplicates
 from kshot.validation.facts import Facts, FactSettings, collect_facts, read_items
 from kshot.validation.near_duplicates import difference_hash, near_pairs, thumbnails

@@ -16,7 +16,7 @@ from kshot.algorithms.learner import Learner, MetricLearner
 from kshot.algorithms.maths.heads import check_max_way
 from kshot.algorithms.maths.losses import cross_entropy, full_precision, one_hot
 from kshot.backbones.contract import Flatten
-from kshot.episode import EpisodeBatch, Support
+from kshot.episodes.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
 

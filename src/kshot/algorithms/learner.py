@@ -9,7 +9,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kshot.episode import EpisodeBatch, Support
+from kshot.episodes.episode import EpisodeBatch, Support
 
 AdaptedT = TypeVar("AdaptedT")
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kshot.algorithms.learner import MetricLearner
 from kshot.algorithms.maths.losses import cross_entropy
 from kshot.backbones.contract import Flatten
-from kshot.episode import EpisodeBatch, Support
+from kshot.episodes.episode import EpisodeBatch, Support
 
 _STEPS, _RATE, _WEIGHT_DECAY = 100, 0.1, 1e-3
 

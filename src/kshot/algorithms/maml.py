@@ -16,7 +16,7 @@ from kshot.algorithms.maths.fast_weights import AdaptedWeights, Weights, forward
 from kshot.algorithms.maths.heads import check_max_way
 from kshot.algorithms.maths.losses import cross_entropy, full_precision
 from kshot.backbones.contract import EpisodeWise
-from kshot.episode import EpisodeBatch, Support
+from kshot.episodes.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
 _HEAD_WEIGHT, _HEAD_BIAS, _BACKBONE = "head.weight", "head.bias", "backbone."

@@ -12,7 +12,7 @@ from kshot.algorithms.learner import MetricLearner
 from kshot.algorithms.maths.distances import prototypes, squared_distances
 from kshot.algorithms.maths.losses import cross_entropy, full_precision
 from kshot.backbones.contract import Flatten
-from kshot.episode import EpisodeBatch, Support
+from kshot.episodes.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
 

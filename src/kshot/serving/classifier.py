@@ -17,7 +17,7 @@ from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
 from kshot.data.gather import images_from_items
 from kshot.data.items.image import to_item
 from kshot.data.packed import ItemSpec, Pixels
-from kshot.episode import Support
+from kshot.episodes.episode import Support
 from kshot.errors import EpisodeError, ModelError
 from kshot.model import SavedModel, load_model
 

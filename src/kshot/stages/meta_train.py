@@ -22,27 +22,26 @@ from kshot.backbones.layers.native import native_compiler, native_sources
 from kshot.config import MetaTrainSettings, Params, load_params
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
-from kshot.distributed import choose_device, joined_workers, torchrun_command
-from kshot.episode_loader import EpisodeLoader
+from kshot.episodes.frozen import read_val_pool, train_pool
+from kshot.episodes.loader import EpisodeLoader
+from kshot.episodes.pools import FrozenPool
+from kshot.episodes.sampling import EpisodeKind
 from kshot.errors import EpisodeError, KshotError, TrainingError
-from kshot.lifeline import die_with_parent
-from kshot.live_lines import LiveLines, silent_lines
-from kshot.model import SPEED_FILE, ModelConfig, build_learner, save_model
-from kshot.sampling import EpisodeKind
+from kshot.model import ModelConfig, build_learner, save_model
+from kshot.runtime.lifeline import die_with_parent
+from kshot.runtime.lines import LiveLines, silent_lines
+from kshot.runtime.workers import choose_device, joined_workers, torchrun_command
 from kshot.seeding import stream_key
-from kshot.stage_process import set_up_process
-from kshot.stages.task_pool import load_pool, train_pool
-from kshot.task_pool import FrozenPool
+from kshot.stages.process import set_up_process
 from kshot.training.checkpoints import CheckpointFolder
 from kshot.training.loop import Progress, TrainingJob, episodes_per_s, meta_train, peak_memory_bytes
+from kshot.workspace import Workspace
 
 _NOT_OF_THE_WEIGHTS = ("n_processes", "device", "keep_freed_memory", "seeds")
 CPU, CPU_WITH_KERNELS = "cpu", "cpu with native kernels"
-_ARTIFACTS = Path("artifacts/meta_train")
-_REFUSAL = Path(".kshot/training-refused.txt")
 
 
-def run(params: Params, root: Path) -> None:
+def run(params: Params, workspace: Workspace) -> None:
     """Train here, or launch torchrun where several processes are asked for.
 
     What cannot be trained as configured is refused before any worker starts.
@@ -50,30 +49,30 @@ def run(params: Params, root: Path) -> None:
     set_up_process(params.meta_train)
     if params.meta_train.native_kernels and native_compiler() is None:
         _print_line("native kernels: not built here for this processor; training without; next: kshot kernels")
-    dataset = PackedDataset.open(root / "data" / params.dataset.name)
+    dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     check_ways(build_learner(_model_config(params, dataset)), params.task_pool.kinds())
     choose_device(params.meta_train.device)
-    val_pool = load_pool(root, "meta_val", dataset)
-    shutil.rmtree(root / _ARTIFACTS / "seeds", ignore_errors=True)
+    val_pool = read_val_pool(workspace.output("task_pool"), dataset)
+    shutil.rmtree(workspace.other_seeds, ignore_errors=True)
     seeds = dict.fromkeys((params.seed, *params.meta_train.seeds))
-    checkpoints = [_checkpoints(root, replace(params, seed=seed), dataset, val_pool) for seed in seeds]
+    checkpoints = [_checkpoints(workspace, replace(params, seed=seed), dataset, val_pool) for seed in seeds]
     for seed in seeds:
         if params.meta_train.seeds:
             print(f"training from seed {seed}", flush=True)
-        _train_here_or_in_workers(params, seed, root)
+        _train_here_or_in_workers(params, seed, workspace)
     for folder in checkpoints:  # only now: a seed that is done is not trained again after a kill in the next one
         shutil.rmtree(folder, ignore_errors=True)  # not there where the source changed meanwhile
 
 
-def _train_here_or_in_workers(params: Params, seed: int, root: Path) -> None:
+def _train_here_or_in_workers(params: Params, seed: int, workspace: Workspace) -> None:
     n_processes = params.meta_train.n_processes
     if n_processes == 1:
-        train(params, seed, root)
+        train(params, seed, workspace)
         return
-    refusal = root / _REFUSAL
+    refusal = workspace.training_refusal
     refusal.unlink(missing_ok=True)
     command, environment = torchrun_command(__name__, n_processes, str(params.seed), str(seed))
-    code = subprocess.run(command, env=environment, cwd=root, check=False).returncode
+    code = subprocess.run(command, env=environment, cwd=workspace.root, check=False).returncode
     if refusal.exists():
         raise TrainingError(refusal.read_text(encoding="utf-8"))
     if code != 0:
@@ -90,7 +89,7 @@ def check_ways(learner: Learner[Any], kinds: Mapping[str, tuple[EpisodeKind, ...
             )
 
 
-def train(params: Params, seed: int, root: Path) -> None:
+def train(params: Params, seed: int, workspace: Workspace) -> None:
     """One worker's part; the first worker writes model/, history.parquet and metrics.json.
 
     From another seed than `params.seed` only the model is kept, as seeds/SEED.
@@ -99,30 +98,30 @@ def train(params: Params, seed: int, root: Path) -> None:
     settings = params.meta_train
     set_up_process(settings)
     device = choose_device(settings.device)
-    dataset = PackedDataset.open(root / "data" / params.dataset.name)
+    dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     config = _model_config(params, dataset)
     gather = image_gather(dataset, device)
-    val_pool = load_pool(root, "meta_val", dataset)
+    val_pool = read_val_pool(workspace.output("task_pool"), dataset)
     with joined_workers(device) as workers:
         job = TrainingJob(
             learner=build_learner(config, init_seed=int(stream_key(params.seed, "init")) % 2**63).to(device),
-            train=EpisodeLoader.of_training(train_pool(dataset, params), gather),
+            train=EpisodeLoader.of_training(train_pool(dataset, params.task_pool, seed=params.seed), gather),
             val=EpisodeLoader(pool=val_pool, gather=gather),
             val_pool=val_pool,
             settings=settings.training,
-            checkpoints=CheckpointFolder(_checkpoints(root, params, dataset, val_pool)),
+            checkpoints=CheckpointFolder(_checkpoints(workspace, params, dataset, val_pool)),
             workers=workers,
             lines=LiveLines(_print_line) if workers.is_first else silent_lines(),
         )
         progress = meta_train(job)
     if workers.is_first:
-        folder = root / _ARTIFACTS
+        folder = workspace.output("meta_train")
         if seed == main_seed:
-            save_model(folder / "model", job.learner, config)
-            _write_speed(root, job, progress)  # first: writing tables takes memory of its own
+            save_model(workspace.model, job.learner, config)
+            _write_speed(workspace, job, progress)  # first: writing tables takes memory of its own
             _write_history(folder, job, progress)
         else:
-            save_model(folder / "seeds" / str(seed), job.learner, config)
+            save_model(workspace.other_seeds / str(seed), job.learner, config)
 
 
 def _model_config(params: Params, dataset: PackedDataset) -> ModelConfig:
@@ -134,8 +133,8 @@ def _model_config(params: Params, dataset: PackedDataset) -> ModelConfig:
     )
 
 
-def _checkpoints(root: Path, params: Params, dataset: PackedDataset, val_pool: FrozenPool) -> Path:
-    return root / ".kshot" / "checkpoints" / _training_key(params, dataset, val_pool)
+def _checkpoints(workspace: Workspace, params: Params, dataset: PackedDataset, val_pool: FrozenPool) -> Path:
+    return workspace.checkpoints / _training_key(params, dataset, val_pool)
 
 
 def _training_key(params: Params, dataset: PackedDataset, val_pool: FrozenPool) -> str:
@@ -189,14 +188,14 @@ def _device_name(device: torch.device) -> str:
     return f"{CPU_WITH_KERNELS} by {compiler}" if compiler else CPU
 
 
-def _write_speed(root: Path, job: TrainingJob, progress: Progress) -> None:
+def _write_speed(workspace: Workspace, job: TrainingJob, progress: Progress) -> None:
     """Beside the artifacts and not among them: their bytes are the same on every machine."""
     speed = {
-        "weights_sha256": sha256((root / "artifacts/meta_train/model/weights.safetensors").read_bytes()).hexdigest(),
+        "weights_sha256": sha256(workspace.weights.read_bytes()).hexdigest(),
         "episodes_per_s": episodes_per_s(progress, job.settings),
         "peak_memory_bytes": peak_memory_bytes(job.device),
     }
-    path = root / SPEED_FILE
+    path = workspace.training_speed
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(speed, indent=2) + "\n", encoding="utf-8")
 
@@ -208,12 +207,13 @@ def _print_line(line: str) -> None:
 def _main() -> None:
     """A torchrun worker. A refusal is left for `run` to raise: torchrun would only try it again."""
     die_with_parent()
+    workspace = Workspace(Path())
     try:
         main_seed, seed = map(int, sys.argv[1:])
-        train(replace(load_params(Path("params.yaml")), seed=main_seed), seed, Path())
+        train(replace(load_params(workspace.params), seed=main_seed), seed, workspace)
     except KshotError as error:
-        _REFUSAL.parent.mkdir(exist_ok=True)
-        _REFUSAL.write_text(str(error), encoding="utf-8")
+        workspace.training_refusal.parent.mkdir(exist_ok=True)
+        workspace.training_refusal.write_text(str(error), encoding="utf-8")
 
 
 if __name__ == "__main__":

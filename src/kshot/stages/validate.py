@@ -6,34 +6,22 @@ they outlive a failed stage.
 """
 
 import json
-import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from kshot.config import Params
-from kshot.data.packed import MANIFEST_SCHEMA, SPLITS, PackedDataset
+from kshot.data.packed import PackedDataset
 from kshot.errors import ValidationError
-from kshot.validation.facts import Facts, collect_facts
-from kshot.validation.report import CheckResult, count, page, summary
-from kshot.validation.settings import FactSettings
-
-if TYPE_CHECKING:
-    from great_expectations.expectations.expectation import Expectation
+from kshot.validation.facts import collect_facts
+from kshot.validation.report import count, page, summary
+from kshot.validation.suite import check, in_words
+from kshot.workspace import Workspace
 
 FACTS_FILE, REPORT_FILE = "facts.json", "report.html"
-_ORIGINAL_MODES = {"1", "CMYK", "F", "HSV", "I", "I;16", "I;16B", "I;16L", "I;16N", "L", "LA", "LAB", "La", "P", "PA"}
-_ORIGINAL_MODES |= {"RGB", "RGBA", "RGBX", "RGBa", "YCbCr"}  # all that Pillow knows
-_NAMED_IN_ERROR = 5
 
 
-def run(params: Params, root: Path) -> None:
+def run(params: Params, workspace: Workspace) -> None:
     """Write facts.json and report.html; on a critical failure keep them in .kshot only and raise ValidationError."""
-    dataset = PackedDataset.open(root / "data" / params.dataset.name)
+    dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     print(f"{dataset.name}: measuring {dataset.n_stored:,} items", flush=True)
     facts = collect_facts(dataset, params.task_pool.kinds(), params.validate, params.seed)
     print(f"{dataset.name}: holding them against the suite", flush=True)
@@ -44,15 +32,15 @@ def run(params: Params, root: Path) -> None:
         FACTS_FILE: json.dumps(summary(dataset, facts, results), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
         REPORT_FILE: page(dataset, facts, results, params.seed),
     }
-    kept, output = root / ".kshot" / "validate", root / "artifacts" / "validate"
+    kept, output = workspace.validation, workspace.output("validate")
     _write(kept, files)
     if refused:
         for name in files:
             (output / name).unlink(missing_ok=True)
-        report = (kept / REPORT_FILE).relative_to(root)
+        report = (kept / REPORT_FILE).relative_to(workspace.root)
         raise ValidationError(
             f"{dataset.name} fails {len(refused)} of {len(results)} checks: "
-            f"{'; '.join(map(_in_words, refused))}; see {report}"
+            f"{'; '.join(map(in_words, refused))}; see {report}"
         )
     _write(output, files)
     n_warnings = sum(not result.passed for result in results)
@@ -63,305 +51,3 @@ def _write(folder: Path, files: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
-
-
-# The suite
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One expectation on one table, and how to tell what fails it.
-
-    `found` is set where the table is a single row about the whole set. Otherwise the failing rows are
-    counted as `noun`s that are `wrong`, and `tell` names each.
-    """
-
-    name: str
-    needed: str
-    expectation: "Expectation"
-    table: pd.DataFrame
-    found: str = ""
-    noun: str = "item"
-    wrong: str = ""
-    tell: Callable[[pd.DataFrame], Iterable[str]] = lambda rows: map(repr, rows["id"])
-
-
-def check(dataset: PackedDataset, facts: Facts, limits: FactSettings) -> list[CheckResult]:
-    """Every result, in the order of the suite. A check that cannot be made has failed."""
-    gx, expectations = _great_expectations()
-    context = gx.get_context(mode="ephemeral")
-    context.enable_analytics(False)
-    context.variables.progress_bars = {"globally": False}
-    asset = context.data_sources.add_pandas("kshot").add_dataframe_asset("facts")
-    whole_table = asset.add_batch_definition_whole_dataframe("whole table")
-    results = []
-    for one in (
-        *_item_checks(expectations, dataset, facts, limits),
-        *_class_checks(expectations, facts),
-        *_set_checks(expectations, dataset, facts, limits),
-    ):
-        batch = whole_table.get_batch({"dataframe": one.table})
-        results.append(_result(one, batch.validate(one.expectation, result_format="COMPLETE")))
-    return results
-
-
-def _great_expectations() -> tuple[ModuleType, ModuleType]:
-    """Imported here because it takes 5 s, and quietly because it imports modules that Python deprecates."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"module 'sre_\w+' is deprecated", DeprecationWarning)
-        import great_expectations as gx
-        import great_expectations.expectations as expectations
-    return gx, expectations
-
-
-def _result(one: Check, outcome: Any) -> CheckResult:
-    offenders: tuple[str, ...] = ()
-    if outcome.exception_info.get("raised_exception", True):
-        found = "could not be checked"
-    elif one.found:
-        found = one.found
-    else:
-        rows = one.table.iloc[outcome.result.get("unexpected_index_list") or []]
-        offenders = tuple(dict.fromkeys(one.tell(rows)))
-        found = f"{count(len(offenders), one.noun)} {one.wrong}"
-    return CheckResult(
-        name=one.name,
-        severity="critical" if one.expectation.severity.value == "critical" else "warning",
-        passed=bool(outcome.success),
-        needed=one.needed,
-        found=found,
-        offenders=offenders,
-    )
-
-
-def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: FactSettings) -> Iterable[Check]:
-    """Schema, layout and content of the items."""
-    size = dataset.item.image_size
-    items = facts.items.assign(
-        original_px=facts.items[["width", "height"]].min(axis=1),
-        contrast=(facts.items["max"] - facts.items["min"]).mask(facts.items["blank"]),
-    )
-    yield Check(
-        name="manifest_columns",
-        needed=f"columns {', '.join(MANIFEST_SCHEMA.names)}",
-        expectation=gxe.ExpectTableColumnsToMatchSet(column_set=MANIFEST_SCHEMA.names, exact_match=False),
-        table=items,
-        found=f"{len(set(MANIFEST_SCHEMA.names) & set(items.columns))} of these {len(MANIFEST_SCHEMA.names)}",
-    )
-    yield Check(
-        name="manifest_values",
-        needed="no value missing, but for the group",
-        expectation=gxe.ExpectColumnValuesToBeBetween(column="missing", max_value=0),
-        table=facts.columns,
-        noun="column",
-        wrong="with missing values",
-        tell=lambda rows: [f"{row.column} misses {row.missing:,}" for row in rows.itertuples()],
-    )
-    yield Check(
-        name="shard_layout",
-        needed=f"uint8, {' x '.join(map(str, dataset.item.shape))} each item",
-        expectation=gxe.ExpectColumnPairValuesToBeEqual(column_A="found", column_B="needed"),
-        table=facts.shards,
-        noun="shard",
-        wrong="of another layout",
-        tell=lambda rows: [f"{row.file} is {row.found}, not {row.needed}" for row in rows.itertuples()],
-    )
-    yield Check(
-        name="unique_ids",
-        needed="no id twice",
-        expectation=gxe.ExpectColumnValuesToBeUnique(column="id"),
-        table=items,
-        noun="id",
-        wrong="used more than once",
-    )
-    yield Check(
-        name="unaltered_pixels",
-        needed="pixels with the sha256 that the manifest recorded at ingest",
-        expectation=gxe.ExpectColumnValuesToBeInSet(column="sha256_matches", value_set=[True]),
-        table=items,
-        wrong="altered since ingest",
-    )
-    yield Check(
-        name="original_mode",
-        needed="an image mode that Pillow knows",
-        expectation=gxe.ExpectColumnValuesToBeInSet(column="mode", value_set=sorted(_ORIGINAL_MODES)),
-        table=items,
-        wrong="from an unknown mode",
-        tell=lambda rows: [f"{row.id!r} was {row.mode!r}" for row in rows.itertuples()],
-    )
-    yield Check(
-        name="original_size",
-        needed=f"originals of at least {size} x {size} pixels",
-        expectation=gxe.ExpectColumnValuesToBeBetween(column="original_px", min_value=size, severity="warning"),
-        table=items,
-        wrong="enlarged from a smaller original",
-        tell=lambda rows: [f"{row.id!r} was {row.width} x {row.height}" for row in rows.itertuples()],
-    )
-    yield Check(
-        name="not_blank",
-        needed=f"pixel values with a standard deviation of {limits.blank_std:g} or more"
-        + (f"; up to {limits.max_blank_share:.1%} of the items may be blank" if limits.max_blank_share else ""),
-        expectation=gxe.ExpectColumnValuesToBeBetween(
-            column="std", min_value=limits.blank_std, mostly=1 - limits.max_blank_share
-        ),
-        table=items,
-        wrong="blank",
-    )
-    yield Check(
-        name="value_range",
-        needed=f"{limits.min_contrast} grey levels or more between an item's darkest and brightest pixel",
-        expectation=gxe.ExpectColumnValuesToBeBetween(
-            column="contrast", min_value=limits.min_contrast, severity="warning"
-        ),
-        table=items,
-        wrong="with little contrast",
-    )
-    for name, column, needed, wrong, severity in (
-        ("identical_across_splits", "splits_sharing", "no image in two splits", "in several splits", "critical"),
-        ("identical_across_classes", "classes_sharing", "no image in two classes", "in several classes", "critical"),
-        ("identical_within_class", "copies", "no image twice in a class", "more than once in its class", "warning"),
-    ):
-        yield Check(
-            name=name,
-            needed=needed,
-            expectation=gxe.ExpectColumnValuesToBeBetween(column=column, max_value=1, severity=severity),
-            table=items,
-            noun="image",
-            wrong=wrong,
-            tell=_equal_ids,
-        )
-
-
-def _class_checks(gxe: ModuleType, facts: Facts) -> Iterable[Check]:
-    """Labels and splits, and whether every configured episode can be drawn."""
-    yield Check(
-        name="known_labels",
-        needed=f"every class in one of {', '.join(SPLITS)}",
-        expectation=gxe.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS)),
-        table=facts.items,
-        noun="class",
-        wrong="in no split",
-        tell=_unknown_classes,
-    )
-    for name, column, needed, wrong, severity in (
-        ("disjoint_splits", "splits", "no class in two splits", "in several splits", "critical"),
-        ("one_group", "groups", "no class in two groups", "in several groups", "warning"),
-        ("distinct_names", "twins", "class names that differ in more than case or composition", "alike", "warning"),
-    ):
-        yield Check(
-            name=name,
-            needed=needed,
-            expectation=gxe.ExpectColumnValuesToBeBetween(column=column, max_value=1, severity=severity),
-            table=facts.classes,
-            noun="class",
-            wrong=wrong,
-            tell=lambda rows: map(repr, rows["class"]),
-        )
-    yield Check(
-        name="images_per_class",
-        needed="k_shot + n_query images in every class, for every episode shape of its split",
-        expectation=gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-            column_A="items_found", column_B="items_needed", or_equal=True
-        ),
-        table=facts.class_shapes,
-        noun="class",
-        wrong="short of images",
-        tell=_short_classes,
-    )
-    yield Check(
-        name="classes_per_split",
-        needed="n_way classes to draw from, for every episode shape of the split",
-        expectation=gxe.ExpectColumnPairValuesAToBeGreaterThanB(
-            column_A="classes_found", column_B="classes_needed", or_equal=True
-        ),
-        table=facts.split_shapes,
-        noun="episode shape",
-        wrong="short of classes",
-        tell=lambda rows: [
-            f"{row.split} {row.shape} has {row.classes_found} of {row.classes_needed} needed {row.where}"
-            for row in rows.itertuples()
-        ],
-    )
-
-
-def _set_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: FactSettings) -> Iterable[Check]:
-    """What can only be said of the dataset as a whole: one number, with its limit."""
-
-    def at_most(name: str, limit: float, value: float, found: str, needed: str, severity: str = "warning") -> Check:
-        expectation = gxe.ExpectColumnValuesToBeBetween(column=name, max_value=limit, severity=severity)
-        return Check(
-            name=name, needed=needed, found=found, expectation=expectation, table=pd.DataFrame({name: [value]})
-        )
-
-    near, drift, n_quarantined = facts.near_duplicates, facts.drift, len(dataset.info.quarantined)
-    yield at_most(
-        "near_duplicates",
-        limits.max_near_duplicates,
-        len(near),
-        f"{'' if near.complete else 'at least '}{count(len(near), 'pair')}, {near.across_splits:,} across splits"
-        + (f", among {near.n_compared:,} items drawn" if near.n_compared == limits.near_duplicate_items else ""),
-        f"{_no_more_than(limits.max_near_duplicates, 'pair')} of different classes that look alike",
-    )
-    yield at_most(
-        "quarantined_files",
-        0,
-        n_quarantined,
-        count(n_quarantined, "file"),
-        "no file refused by the last ingest",
-    )
-    share = n_quarantined / (n_quarantined + len(facts.items))
-    yield at_most(
-        "quarantined_share",
-        limits.max_quarantined_share,
-        share,
-        f"{share:.1%}",
-        f"at most {limits.max_quarantined_share:.1%} of all files refused",
-        severity="critical",
-    )
-    for name, what, limit, shift in (
-        ("drift_mean", "brightness", limits.drift_mean, drift and drift.mean),
-        ("drift_std", "spread", limits.drift_std, drift and drift.std),
-    ):
-        yield at_most(
-            name,
-            limit,
-            shift.at_least if shift else 0,
-            f"{shift.before:.1f} before, {shift.after:.1f} in the last version" if shift else "one version",
-            f"pixel {what} of the last version within {limit:g} grey levels of the earlier ones",
-        )
-    yield at_most(
-        "drift_classes",
-        limits.drift_classes,
-        drift.class_shift if drift else 0,
-        f"{drift.class_shift:.1%} moved" if drift else "one version",
-        f"shares of the earlier classes moved by at most {limits.drift_classes:.1%} in the last version",
-    )
-
-
-# Words
-
-
-def _in_words(result: CheckResult) -> str:
-    """Names come as Python literals, so that an odd class name cannot break the line or steer the terminal."""
-    more = len(result.offenders) - _NAMED_IN_ERROR
-    named = ", ".join(result.offenders[:_NAMED_IN_ERROR]) + (f", and {more:,} more" if more > 0 else "")
-    return f"{result.name}: {result.found}" + (f" ({named})" if named else "")
-
-
-def _no_more_than(limit: int, noun: str) -> str:
-    return f"at most {count(limit, noun)}" if limit else f"no {noun}"
-
-
-def _unknown_classes(rows: pd.DataFrame) -> list[str]:
-    return [f"{name!r} with {count(len(items), 'item')}" for name, items in rows.groupby("class", sort=False)]
-
-
-def _equal_ids(rows: pd.DataFrame) -> list[str]:
-    return [" = ".join(map(repr, alike)) for _, alike in rows.groupby("pixel_sha256", sort=False)["id"]]
-
-
-def _short_classes(rows: pd.DataFrame) -> list[str]:
-    """Each class once, with the neediest of its episode shapes."""
-    neediest = rows.sort_values("items_needed", ascending=False, kind="stable").drop_duplicates("class").sort_index()
-    columns = zip(neediest["class"], neediest["items_found"], neediest["items_needed"], strict=True)
-    return [f"{name!r} has {found} of {needed}" for name, found, needed in columns]

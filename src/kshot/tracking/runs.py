@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from kshot.errors import StageError
-from kshot.tracking.store import MOVED, default_tracking_uri, open_store, state_folder
+from kshot.tracking.store import MOVED, default_tracking_uri, open_store
+from kshot.workspace import Workspace
 
 import mlflow  # isort: skip  # after store.py, which settles what it reads while it is imported
 from mlflow import MlflowClient
@@ -198,7 +199,7 @@ def _experiment(client: MlflowClient, record: RunRecord) -> str:
     """
     address = mlflow.get_tracking_uri()
     local = address == default_tracking_uri(record.root)
-    artifacts = (state_folder(record.root) / "mlartifacts").as_uri() if local else os.environ.get(ARTIFACT_ROOT)
+    artifacts = Workspace(record.root.resolve()).registry_artifacts.as_uri() if local else os.environ.get(ARTIFACT_ROOT)
     known = client.get_experiment_by_name(record.model_name)
     if known is None and artifacts is None and not address.startswith("http"):
         raise StageError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kshot.errors import StageError
+from kshot.workspace import Workspace
 
 # mlflow reads the first while it is imported; the second would draw a bar for every copied file
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -35,11 +36,7 @@ MOVED = (
 
 def default_tracking_uri(root: Path) -> str:
     """The SQLite file of the project folder `root`."""
-    return f"{_SQLITE}{state_folder(root) / 'mlflow.db'}"
-
-
-def state_folder(root: Path) -> Path:
-    return root.resolve() / ".kshot"
+    return f"{_SQLITE}{Workspace(root.resolve()).registry_database}"
 
 
 def prepare_store(root: Path, tracking_uri: str | None = None) -> str:
@@ -86,7 +83,7 @@ def _alone(address: str, root: Path) -> Iterator[None]:
         with _advisory_lock(address):
             yield
         return
-    path = Path(address.removeprefix(_SQLITE)) if address.startswith(_SQLITE) else state_folder(root) / "mlflow.db"
+    path = Path(address.removeprefix(_SQLITE)) if address.startswith(_SQLITE) else Workspace(root).registry_database
     lock = path.with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:

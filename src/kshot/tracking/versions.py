@@ -8,7 +8,8 @@ from pathlib import Path
 
 from kshot.errors import ModelError
 from kshot.tracking.runs import CHAMPION, aliases
-from kshot.tracking.store import MOVED, default_tracking_uri, first_line, open_store, state_folder
+from kshot.tracking.store import MOVED, default_tracking_uri, first_line, open_store
+from kshot.workspace import Workspace
 
 import mlflow  # isort: skip
 from mlflow import MlflowClient
@@ -78,7 +79,7 @@ def attach(mlflow_run_id: str, path: Path, root: Path) -> None:
 def check_registry(root: Path, tracking_uri: str | None = None) -> None:
     """Raise ModelError where no registry was made yet, rather than make an empty one."""
     address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(root)
-    if address == default_tracking_uri(root) and not (state_folder(root) / "mlflow.db").exists():
+    if address == default_tracking_uri(root) and not Workspace(root).registry_database.exists():
         raise ModelError(f"no model registry at {address}; next: make demo, or set MLFLOW_TRACKING_URI")
 
 
@@ -138,7 +139,7 @@ def _weights_sha256(version: ModelVersion) -> str:
 
 def _download(model_uri: str, root: Path) -> Path:
     """The folder of a model's files: where they lie when that is on this machine, else a copy under .kshot."""
-    here = state_folder(root) / "models" / model_uri.removeprefix("models:/").replace("/", "-")
+    here = Workspace(root.resolve()).fetched_models / model_uri.removeprefix("models:/").replace("/", "-")
     return download(model_uri, None if _is_local() else here)
 
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from kshot.algorithms.learner import Learner
 from kshot.backbones.layers.norm import calibrate
-from kshot.distributed import PairwiseSum, Workers
-from kshot.episode_loader import EpisodeLoader
+from kshot.episodes.loader import EpisodeLoader
+from kshot.episodes.pools import FrozenPool
 from kshot.errors import TrainingError
-from kshot.evaluation import score_episodes
-from kshot.live_lines import LiveLines
+from kshot.evaluation.scoring import score_episodes
+from kshot.runtime.lines import LiveLines
+from kshot.runtime.workers import PairwiseSum, Workers
 from kshot.settings import STRICT
-from kshot.task_pool import FrozenPool
 from kshot.training.optimizers import Adam, cosine_decay, flat
 
 _CALIBRATION_EPISODES = 16

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kshot.data.class_table import Int
 from kshot.data.packed import SPLITS, PackedDataset, Pixels, Shard
-from kshot.sampling import EpisodeKind, WithinGroup
+from kshot.episodes.sampling import EpisodeKind, WithinGroup
 from kshot.seeding import random_bits, stream_key
 from kshot.validation.near_duplicates import Hashes, difference_hash, near_pairs, thumbnails
 from kshot.validation.settings import FactSettings

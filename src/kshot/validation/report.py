@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kshot.data.class_table import Int
 from kshot.data.packed import SPLITS, PackedDataset
-from kshot.report import figure_uri, image_uri, render
+from kshot.pages.page import figure_uri, image_uri, render
 from kshot.seeding import random_bits, stream_key
 from kshot.validation.facts import Facts, read_items
 

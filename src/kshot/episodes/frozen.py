@@ -1,0 +1,119 @@
+"""The frozen pools of a project: drawn once, written with a hash each, read only with the data they were drawn from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from kshot.data.packed import PackedDataset
+from kshot.episodes.episode import EpisodeShape
+from kshot.episodes.pools import FrozenPool, SampledPool, TaskPoolSettings
+from kshot.episodes.sampling import EpisodeKind, SamplerConfig
+from kshot.errors import DataError
+from kshot.runtime.files import json_bytes
+
+POOLS_FILE = "pools.json"
+_VAL_POOL, _TEST_POOL = "meta_val", "meta_test-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenPools:
+    """Episodes that never change: `val` for model selection; `test` and their `kinds` by setting, such as 5w1s."""
+
+    val: FrozenPool
+    test: Mapping[str, FrozenPool]
+    kinds: Mapping[str, EpisodeKind]
+
+    @property
+    def by_file(self) -> dict[str, FrozenPool]:
+        """Each pool by the name of its file, without the ending."""
+        return {_VAL_POOL: self.val} | {f"{_TEST_POOL}{setting}": pool for setting, pool in self.test.items()}
+
+
+def train_pool(dataset: PackedDataset, settings: TaskPoolSettings, *, seed: int) -> SampledPool:
+    """The endless pool of the meta_train classes."""
+    (kind,) = settings.kinds()["meta_train"]
+    return _pool(dataset, "meta_train", kind, seed=seed)
+
+
+def freeze_pools(dataset: PackedDataset, settings: TaskPoolSettings) -> FrozenPools:
+    (val,) = settings.kinds()["meta_val"]
+    kinds, n_episodes = settings.meta_test.kinds(), settings.meta_test.n_episodes
+    return FrozenPools(
+        val=_pool(dataset, "meta_val", val, seed=settings.seed).freeze(settings.meta_val.n_episodes),
+        test={
+            setting: _pool(dataset, "meta_test", kind, seed=settings.seed).freeze(n_episodes)
+            for setting, kind in kinds.items()
+        },
+        kinds=kinds,
+    )
+
+
+def write_frozen(
+    folder: Path, pools: FrozenPools, dataset: PackedDataset, settings: TaskPoolSettings, *, train_seed: int
+) -> None:
+    """Write one file for each pool, and pools.json: their hashes, their data, and how the train episodes are drawn."""
+    for name, pool in pools.by_file.items():
+        (folder / f"{name}.safetensors").write_bytes(pool.to_bytes())
+    description = {
+        "data_hash": dataset.content_hash,
+        "frozen": {
+            name: {"hash": pool.hash, "episodes": len(pool), "shape": _plain(EpisodeShape, pool.shape)}
+            for name, pool in pools.by_file.items()
+        },
+        "meta_train": {
+            "seed": train_seed,
+            "shape": _plain(EpisodeShape, settings.meta_train.shape),
+            "sampler": _plain(SamplerConfig, settings.meta_train.sampler),
+            "n_classes": len(dataset.class_ids("meta_train")),
+        },
+    }
+    (folder / POOLS_FILE).write_bytes(json_bytes(description))
+
+
+def read_frozen(folder: Path, dataset: PackedDataset, settings: TaskPoolSettings) -> FrozenPools:
+    """Every frozen pool. Raises DataError when one is missing or was not drawn from this state of the dataset."""
+    kinds = settings.meta_test.kinds()
+    return FrozenPools(
+        val=read_val_pool(folder, dataset),
+        test={setting: _read_pool(folder, f"{_TEST_POOL}{setting}", dataset) for setting in kinds},
+        kinds=kinds,
+    )
+
+
+def read_val_pool(folder: Path, dataset: PackedDataset) -> FrozenPool:
+    """The frozen meta_val pool alone: training has no business with the episodes of meta_test."""
+    return _read_pool(folder, _VAL_POOL, dataset)
+
+
+def hashes_of_test_pools(folder: Path) -> dict[str, str]:
+    """Hash of each frozen meta_test pool by its setting, such as 5w1s. Raises DataError where there are none."""
+    path = folder / POOLS_FILE
+    if not path.exists():
+        raise DataError(f"no {path}; need the frozen episodes; next: kshot pool, or make train")
+    frozen = json.loads(path.read_text(encoding="utf-8"))["frozen"]
+    return {
+        name.removeprefix(_TEST_POOL): entry["hash"] for name, entry in frozen.items() if name.startswith(_TEST_POOL)
+    }
+
+
+def _read_pool(folder: Path, name: str, dataset: PackedDataset) -> FrozenPool:
+    pool = FrozenPool.load(folder / f"{name}.safetensors")
+    drawn_from = json.loads((folder / POOLS_FILE).read_text(encoding="utf-8"))["data_hash"]
+    if drawn_from != dataset.content_hash:
+        raise DataError(
+            f"the task pools were drawn from data {drawn_from[:12]}; {dataset.folder} is {dataset.content_hash[:12]}; "
+            "next: kshot validate, kshot pool"
+        )
+    return pool
+
+
+def _pool(dataset: PackedDataset, split: str, kind: EpisodeKind, *, seed: int) -> SampledPool:
+    return SampledPool.of_split(dataset.class_table(split), kind.shape, kind.sampler, seed=seed, split=split)
+
+
+def _plain(kind: Any, value: Any) -> Any:
+    return TypeAdapter(kind).dump_python(value, mode="json")

@@ -1,0 +1,63 @@
+"""Episodes by number -> tensors on the device that learns from them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kshot.data.class_table import Int
+from kshot.data.gather import Gather, ResidentItems
+from kshot.episodes.episode import EpisodeBatch
+from kshot.episodes.pools import ReadAhead, SampledPool, TaskPool
+from kshot.episodes.sampling import EpisodeIndices
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeLoader:
+    """A task pool with the items that its episodes point at."""
+
+    pool: TaskPool
+    gather: Gather
+
+    @classmethod
+    def of_training(cls, pool: SampledPool, gather: Gather) -> "EpisodeLoader":
+        """Episodes drawn a block ahead, where the items lie that they point at."""
+        if isinstance(gather, ResidentItems):
+            return cls(pool=ReadAhead(pool.on(gather.device)), gather=gather)
+        return cls(pool=ReadAhead(pool), gather=gather)
+
+    def load(self, numbers: range) -> EpisodeBatch:
+        """The episodes numbered `numbers`, in class order within each episode."""
+        return load_episodes(self.pool.episodes(numbers), self.gather)
+
+    def load_in_parts(self, numbers: range, at_once: int) -> Iterator[EpisodeBatch]:
+        """The same as batches of at most `at_once` episodes, drawn together and gathered one batch after the other."""
+        indices = self.pool.episodes(numbers)
+        for start in range(0, len(indices), at_once):
+            yield load_episodes(indices[start : start + at_once], self.gather)
+
+
+def load_episodes(indices: EpisodeIndices[Any], gather: Gather) -> EpisodeBatch:
+    support, query = (
+        part.reshape(len(part), part.shape[1] * part.shape[2]) for part in (indices.support, indices.query)
+    )
+    both = [support, query]
+    items = gather(torch.cat(both, dim=1) if isinstance(support, Tensor) else np.concatenate(both, axis=1))
+    n_support = support.shape[1]
+    support_x, query_x = items[:, :n_support], items[:, n_support:]
+    return EpisodeBatch(
+        support_x=support_x,
+        support_y=_labels(indices.support, support_x.device),
+        query_x=query_x,
+        query_y=_labels(indices.query, query_x.device),
+        n_way=indices.class_ids.shape[1],
+    )
+
+
+def _labels(items: Int | Tensor, device: torch.device) -> Tensor:
+    """(E, N * items a class) int64: position on the N axis is the label."""
+    n_episodes, n_way, per_class = items.shape
+    return torch.arange(n_way, device=device).repeat_interleave(per_class).expand(n_episodes, -1)

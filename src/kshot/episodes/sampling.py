@@ -1,0 +1,244 @@
+"""(labels, shape, seed, episode index) -> item indices. Vectorised over episodes; reads no image.
+
+Every choice is a pure function of the pool's key, the episode index and a counter, so episodes are
+addressable in any order. Few out of many are the first distinct numbers of a random sequence, whose cost
+does not depend on how many there are; else each candidate gets a random key and the smallest are taken.
+
+The same lines draw on the host, from a table of NumPy arrays, and on the device of a table of tensors, and
+both draw the same episodes. Nothing here waits for a device.
+
+Shapes: E episodes, N way, K shot, Q queries a class, C classes, M items of the largest class.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor
+
+from kshot.data.class_table import ClassTable, Int, _numbers
+from kshot.episodes.episode import EpisodeShape
+from kshot.errors import EpisodeError
+from kshot.seeding import Ints, random_bits, random_words
+from kshot.settings import STRICT
+
+_CLASSES, _ITEMS, _GROUPS = 0, 1, 2  # the three draws of an episode, as the first counter
+_MANY = 4  # times as many candidates as are drawn: a sequence of them has few repetitions
+_PLACE_BITS, _NUMBER_BITS = 22, 40  # of a place in a sequence and of the number there, packed into one
+_KEY_BITS = 53
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class Uniform:
+    """Every class is equally likely."""
+
+    name: Literal["uniform"] = "uniform"
+
+    def __str__(self) -> str:
+        return ""
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class ClassWeighted:
+    """Classes are drawn without replacement with weight (number of items) ** exponent.
+
+    Exponential keys divided by weight: Efraimidis and Spirakis, "Weighted random sampling with a
+    reservoir", 2006.
+    """
+
+    name: Literal["class_weighted"] = "class_weighted"
+    exponent: Annotated[float, Field(ge=-4, le=4)] = 0.5
+
+    def __str__(self) -> str:
+        return f", classes by weight {self.exponent:g}"
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class WithinGroup:
+    """All classes of an episode share one group (alphabet, product line); groups by number of classes."""
+
+    name: Literal["within_group"] = "within_group"
+
+    def __str__(self) -> str:
+        return " within a group"
+
+
+SamplerConfig = Annotated[Uniform | ClassWeighted | WithinGroup, Field(discriminator="name")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeKind:
+    """What the episodes of a pool are like: their shape, and how their classes are drawn."""
+
+    shape: EpisodeShape
+    sampler: SamplerConfig
+
+    def __str__(self) -> str:
+        return f"{self.shape}{self.sampler}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeIndices(Generic[Ints]):
+    """Which items make up E episodes: support (E, N, K), query (E, N, Q), class_ids (E, N).
+
+    Position n on the N axis is label n of the episode; its class is drawn at random, so labels say
+    nothing about classes.
+    """
+
+    support: Ints
+    query: Ints
+    class_ids: Ints
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+    def __getitem__(self, episodes: slice | Int) -> "EpisodeIndices[Ints]":
+        return EpisodeIndices(
+            support=self.support[episodes], query=self.query[episodes], class_ids=self.class_ids[episodes]
+        )
+
+
+def sample_episodes(
+    table: ClassTable[Ints],
+    shape: EpisodeShape,
+    sampler: Uniform | ClassWeighted | WithinGroup,
+    key: np.uint64,
+    episodes: Ints,
+) -> EpisodeIndices[Ints]:
+    """Draw the episodes numbered `episodes` (E,).
+
+    Support and query of an episode never share an item. Raises EpisodeError when the table holds too
+    few classes, or too few items in a class.
+    """
+    check_feasible(table, shape, sampler)
+    chosen = _draw_classes(table, shape, sampler, key, episodes)  # (E, N)
+    class_ids = table.class_ids[chosen]
+    keys = random_words(_draw_key(key, _ITEMS), episodes[:, None], class_ids)
+    items = table.items[chosen[:, :, None], _draw_items(table, shape.items_per_class, chosen, keys)]
+    return EpisodeIndices(support=items[:, :, : shape.k_shot], query=items[:, :, shape.k_shot :], class_ids=class_ids)
+
+
+def check_feasible(
+    table: ClassTable[Ints], shape: EpisodeShape, sampler: Uniform | ClassWeighted | WithinGroup
+) -> None:
+    """Raise EpisodeError unless every class has K+Q items and N classes can be drawn together."""
+    if table.smallest_class < shape.items_per_class:
+        raise EpisodeError(
+            f"{int((table.counts < shape.items_per_class).sum())} classes have fewer than {shape.items_per_class} "
+            f"items, the smallest {table.smallest_class}; {shape} with {shape.n_query} queries needs them"
+        )
+    if len(table.class_ids) < shape.n_way:
+        raise EpisodeError(f"found {len(table.class_ids)} classes; {shape} needs {shape.n_way}")
+    if isinstance(sampler, WithinGroup) and table.largest_group < shape.n_way:
+        raise EpisodeError(
+            f"the largest group has {table.largest_group} classes; {shape} within a group needs {shape.n_way}"
+        )
+
+
+def _draw_key(key: np.uint64, draw: int) -> int:
+    return int(random_bits(key, draw).view(np.int64))
+
+
+def _draw_classes(
+    table: ClassTable[Ints],
+    shape: EpisodeShape,
+    sampler: Uniform | ClassWeighted | WithinGroup,
+    key: np.uint64,
+    episodes: Ints,
+) -> Ints:
+    """Rows of the table (E, N), distinct within an episode."""
+    n_classes, classes_key = len(table.class_ids), _draw_key(key, _CLASSES)
+    if isinstance(sampler, Uniform) and n_classes > _MANY * shape.n_way:
+        return _first_distinct(random_words(classes_key, episodes), n_classes, shape.n_way, smallest=n_classes)
+    keys = _sort_keys(random_words(classes_key, episodes[:, None], table.class_ids))
+    library = _library(keys)
+    match sampler:
+        case Uniform():
+            pass
+        case ClassWeighted():
+            weights = library.asarray(table.counts, dtype=library.float64) ** sampler.exponent
+            keys = -library.log((library.asarray(keys, dtype=library.float64) + 0.5) * 2.0**-_KEY_BITS) / weights
+        case WithinGroup():
+            sizes = library.where(table.group_sizes >= shape.n_way, table.group_sizes, 0)
+            draw = _below(sizes.sum(), random_words(_draw_key(key, _GROUPS), episodes))
+            group = library.searchsorted(sizes.cumsum(0), draw, side="right")
+            keys = library.where(table.groups == group[:, None], keys, 1 << _KEY_BITS)
+    return _smallest(keys, shape.n_way)
+
+
+def _draw_items(table: ClassTable[Ints], count: int, chosen: Ints, keys: Ints) -> Ints:
+    """Columns of the table (E, N, count) for the classes `chosen` (E, N), each class's draw by its key (E, N)."""
+    n_columns = table.items.shape[1]
+    if n_columns > _MANY * count:
+        sizes = table.counts[chosen].reshape(-1, 1)
+        columns = _first_distinct(keys.reshape(-1), sizes, count, smallest=table.smallest_class)
+        return columns.reshape(*chosen.shape, count)
+    columns = _numbers(0, n_columns, like=keys)
+    item_keys = _sort_keys(random_words(keys[:, :, None], columns))
+    if table.smallest_class < n_columns:
+        absent = columns >= table.counts[chosen][:, :, None]
+        item_keys = _library(keys).where(absent, 1 << _KEY_BITS, item_keys)
+    return _smallest(item_keys, count)
+
+
+def _first_distinct(keys: Ints, sizes: Ints | int, count: int, *, smallest: int) -> Ints:
+    """The first `count` distinct numbers (R, count) of the random sequence that each key (R,) names.
+
+    They are below `sizes`, (R, 1) or one for all, of which `smallest` is the least.
+    """
+    n_drawn = _surely_enough(count, smallest) if isinstance(keys, Tensor) else count + 8
+    while True:
+        places = _numbers(0, n_drawn, like=keys)
+        drawn = _sorted(_below(sizes, random_words(keys[:, None], places)) << _PLACE_BITS | places)
+        number, place = drawn >> _PLACE_BITS, drawn & (1 << _PLACE_BITS) - 1
+        new = place << _NUMBER_BITS | number
+        repeated = number[:, 1:] == number[:, :-1]
+        new[:, 1:] |= repeated * (1 << _NUMBER_BITS + _PLACE_BITS)  # to the end of the order
+        if isinstance(keys, Tensor) or repeated.sum(axis=1).max(initial=0) <= n_drawn - count:
+            return _sorted(new)[:, :count] & (1 << _NUMBER_BITS) - 1
+        n_drawn *= 2
+
+
+def _surely_enough(count: int, size: int) -> int:
+    """How many numbers below `size` hold `count` distinct ones, but once in 2**64 times.
+
+    Else all of them were among some `count` - 1: so likely, at most, as there are such sets times the chance of one.
+    """
+    if count == 1:
+        return 1
+    return math.ceil((64 + math.log2(math.comb(size, count - 1))) / math.log2(size / (count - 1)))
+
+
+def _smallest(keys: Ints, count: int) -> Ints:
+    """Positions of the `count` smallest keys along the last axis, in order of their keys."""
+    if isinstance(keys, Tensor):
+        return keys.topk(count, largest=False).indices
+    if _MANY * count >= keys.shape[-1]:
+        return np.argsort(keys, axis=-1)[..., :count]
+    nearest = np.argpartition(keys, count - 1, axis=-1)[..., :count]
+    order = np.argsort(np.take_along_axis(keys, nearest, axis=-1), axis=-1)
+    return np.take_along_axis(nearest, order, axis=-1)
+
+
+def _below(size: Any, words: Ints) -> Ints:
+    """The remainders of random words, read as unsigned."""
+    half: Ints = (words >> 1 & (1 << 63) - 1) % size
+    below: Ints = (half * 2 + (words & 1)) % size
+    return below
+
+
+def _sort_keys(words: Ints) -> Ints:
+    """Below 2**_KEY_BITS, so that a key above all others and a float64 of each have room."""
+    return words >> 64 - _KEY_BITS & (1 << _KEY_BITS) - 1
+
+
+def _library(array: Ints) -> Any:
+    return torch if isinstance(array, Tensor) else np
+
+
+def _sorted(numbers: Ints) -> Ints:
+    return numbers.sort(-1).values if isinstance(numbers, Tensor) else np.sort(numbers)

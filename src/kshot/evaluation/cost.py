@@ -1,0 +1,54 @@
+"""What a model costs to use: time and size, measured on this machine.
+
+Shapes: N way, K shot.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
+from kshot.data.packed import ItemSpec
+from kshot.episodes.episode import EpisodeShape, Support
+
+_REPEATS, _WARM_UP = 15, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """`adapt_ms` for the support set of one episode, `classify_ms` for one query by itself: medians."""
+
+    adapt_ms: float
+    classify_ms: float
+    parameters: int
+
+
+@torch.no_grad()
+def measure_cost(learner: Learner[Any], item: ItemSpec, shape: EpisodeShape) -> Cost:
+    """On random images in the mode that is served, where the learner's parameters are."""
+    served = learner.normalization_modes()[NON_TRANSDUCTIVE].eval()
+    device = next(learner.parameters()).device
+    images = torch.rand((1, shape.n_way * shape.k_shot, item.channels, item.image_size, item.image_size), device=device)
+    labels = torch.arange(shape.n_way, device=device).repeat_interleave(shape.k_shot)[None]
+    support = Support(x=images, y=labels, n_way=shape.n_way)
+    adapted = served.adapt(support)
+    return Cost(
+        adapt_ms=_median_ms(lambda: served.adapt(support), device),
+        classify_ms=_median_ms(lambda: served.classify(adapted, images[:, :1]), device),
+        parameters=sum(parameter.numel() for parameter in learner.parameters()),
+    )
+
+
+def _median_ms(call: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(_WARM_UP + _REPEATS):
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[_WARM_UP:])

@@ -1,0 +1,71 @@
+"""A learner on the held-out classes of a dataset that it was not trained on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kshot.algorithms.learner import Learner
+from kshot.algorithms.protonet import ProtoNet
+from kshot.backbones.contract import Flatten
+from kshot.data.gather import Gather
+from kshot.data.packed import ItemSpec, PackedDataset
+from kshot.episodes.pools import SampledPool, TaskPoolSettings
+from kshot.episodes.sampling import EpisodeKind, check_feasible
+from kshot.errors import DataError, EpisodeError
+from kshot.evaluation.baselines import PIXELS
+from kshot.evaluation.intervals import mean_interval
+from kshot.evaluation.scoring import embedded_once, score_episodes
+from kshot.runtime.lines import LiveLines
+
+
+def check_scorable(dataset: PackedDataset, item: ItemSpec, kinds: Mapping[str, EpisodeKind]) -> None:
+    """Raise a KshotError unless a model that takes `item` can be scored on these episodes of the dataset."""
+    check_item(dataset, item)
+    for kind in kinds.values():
+        try:
+            check_feasible(dataset.class_table("meta_test"), kind.shape, kind.sampler)
+        except EpisodeError as error:
+            raise EpisodeError(
+                f"meta_test of {dataset.name}: {error}; next: take {dataset.name} out of cross_domain"
+            ) from error
+
+
+def check_item(dataset: PackedDataset, item: ItemSpec) -> None:
+    """Raise DataError where a model that takes `item` cannot read the items of the dataset."""
+    if dataset.item.shape != item.shape:
+        raise DataError(
+            f"{dataset.folder} has {dataset.item}; the model takes {item}; need the same size and colour; "
+            f"next: ingest it so under another name, or take {dataset.name} out of cross_domain in params.yaml"
+        )
+
+
+def score_cross_domain(
+    learner: Learner[Any], dataset: PackedDataset, gather: Gather, settings: TaskPoolSettings, lines: LiveLines
+) -> list[dict[str, Any]]:
+    """A row for each setting of meta_test in each normalisation mode, on episodes drawn from `dataset`."""
+    pixels = ProtoNet(Flatten())
+    table = dataset.class_table("meta_test")
+    modes = {mode: embedded_once(one, gather) for mode, one in learner.normalization_modes().items()}
+    results = []
+    for setting, kind in settings.meta_test.kinds().items():
+        pool = SampledPool.of_split(
+            table, kind.shape, kind.sampler, seed=settings.seed, split=f"cross_domain/{dataset.name}"
+        ).freeze(settings.meta_test.n_episodes)
+        beside = mean_interval(score_episodes(pixels, pool.indices, gather).accuracy)
+        for mode, (in_mode, items) in modes.items():
+            found = mean_interval(score_episodes(in_mode, pool.indices, items, lines=lines).accuracy)
+            lines.say(
+                f"{dataset.name}: {kind} {mode}: {found.mean:.2%}; {PIXELS} {beside.mean:.2%}; {len(pool):,} episodes"
+            )
+            results.append(
+                {
+                    "setting": setting,
+                    "title": str(kind),
+                    "mode": mode,
+                    "episodes": len(pool),
+                    "accuracy": found.mean,
+                    "ci95": found.half_width,
+                    "baselines": {PIXELS: {"accuracy": beside.mean, "ci95": beside.half_width}},
+                    "pool_hash": pool.hash,
+                }
+            )
+    return results

@@ -1,0 +1,183 @@
+"""A model scored on every configured setting, beside the baselines on the very same episodes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
+from kshot.data.gather import Gather
+from kshot.data.packed import PackedDataset
+from kshot.episodes.frozen import FrozenPools
+from kshot.evaluation.calibration import fit_temperature
+from kshot.evaluation.held_in import held_in_and_held_out
+from kshot.evaluation.intervals import mean_interval
+from kshot.evaluation.per_class import class_interval
+from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, episodes_id
+from kshot.evaluation.scoring import embedded_once, score_episodes
+from kshot.evaluation.tables import Evaluation, SettingScores, class_table, confusion_table, episode_table
+from kshot.model import SavedModel
+from kshot.runtime.files import json_bytes
+from kshot.runtime.lines import LiveLines
+
+CONFUSIONS = "confusions.parquet"
+_FEW_EPISODES = 200  # of the first setting: for the curve over inner steps, and on the classes of training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The frozen episodes that a model is scored on, and the images behind them.
+
+    `seed` is that of the run; it is written down, and draws the intervals over classes.
+    """
+
+    dataset: PackedDataset
+    frozen: FrozenPools
+    seed: int
+
+
+def score_model(
+    grid: Grid,
+    saved: SavedModel,
+    gather: Gather,
+    *,
+    baselines: Mapping[str, Learner[Any]],
+    other_seeds: Mapping[int, SavedModel] = MappingProxyType({}),
+    lines: LiveLines,
+) -> Evaluation:
+    """Every setting in every normalisation mode of the learner. All learners lie where `gather` puts items."""
+    settings = list(_score_settings(grid, saved, gather, baselines, other_seeds, lines))
+    metrics = _summary(grid, saved) | {
+        "results": [_result(setting, seed=grid.seed) for setting in settings],
+        "episodes_id": episodes_id(grid.dataset, {setting.name: setting.pool_hash for setting in settings}),
+    }
+    return Evaluation(settings=settings, metrics=metrics, classes=class_table(settings, grid.dataset))
+
+
+def score_extras(
+    grid: Grid, learner: Learner[Any], setting: SettingScores, gather: Gather, *, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """What is worth a plot of its own: the curve over inner steps, and the accuracy on the classes of training."""
+    return {
+        "adaptation": list(_adaptation(learner, setting, gather)),
+        "held_in": list(_held_in(grid, learner, setting, gather, seed)),
+    }
+
+
+def write_scores(folder: Path, found: Evaluation, dataset: PackedDataset) -> None:
+    """Write metrics.json and three tables (episodes, per_class, confusions)."""
+    (folder / METRICS).write_bytes(json_bytes(found.metrics))
+    episode_table(found.settings).to_parquet(folder / EPISODES, index=False)
+    found.classes.to_parquet(folder / CLASSES, index=False)
+    served = [confusion_table(setting, dataset) for setting in found.settings if setting.is_served]
+    pd.concat(served).to_parquet(folder / CONFUSIONS, index=False)
+
+
+def _score_settings(
+    grid: Grid,
+    saved: SavedModel,
+    gather: Gather,
+    baselines: Mapping[str, Learner[Any]],
+    other_seeds: Mapping[int, SavedModel],
+    lines: LiveLines,
+) -> Iterator[SettingScores]:
+    modes = saved.learner.normalization_modes()
+    temperatures = {mode: fit_temperature(learner, grid.frozen.val.indices, gather) for mode, learner in modes.items()}
+    by_seed = {
+        seed: {mode: embedded_once(it, gather) for mode, it in other.learner.normalization_modes().items()}
+        for seed, other in other_seeds.items()
+    }
+    scored = {mode: embedded_once(learner, gather) for mode, learner in modes.items()}
+    compared = {name: embedded_once(learner, gather) for name, learner in baselines.items()}
+    for name, kind in grid.frozen.kinds.items():
+        pool = grid.frozen.test[name]
+        beside = {name: score_episodes(learner, pool.indices, items) for name, (learner, items) in compared.items()}
+        for mode, (learner, items) in scored.items():
+            scores = score_episodes(learner, pool.indices, items, temperature=temperatures[mode], lines=lines)
+            others = "".join(f"; {name} {other.accuracy.mean():.2%}" for name, other in beside.items())
+            lines.say(f"{kind} {mode}: {scores.accuracy.mean():.2%}{others}; {len(pool):,} episodes")
+            yield SettingScores(
+                name=name,
+                kind=kind,
+                mode=mode,
+                pool_hash=pool.hash,
+                indices=pool.indices,
+                temperature=temperatures[mode],
+                scores=scores,
+                baselines=beside,
+                other_seeds={
+                    seed: score_episodes(other, pool.indices, items)
+                    for seed, (other, items) in ((seed, in_modes[mode]) for seed, in_modes in by_seed.items())
+                },
+            )
+
+
+def _summary(grid: Grid, saved: SavedModel) -> dict[str, Any]:
+    shape = saved.config.train_shape
+    return {
+        "dataset": grid.dataset.name,
+        "algorithm": saved.config.algorithm.name,
+        "backbone": saved.config.backbone.name,
+        "seed": grid.seed,
+        "train_shape": {"n_way": shape.n_way, "k_shot": shape.k_shot, "n_query": shape.n_query},
+    }
+
+
+def _result(setting: SettingScores, *, seed: int) -> dict[str, Any]:
+    model = mean_interval(setting.scores.accuracy)
+    beside = {name: mean_interval(scores.accuracy) for name, scores in setting.baselines.items()}
+    shape = setting.kind.shape
+    return {
+        "setting": setting.name,
+        "title": str(setting.kind),
+        "n_way": shape.n_way,
+        "k_shot": shape.k_shot,
+        "n_query": shape.n_query,
+        "sampler": setting.kind.sampler.name,
+        "episodes": len(setting.scores.accuracy),
+        "mode": setting.mode,
+        "accuracy": model.mean,
+        "ci95": model.half_width,
+        "ci95_over_classes": list(class_interval(setting.scores, seed=seed)),
+        "calibration_error": setting.bins(tempered=False).expected_calibration_error,
+        "temperature": setting.temperature,
+        "tempered_calibration_error": setting.bins(tempered=True).expected_calibration_error,
+        "baselines": {name: {"accuracy": i.mean, "ci95": i.half_width} for name, i in beside.items()},
+        "over_seeds": _over_seeds(setting, seed),
+        "unbeaten": [name for name, interval in beside.items() if model.mean <= interval.mean],
+        "pool_hash": setting.pool_hash,
+    }
+
+
+def _over_seeds(setting: SettingScores, seed: int) -> dict[str, Any] | None:
+    """Mean and standard deviation of the accuracy over trainings from several seeds; None where there is one."""
+    if not setting.other_seeds:
+        return None
+    accuracies = {seed: setting.scores} | setting.other_seeds
+    values = [float(scores.accuracy.mean()) for scores in accuracies.values()]
+    return {"seeds": list(accuracies), "mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
+
+
+def _held_in(
+    grid: Grid, learner: Learner[Any], setting: SettingScores, gather: Gather, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Accuracy on the classes of training and on held-out ones, in the mode that is served."""
+    served = learner.normalization_modes()[NON_TRANSDUCTIVE]
+    rows = held_in_and_held_out(served, grid.dataset, setting.kind.shape, gather, seed=seed, n_episodes=_FEW_EPISODES)
+    for name, accuracy in rows:
+        yield {"queries": name, "accuracy": accuracy.mean, "ci95": accuracy.half_width}
+
+
+def _adaptation(learner: Learner[Any], setting: SettingScores, gather: Gather) -> Iterator[dict[str, Any]]:
+    """Accuracy after 0 steps and more, on the first episodes of a setting; nothing for a learner without steps."""
+    if learner.inner_steps is None:
+        return
+    indices = setting.indices[:_FEW_EPISODES]
+    for mode, in_mode in learner.normalization_modes().items():
+        for n_steps in range(learner.inner_steps + 1):
+            found = mean_interval(score_episodes(in_mode.with_inner_steps(n_steps), indices, gather).accuracy)
+            yield {"mode": mode, "steps": n_steps, "accuracy": found.mean, "ci95": found.half_width}

@@ -1,0 +1,151 @@
+"""Answers of a learner to the queries of frozen episodes.
+
+Shapes: E episodes, B episodes scored together, N way, Q queries a class, D features.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor
+
+from kshot.algorithms.learner import Learner, MetricLearner
+from kshot.data.class_table import Int
+from kshot.data.gather import Gather
+from kshot.episodes.loader import load_episodes
+from kshot.episodes.sampling import EpisodeIndices
+from kshot.runtime.lines import LiveLines, silent_lines
+from kshot.settings import STRICT
+
+Float = NDArray[np.float64]
+
+_EMBED_AT_ONCE = 512  # items in one forward pass
+_EPISODES_AT_ONCE = 64  # scored together from features, within this many numbers
+_NUMBERS_AT_ONCE = 32_000_000
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class EvaluationSettings:
+    worst_classes: Annotated[int, Field(ge=1)] = 10  # listed in the report
+    pretrain_steps: Annotated[int, Field(ge=0)] = 0  # of the supervised baseline, 128 images each; 0 leaves it out
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeScores:
+    """Answers to the queries of E episodes: predicted (E, N, Q), positions on the N axis; class_ids (E, N).
+
+    confidence (E, N, Q) is the probability of the predicted class, and tempered the same with the logits
+    divided by the temperature that was given.
+    """
+
+    predicted: Int
+    class_ids: Int
+    confidence: Float
+    tempered: Float
+
+    @property
+    def n_query(self) -> int:
+        return int(self.predicted.shape[2])
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """(E, N, Q)."""
+        right: NDArray[np.bool_] = self.predicted == np.arange(self.predicted.shape[1])[:, None]
+        return right
+
+    @property
+    def correct(self) -> Int:
+        """Queries of each class answered right (E, N)."""
+        correct: Int = self.right.sum(axis=2)
+        return correct
+
+    @property
+    def accuracy(self) -> Float:
+        """Fraction right in each episode (E,)."""
+        fractions: Float = self.right.mean(axis=(1, 2))
+        return fractions
+
+
+@torch.no_grad()
+def score_episodes(
+    learner: Learner[Any],
+    indices: EpisodeIndices,
+    gather: Gather,
+    *,
+    temperature: float = 1.0,
+    lines: LiveLines | None = None,
+) -> EpisodeScores:
+    """`classify(adapt(support), query)` on every episode, saying on `lines` how far it is."""
+    predicted, confidence, tempered = [], [], []
+    for logits in episode_logits(learner, indices, gather, lines or silent_lines()):
+        predicted.append(logits.argmax(2).cpu().numpy())
+        confidence.append(logits.softmax(2).amax(2).double().cpu().numpy())
+        tempered.append((logits / temperature).softmax(2).amax(2).double().cpu().numpy())
+    per_class = indices.query.shape
+    return EpisodeScores(
+        predicted=np.concatenate(predicted).reshape(per_class),
+        class_ids=indices.class_ids,
+        confidence=np.concatenate(confidence).reshape(per_class),
+        tempered=np.concatenate(tempered).reshape(per_class),
+    )
+
+
+def embedded_once(learner: Learner[Any], gather: Gather) -> tuple[Learner[Any], Gather]:
+    """The learner and the gather for scoring several lists of episodes of the same items.
+
+    A metric learner is put on features, and an item embedded when it is first asked for; others stay as they are.
+    """
+    if not isinstance(learner, MetricLearner):
+        return learner, gather
+    return learner.on_features(), _Features(learner, gather)
+
+
+class _Features:
+    """Item indices (...) -> features (..., D); each item goes through the learner once."""
+
+    def __init__(self, learner: MetricLearner[Any], gather: Gather) -> None:
+        self._learner, self._gather = learner, gather
+        self._row_of_item = np.full(0, -1)
+        self._features: Tensor | None = None  # (I, D)
+
+    @torch.no_grad()
+    def __call__(self, items: Int) -> Tensor:
+        n_more = int(items.max(initial=-1)) + 1 - len(self._row_of_item)
+        self._row_of_item = np.pad(self._row_of_item, (0, max(n_more, 0)), constant_values=-1)
+        new = np.unique(items[self._row_of_item[items] < 0])
+        if len(new):
+            known = [] if self._features is None else [self._features]
+            self._row_of_item[new] = np.arange(len(new)) + (len(known[0]) if known else 0)
+            self._features = torch.cat([*known, *(self._learner.embed(self._gather(chunk)) for chunk in _chunks(new))])
+        assert self._features is not None
+        return self._features[torch.from_numpy(self._row_of_item[items])]
+
+
+def episode_logits(
+    learner: Learner[Any], indices: EpisodeIndices, gather: Gather, lines: LiveLines
+) -> Iterator[Tensor]:
+    """(B, N * Q, N) of some episodes after the other.
+
+    A metric learner sees each item alone, so each is embedded once and episodes are gathers.
+    """
+    if isinstance(learner, MetricLearner):
+        learner, gather = embedded_once(learner, gather)
+        items_per_episode = indices.support[0].size + indices.query[0].size
+        per_episode = gather(indices.support[:1, :1, :1]).numel() * items_per_episode
+        at_once = min(max(1, _NUMBERS_AT_ONCE // per_episode), _EPISODES_AT_ONCE)
+    else:
+        at_once = learner.episodes_at_once
+    for start in range(0, len(indices), at_once):
+        episodes = load_episodes(indices[start : start + at_once], gather)
+        yield learner.classify(learner.adapt(episodes.support), episodes.query_x)
+        lines.mention(partial("{:,} of {:,} episodes scored".format, start + len(episodes), len(indices)))
+
+
+def _chunks(items: Int) -> list[Int]:
+    return [items[start : start + _EMBED_AT_ONCE] for start in range(0, len(items), _EMBED_AT_ONCE)]

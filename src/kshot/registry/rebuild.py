@@ -1,0 +1,213 @@
+"""A registered version, made again from what was recorded of it: commit, params.yaml, dvc.lock and data.dvc."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from configparser import ConfigParser
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from kshot.errors import ModelError, StageError
+from kshot.evaluation.intervals import Interval
+from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, read_scorecard
+from kshot.promotion.rule import paired_difference
+from kshot.registry.registration import current_stages, dvc_hash
+from kshot.tracking import RegisteredModel, fetch_model, fetch_run_files
+from kshot.workspace import Workspace
+
+RECORDED = ("params.yaml", "dvc.lock", "data.dvc")
+TOLERANCE = 0.005  # of accuracy, the mean over settings, where a rebuild on another device may differ
+_EVALUATION = tuple(f"evaluate/{name}" for name in (METRICS, EPISODES, CLASSES))
+_GIT_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What the registry says of a version: `evaluation` is a folder with the files of its evaluation."""
+
+    model: RegisteredModel
+    commit: str
+    device: str
+    evaluation: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch:
+    """A file whose hash is not the one in dvc.lock; found is "" where there is no such file."""
+
+    stage: str
+    path: str
+    recorded: str
+    found: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How the rebuilt version compares with the recorded one. `weight_difference` is the largest of any weight."""
+
+    words: Literal["equal to the bit", "within tolerance", "different"]
+    same_weights: bool
+    same_episodes: bool
+    weight_difference: float
+    difference: Interval  # rebuilt minus recorded, paired by episode
+    recorded_device: str
+    device: str
+
+    @property
+    def passed(self) -> bool:
+        return self.words != "different"
+
+    def __str__(self) -> str:
+        parts = [
+            f"weights {'equal' if self.same_weights else f'differ by up to {self.weight_difference:.2g}'}",
+            f"episode results {'equal' if self.same_episodes else 'differ'}",
+            f"accuracy {100 * self.difference.mean:+.3f} ± {100 * self.difference.half_width:.3f} points",
+            f"{self.device}, recorded on {self.recorded_device}",
+        ]
+        return f"{self.words}: {'; '.join(parts)}"
+
+
+def recorded_version(name: str, version: int, root: Path, folder: Path) -> Recorded:
+    """Fetch what is recorded into `folder`. Raises ModelError where it is not enough to rebuild the version."""
+    model = fetch_model(f"models:/{name}/{version}", root)
+    commit = model.tags.get("git_commit", "none")
+    if commit == "none":
+        raise ModelError(f"version {version} of {name} was made outside of git; need a commit to rebuild it")
+    if model.tags.get("git_dirty") != "false":
+        raise ModelError(
+            f"version {version} of {name} was made with uncommitted changes on top of {commit[:12]}, which nothing "
+            "holds; need a version made from a commit; next: git commit, make train"
+        )
+    fetch_run_files(model.mlflow_run_id, (*RECORDED, *_EVALUATION), folder, root)
+    return Recorded(
+        model=model,
+        commit=commit,
+        device=model.tags.get("training_device", "unknown"),
+        evaluation=folder / "evaluate",
+    )
+
+
+def clean_clone(root: Path, recorded: Recorded, files: Path, target: Path) -> None:
+    """A clone of `root` at the version's commit with the recorded files, an empty cache and the remote of `root`."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _git("clone", "--quiet", "--no-checkout", str(root), str(target), folder=root, commit=recorded.commit)
+    _git("checkout", "--quiet", "--detach", recorded.commit, folder=target, commit=recorded.commit)
+    for name in RECORDED:
+        shutil.copyfile(files / name, target / name)
+    _same_remote(root, target)
+
+
+def mismatches(folder: Path) -> Iterator[Mismatch]:
+    """Every file that a stage read or wrote and that is not, in `folder`, what dvc.lock names."""
+    for stage, entry in _locked_stages(folder).items():
+        for file in (*entry.get("deps", ()), *entry.get("outs", ())):
+            path = folder / file["path"]
+            found = dvc_hash(path) if path.exists() else ""
+            if found != file["md5"]:
+                yield Mismatch(stage=stage, path=file["path"], recorded=file["md5"], found=found)
+
+
+def check_hashes(folder: Path) -> int:
+    """The number of files and folders of dvc.lock in `folder`; StageError unless each has its recorded hash."""
+    wrong = list(mismatches(folder))
+    if wrong:
+        first = wrong[0]
+        raise StageError(
+            f"{first.path} of stage {first.stage} has hash {first.found[:12] or 'none'}, recorded "
+            f"{first.recorded[:12]} ({len(wrong)} such in all); need the recorded bytes"
+        )
+    return sum(len(entry.get("deps", ())) + len(entry.get("outs", ())) for entry in _locked_stages(folder).values())
+
+
+def _locked_stages(folder: Path) -> dict[str, Any]:
+    lock, params = (yaml.safe_load((folder / name).read_text(encoding="utf-8")) for name in ("dvc.lock", "params.yaml"))
+    return current_stages(lock, params.get("cross_domain") or ())
+
+
+def check_weights_of(recorded: Recorded, folder: Path) -> None:
+    """StageError unless the weights that DVC gave back are those that the registry names."""
+    found = _sha256(Workspace(folder).weights)
+    if found != recorded.model.weights_sha256:
+        raise StageError(
+            f"the weights of dvc.lock have SHA-256 {found[:12]}; the registry names "
+            f"{recorded.model.weights_sha256[:12]}; need equal ones"
+        )
+
+
+def compare_rebuilt(recorded: Recorded, folder: Path, device: str) -> Verdict:
+    """Hold the stages' new outputs in `folder` against what is recorded of the version."""
+    weights = Workspace(folder).weights
+    same_weights = _sha256(weights) == recorded.model.weights_sha256
+    tables = [pd.read_parquet(path / EPISODES) for path in (recorded.evaluation, Workspace(folder).output("evaluate"))]
+    same_episodes = bool(tables[0].equals(tables[1]))
+    old = read_scorecard(recorded.evaluation, recorded.model.weights_sha256)
+    new = read_scorecard(Workspace(folder).output("evaluate"), _sha256(weights))
+    if old.episodes != new.episodes:
+        raise StageError(
+            f"the rebuilt run was scored on episodes {new.episodes[:12]}, the recorded one on {old.episodes[:12]}; "
+            "need the same data and pools"
+        )
+    difference = paired_difference(new.accuracy, old.accuracy)
+    equal, other_device = same_weights and same_episodes, device != recorded.device
+    tolerable = other_device and abs(difference.mean) <= TOLERANCE
+    return Verdict(
+        words="equal to the bit" if equal else "within tolerance" if tolerable else "different",
+        same_weights=same_weights,
+        same_episodes=same_episodes,
+        weight_difference=0.0 if same_weights else _largest_difference(weights, recorded.model.folder),
+        difference=difference,
+        recorded_device=recorded.device,
+        device=device,
+    )
+
+
+def _largest_difference(weights: Path, recorded: Path) -> float:
+    new, old = load_file(weights), load_file(recorded / "weights.safetensors")
+    return max(
+        float((new[name].float() - old[name].float()).abs().max()) for name in old if _comparable(new, old, name)
+    )
+
+
+def _comparable(new: dict[str, torch.Tensor], old: dict[str, torch.Tensor], name: str) -> bool:
+    return name in new and new[name].shape == old[name].shape and old[name].numel() > 0
+
+
+def _same_remote(root: Path, target: Path) -> None:
+    """The clone's DVC settings of its own: those of `root`, a remote that is a folder named by its whole path."""
+    config = ConfigParser(interpolation=None)
+    config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"], encoding="utf-8")
+    for section in config.sections():
+        url = config.get(section, "url", fallback="")
+        if url and "://" not in url:
+            config.set(section, "url", str((root / ".dvc" / url).resolve()))
+    local = target / ".dvc" / "config.local"
+    local.touch(mode=0o600)  # it may hold keys
+    with local.open("w", encoding="utf-8") as file:
+        config.write(file)
+
+
+def _git(*arguments: str, folder: Path, commit: str) -> None:
+    try:
+        subprocess.run(
+            ["git", *arguments],  # noqa: S607  whichever git the user has
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_S,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise StageError(f"git {arguments[0]} failed: {last}; need commit {commit[:12]}; next: git fetch") from error
+
+
+def _sha256(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()

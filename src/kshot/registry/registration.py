@@ -1,0 +1,342 @@
+"""From the artifacts of a finished run to a version of the registered model.
+
+Not a stage of dvc.yaml: registering is a side effect, which a cached stage would leave out.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import file_digest, md5, sha256
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from kshot.algorithms.learner import NON_TRANSDUCTIVE
+from kshot.config import Params, params_from
+from kshot.data.packed import INFO_FILE, MANIFEST_FILE, SPLITS, ItemSpec, PackedDataset
+from kshot.errors import StageError
+from kshot.evaluation.cost import Cost, measure_cost
+from kshot.model import load_model
+from kshot.runtime.cpu import cpu_name
+from kshot.seeding import generator
+from kshot.serving.classifier import FewShotClassifier
+from kshot.tracking import (
+    COST,
+    LoggedFile,
+    MetricPoint,
+    ModelFiles,
+    Registration,
+    RunRecord,
+    TrainingData,
+    flatten,
+    register,
+)
+from kshot.workspace import Workspace
+
+_NEXT = "next: make demo, or python -m flows.train"
+_STAGES = ("validate", "task_pool", "meta_train", "evaluate")
+_ATTACHED = (
+    "validate/facts.json",
+    "validate/report.html",
+    "task_pool/pools.json",
+    "meta_train/history.parquet",
+    "meta_train/metrics.json",
+    "evaluate/metrics.json",
+    "evaluate/episodes.parquet",
+    "evaluate/per_class.parquet",
+    "evaluate/confusions.parquet",
+    "evaluate/report.html",
+    "evaluate/sections.html",
+)
+_RECORDED = (":(exclude)dvc.lock", ":(exclude)params.yaml", ":(exclude)data.dvc")  # each run has its own, logged
+_GIT_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What the stages left under artifacts/, read."""
+
+    lock_sha256: str
+    dataset: PackedDataset
+    facts: Mapping[str, Any]
+    training: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    history: pd.DataFrame
+    weights_sha256: str
+    speed: Mapping[str, float]  # nothing, where the training ran on another machine
+
+    @property
+    def pool_hashes(self) -> dict[str, str]:
+        """Hash of each frozen meta_test pool, by setting such as 5w1s."""
+        return {result["setting"]: result["pool_hash"] for result in self.evaluation["results"]}
+
+
+def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registration:
+    """Register the run that dvc.lock in `root` is the receipt of; doing it again changes nothing.
+
+    Raises StageError when dvc.lock or an artifact is missing, or when an artifact or a setting is not
+    the one that dvc.lock names.
+    """
+    run = read_finished_run(root, params)
+    tags = _lineage(root, params, run, flow_run_id)
+    evaluation, example, cost = run.evaluation, input_example(run.dataset.item), _cost(root, params, run.dataset)
+    record = RunRecord(
+        root=root,
+        model_name=params.register.model_name,
+        run_name=f"{evaluation['algorithm']}-{evaluation['backbone']}-{run.lock_sha256[:8]}",
+        dvc_lock_sha256=run.lock_sha256,
+        params=_plain(params),
+        metrics=_metrics(run, cost),
+        history=tuple(_history(run.history)),
+        tags=tags,
+        files=_files(root, run.dataset.folder, params),
+        data=TrainingData(
+            name=params.dataset.name,
+            content_hash=run.dataset.content_hash,
+            source={"path": f"data/{params.dataset.name}", "pointer": "data.dvc", "origin": run.dataset.info.source},
+        ),
+        model=ModelFiles(
+            folder=Workspace(root).model,
+            weights_sha256=run.weights_sha256,
+            code=_needed(Workspace(root).model_code, root),
+            input_example=example,
+            expected=FewShotClassifier.load(Workspace(root).model).predict(**example).probabilities,
+        ),
+        model_card=model_card(root, params, run, cost, tags),
+    )
+    return register(record)
+
+
+def read_finished_run(root: Path, params: Params) -> FinishedRun:
+    """Read artifacts/ and check them against dvc.lock."""
+    lock_bytes = _needed(Workspace(root).receipt, root).read_bytes()
+    for name in _ATTACHED:
+        _needed(Workspace(root).artifacts / name, root)
+    _check_receipt(root, params, yaml.safe_load(lock_bytes))
+    dataset = PackedDataset.open(Workspace(root).dataset(params.dataset.name))
+    pools = _read_json(Workspace(root).output("task_pool") / "pools.json")
+    if pools["data_hash"] != dataset.content_hash:
+        raise StageError(
+            f"{dataset.folder} has content hash {dataset.content_hash[:12]}; this run used {pools['data_hash'][:12]}; "
+            f"need them equal; {_NEXT}"
+        )
+    weights_sha256 = sha256(_needed(Workspace(root).model / "weights.safetensors", root).read_bytes()).hexdigest()
+    return FinishedRun(
+        lock_sha256=sha256(lock_bytes).hexdigest(),
+        dataset=dataset,
+        facts=_read_json(Workspace(root).output("validate") / "facts.json"),
+        training=_read_json(Workspace(root).output("meta_train") / "metrics.json"),
+        evaluation=_read_json(Workspace(root).output("evaluate") / "metrics.json"),
+        history=pd.read_parquet(Workspace(root).output("meta_train") / "history.parquet"),
+        weights_sha256=weights_sha256,
+        speed=_speed(root, weights_sha256),
+    )
+
+
+def input_example(item: ItemSpec) -> dict[str, NDArray[Any]]:
+    """Noise in the shape of a call: 2 support images, one a class, and 1 query."""
+    draw = generator(0, "input_example")
+    return {
+        "support_images": draw.integers(0, 256, (2, *item.shape), dtype=np.uint8),
+        "support_labels": np.array([0, 1], dtype=np.int64),
+        "query_images": draw.integers(0, 256, (1, *item.shape), dtype=np.uint8),
+    }
+
+
+def model_card(root: Path, params: Params, run: FinishedRun, cost: Cost, lineage: Mapping[str, str]) -> str:
+    """The card in Markdown, from mlflow/model_card.md.j2."""
+    template = _needed(Workspace(root).model_card, root)
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701  it makes Markdown, not HTML
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    info = run.dataset.info
+    return environment.get_template(template.name).render(
+        model_name=params.register.model_name,
+        params=params,
+        dataset=info,
+        n_classes={split: len(run.dataset.class_ids(split)) for split in SPLITS},
+        warnings=[check for check in run.facts["checks"] if not check["passed"]],
+        training=run.training,
+        evaluation=run.evaluation,
+        cost=cost,
+        lineage=lineage,
+        non_transductive=NON_TRANSDUCTIVE,
+    )
+
+
+def current_stages(lock: Mapping[str, Any], cross_domain: Iterable[str]) -> dict[str, Any]:
+    """The entries of dvc.lock without those of datasets that params.yaml named under cross_domain once."""
+    named = {*map(cross_domain_stage, cross_domain)}
+    return {
+        name: entry
+        for name, entry in lock.get("stages", {}).items()
+        if not name.startswith(cross_domain_stage("")) or name in named
+    }
+
+
+def cross_domain_stage(dataset: str) -> str:
+    return f"cross_domain@{dataset}"
+
+
+def dvc_hash(path: Path) -> str:
+    """MD5 of a file or a folder, as DVC writes it into dvc.lock."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return file_digest(file, "md5").hexdigest()
+    inside = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
+    files = sorted(p.as_posix() for p in inside if "__pycache__" not in p.parts)  # which .dvcignore leaves out
+    listing = [{"md5": dvc_hash(path / name), "relpath": name} for name in files]
+    return md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _check_receipt(root: Path, params: Params, lock: Mapping[str, Any]) -> None:
+    """The settings, sources, data and outputs are those that dvc.lock names."""
+    stages = current_stages(lock, params.cross_domain)
+    missing = [name for name in _STAGES if name not in stages]
+    missing += [name for name in map(cross_domain_stage, params.cross_domain) if name not in stages]
+    if missing:
+        raise StageError(f"dvc.lock has no stage {', '.join(missing)}; need {', '.join(_STAGES)}; {_NEXT}")
+    locked = _plain(params)
+    for entry in stages.values():
+        for key, value in entry.get("params", {}).get("params.yaml", {}).items():
+            _put(locked, key.split("."), value)
+    now, then = flatten(_plain(params)), flatten(_plain(params_from(locked, source="dvc.lock")))
+    changed = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+    if changed:
+        raise StageError(
+            f"params.yaml has {changed[0]} = {now.get(changed[0])}; this run was made with {then.get(changed[0])}; "
+            f"need them equal; {_NEXT}"
+        )
+    for stage, entry in stages.items():
+        for verb, tracked in (("read", entry.get("deps", ())), ("wrote", entry.get("outs", ()))):
+            for file in tracked:
+                if dvc_hash(_needed(root / file["path"], root)) != file["md5"]:
+                    raise StageError(
+                        f"{file['path']} is not what stage {stage} of dvc.lock {verb}; need it as it was; {_NEXT}"
+                    )
+
+
+def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def _lineage(root: Path, params: Params, run: FinishedRun, flow_run_id: str | None) -> dict[str, str]:
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *_RECORDED)
+    return {
+        "git_commit": _git(root, "rev-parse", "HEAD") or "none",
+        "git_dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        "dvc_lock_sha256": run.lock_sha256,
+        "data_hash": run.dataset.content_hash,
+        "pool_hashes": json.dumps(run.pool_hashes, sort_keys=True),
+        "held_out_episodes": run.evaluation["episodes_id"],
+        "flow_run_id": flow_run_id or "none",
+        "kshot_version": _kshot_version(),
+        "cross_domain": json.dumps(list(params.cross_domain)),
+        "cost_measured_on": f"{cpu_name()}, {torch.get_num_threads()} threads",
+        "training_device": str(run.training.get("device", "unknown")),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints, or None where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments],  # noqa: S607  whichever git the user has
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _kshot_version() -> str:
+    try:
+        return installed_version("kshot")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _metrics(run: FinishedRun, cost: Cost) -> dict[str, float]:
+    """Held-out results as meta_test/5w1s/accuracy, or .../accuracy_transductive, and numbers of the training."""
+    metrics: dict[str, float] = {}
+    for result in run.evaluation["results"]:
+        suffix = "" if result["mode"] == NON_TRANSDUCTIVE else "_transductive"
+        prefix = f"meta_test/{result['setting']}"
+        metrics[f"{prefix}/accuracy{suffix}"] = result["accuracy"]
+        metrics[f"{prefix}/ci95{suffix}"] = result["ci95"]
+        metrics[f"{prefix}/calibration_error{suffix}"] = result["calibration_error"]
+        for name, score in result["baselines"].items():
+            metrics[f"{prefix}/baseline/{name.replace(',', '')}"] = score["accuracy"]
+    numbers = {name: float(value) for name, value in run.training.items() if isinstance(value, int | float)}
+    numbers |= run.speed
+    metrics |= {f"{COST}{name}": float(value) for name, value in asdict(cost).items()}
+    return metrics | {f"meta_train/final/{name}": value for name, value in numbers.items()}
+
+
+def _cost(root: Path, params: Params, dataset: PackedDataset) -> Cost:
+    """Of the first setting, measured here and now: an artifact would have to be the same everywhere."""
+    kind = next(iter(params.task_pool.meta_test.kinds().values()))
+    return measure_cost(load_model(Workspace(root).model).learner, dataset.item, kind.shape)
+
+
+def _speed(root: Path, weights_sha256: str) -> dict[str, float]:
+    """Throughput and memory of the training that made these weights, where it ran here."""
+    path = Workspace(root).training_speed
+    measured = _read_json(path) if path.exists() else {}
+    return measured if measured.pop("weights_sha256", None) == weights_sha256 else {}
+
+
+def _history(history: pd.DataFrame) -> Iterator[MetricPoint]:
+    for name in history.columns.drop("step"):
+        for step, value in zip(history["step"], history[name], strict=True):
+            yield MetricPoint(name=f"meta_train/{name}", value=float(value), step=int(step))
+
+
+def _files(root: Path, dataset: Path, params: Params) -> tuple[LoggedFile, ...]:
+    artifacts = Workspace(root).artifacts
+    plots = sorted((artifacts / "evaluate" / "plots").glob("*.png"))
+    others = [artifacts / "cross_domain" / name / "metrics.json" for name in params.cross_domain]
+    attached = [*(artifacts / name for name in _ATTACHED), *plots, *others]
+    return (
+        LoggedFile(path=Workspace(root).params, folder=""),
+        LoggedFile(path=Workspace(root).receipt, folder=""),
+        *(LoggedFile(path=pointer, folder="") for pointer in [Workspace(root).data_pointer] if pointer.exists()),
+        *(LoggedFile(path=dataset / name, folder="data") for name in (INFO_FILE, MANIFEST_FILE)),
+        *(LoggedFile(path=path, folder=path.relative_to(artifacts).parent.as_posix()) for path in attached),
+    )
+
+
+def _needed(path: Path, root: Path) -> Path:
+    if not path.exists():
+        raise StageError(f"no {path.relative_to(root)} in {root.resolve()}; need a finished run to register; {_NEXT}")
+    return path
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _plain(params: Params) -> dict[str, Any]:
+    plain: dict[str, Any] = TypeAdapter(Params).dump_python(params, mode="json")
+    return plain

@@ -1,0 +1,149 @@
+"""A project folder: every path in it, in one place.
+
+What a person writes lies in the root, data and artifacts are DVC's, and `.kshot` holds what a run leaves behind.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STATE, ARTIFACTS, DATA = Path(".kshot"), Path("artifacts"), Path("data")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths of the project folder `root`; none of them needs to exist."""
+
+    root: Path
+
+    # what a person writes
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def presets(self) -> Path:
+        return self.root / "presets"
+
+    @property
+    def graph(self) -> Path:
+        """The stages, which DVC runs."""
+        return self.root / "dvc.yaml"
+
+    @property
+    def model_code(self) -> Path:
+        return self.root / "mlflow" / "model.py"
+
+    @property
+    def model_card(self) -> Path:
+        return self.root / "mlflow" / "model_card.md.j2"
+
+    # what DVC keeps
+
+    @property
+    def receipt(self) -> Path:
+        """dvc.lock: the hashes of all that the last run read and wrote."""
+        return self.root / "dvc.lock"
+
+    @property
+    def data(self) -> Path:
+        return self.root / DATA
+
+    @property
+    def data_pointer(self) -> Path:
+        return self.root / "data.dvc"
+
+    def dataset(self, name: str) -> Path:
+        return self.data / name
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / ARTIFACTS
+
+    def output(self, stage: str) -> Path:
+        """What a stage writes. A stage of several items has a folder for each: `cross_domain@NAME`."""
+        return self.artifacts.joinpath(*stage.split("@"))
+
+    @property
+    def model(self) -> Path:
+        """The trained learner."""
+        return self.output("meta_train") / "model"
+
+    @property
+    def weights(self) -> Path:
+        return self.model / "weights.safetensors"
+
+    @property
+    def other_seeds(self) -> Path:
+        """The same training from other seeds, a folder for each."""
+        return self.output("meta_train") / "seeds"
+
+    # what a run leaves behind
+
+    @property
+    def state(self) -> Path:
+        return self.root / STATE
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.state / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def validation(self) -> Path:
+        """Facts and report of the last validation, which outlive a failed stage."""
+        return self.state / "validate"
+
+    @property
+    def training_speed(self) -> Path:
+        """Throughput and memory of the last training here."""
+        return self.state / "meta_train" / "speed.json"
+
+    @property
+    def training_refusal(self) -> Path:
+        """Why a worker process would not train."""
+        return self.state / "training-refused.txt"
+
+    @property
+    def registry_database(self) -> Path:
+        return self.state / "mlflow.db"
+
+    @property
+    def registry_artifacts(self) -> Path:
+        return self.state / "mlartifacts"
+
+    @property
+    def fetched_models(self) -> Path:
+        """Models of a registry on another machine."""
+        return self.state / "models"
+
+    def report(self, name: str, version: int) -> Path:
+        """The page of a registered version."""
+        return self.state / "reports" / f"{name}-{version}" / "report.html"
+
+    def rerun(self, name: str, version: int) -> Path:
+        return self.state / "reruns" / f"{name}-{version}"
+
+    @property
+    def prefect_home(self) -> Path:
+        return self.state / "prefect"
+
+    @property
+    def prefect_address(self) -> Path:
+        """The URL of the Prefect API that `make ui` serves, while it does."""
+        return self.state / "prefect-ui.url"
+
+    @property
+    def flow_lock(self) -> Path:
+        return self.state / "flow.lock"
+
+    @property
+    def flow_run_id(self) -> Path:
+        return self.state / "flow-run.id"
+
+    @property
+    def s3_demo(self) -> Path:
+        return self.state / "s3-demo"

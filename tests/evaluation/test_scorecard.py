@@ -1,0 +1,84 @@
+"""Which episodes two models were scored on, and what the gate reads from an evaluation's files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kshot.data.packed import PackedDataset
+from kshot.errors import StageError
+from kshot.evaluation.scorecard import episodes_id, read_scorecard
+from tests.tiny_dataset import TinyDataset, noise, tiny_dataset
+
+POOLS = {"2w1s": "21" * 32}
+
+
+def id_of(dataset: TinyDataset, folder: Path) -> str:
+    dataset.write(folder)
+    return episodes_id(PackedDataset.open(folder), POOLS)
+
+
+def test_same_pools_over_other_images_are_other_episodes(tmp_path: Path) -> None:
+    other = tiny_dataset()
+    [row, *_] = other.rows("test/c0")
+    other.pixels[row] = noise(1, seed=999)[0]
+    assert id_of(tiny_dataset(), tmp_path / "one") == id_of(tiny_dataset(), tmp_path / "same")
+    assert id_of(tiny_dataset(), tmp_path / "again") != id_of(other, tmp_path / "other")
+
+
+def test_new_training_classes_leave_the_held_out_episodes_as_they_are(tmp_path: Path) -> None:
+    grown = tiny_dataset()
+    grown.append(noise(5, seed=999), "train/new", version=2)
+    grown.splits["meta_train"].append("train/new")
+    assert id_of(tiny_dataset(), tmp_path / "one") == id_of(grown, tmp_path / "grown")
+
+
+def write_evaluation(folder: Path, modes: tuple[str, ...] = ("transductive", "non-transductive")) -> None:
+    """Two episodes in each mode, right in 0.5 and 0.9 where they count; classes of two groups."""
+    found = {"baselines": {"pixels": {"accuracy": 0.2}}, "calibration_error": 0.03}
+    results = [{"setting": "5w1s", "mode": mode, "accuracy": 0.7} | found for mode in modes]
+    (folder / "metrics.json").write_text(json.dumps({"results": results, "episodes_id": "e" * 64}))
+    episodes = [
+        {"setting": "5w1s", "mode": mode, "episode": episode, "accuracy": accuracy}
+        for mode, accuracies in zip(modes, ((1.0, 1.0), (0.5, 0.9)), strict=False)
+        for episode, accuracy in enumerate(accuracies)
+    ]
+    pd.DataFrame(episodes).to_parquet(folder / "episodes.parquet")
+    classes = [
+        {"setting": "5w1s", "mode": modes[-1], "class": c, "group": group, "queries": queries, "accuracy": right}
+        for c, group, queries, right in (("a", "one", 30, 1.0), ("b", "one", 10, 0.6), ("c", "two", 5, 0.2))
+    ]
+    pd.DataFrame(classes).to_parquet(folder / "per_class.parquet")
+
+
+def test_a_scorecard_holds_what_is_served(tmp_path: Path) -> None:
+    write_evaluation(tmp_path)
+    card = read_scorecard(tmp_path, "a" * 64)
+    np.testing.assert_array_equal(card.accuracy["5w1s"], [0.5, 0.9])
+    assert card.group_accuracy == pytest.approx({"one": 0.9, "two": 0.2})
+    assert card.baselines == {"pixels": {"5w1s": 0.2}}
+    assert card.calibration_error == 0.03
+    assert (card.episodes, card.weights_sha256) == ("e" * 64, "a" * 64)
+
+
+def test_a_scorecard_from_before_settings_had_names_is_read(tmp_path: Path) -> None:
+    write_evaluation(tmp_path)
+    for name in ("episodes.parquet", "per_class.parquet"):
+        table = pd.read_parquet(tmp_path / name).drop(columns="setting")
+        table.assign(n_way=5, k_shot=1).to_parquet(tmp_path / name)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for result in metrics["results"]:
+        del result["setting"]
+        result |= {"n_way": 5, "k_shot": 1}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    card = read_scorecard(tmp_path, "a" * 64)
+    np.testing.assert_array_equal(card.accuracy["5w1s"], [0.5, 0.9])
+    assert card.group_accuracy == pytest.approx({"one": 0.9, "two": 0.2})
+
+
+def test_scores_that_are_not_served_do_not_count(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, modes=("transductive",))
+    with pytest.raises(StageError, match="has no non-transductive result"):
+        read_scorecard(tmp_path, "a" * 64)

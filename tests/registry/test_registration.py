@@ -1,0 +1,322 @@
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from kshot.config import Params, load_params, params_from
+from kshot.data.packed import PackedDataset
+from kshot.errors import DataError, StageError
+from kshot.model import ModelConfig, build_learner, save_model
+from kshot.registry.registration import dvc_hash, register_run
+from kshot.tracking import default_tracking_uri
+from tests.conftest import REPOSITORY
+from tests.tiny_dataset import tiny_dataset
+
+PARAMS: dict[str, Any] = {
+    "seed": 1,
+    "dataset": {"name": "tiny"},
+    "validate": {},
+    "task_pool": {
+        "meta_train": {"shape": {"n_way": 3, "k_shot": 1, "n_query": 2}},
+        "meta_val": {"shape": {"n_way": 2, "k_shot": 1, "n_query": 2}, "n_episodes": 2},
+        "meta_test": {
+            "n_episodes": 4,
+            "n_query": 2,
+            "settings": [{"n_way": 2, "k_shot": 1}, {"n_way": 3, "k_shot": 2}],
+        },
+    },
+    "meta_train": {
+        "algorithm": {"name": "protonet"},
+        "backbone": {"name": "conv4", "width": 2},
+        "training": {"n_steps": 20},
+    },
+    "evaluate": {},
+    "cross_domain": [],
+    "register": {"model_name": "toy"},
+}
+LOCKED = {
+    "validate": ("dataset", "task_pool", "validate"),
+    "task_pool": ("dataset", "seed", "task_pool"),
+    "meta_train": ("dataset", "meta_train", "seed"),
+    "evaluate": ("dataset", "evaluate", "seed"),
+}
+
+
+def write_run(root: Path, *, accuracy: float = 0.75, with_queries: bool = False) -> Params:
+    """A finished run as the four stages leave it, with the results given, and its dvc.lock."""
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    params = load_params(root / "params.yaml")
+    if not (root / "data").exists():
+        tiny_dataset().write(root / "data" / "tiny")
+    dataset = PackedDataset.open(root / "data" / "tiny")
+    artifacts = root / "artifacts"
+    for name in ("validate", "task_pool", "meta_train", "evaluate/plots"):
+        (artifacts / name).mkdir(parents=True, exist_ok=True)
+    config = ModelConfig(
+        algorithm=params.meta_train.algorithm,
+        backbone=params.meta_train.backbone,
+        item=dataset.item,
+        train_shape=params.task_pool.meta_train.shape,
+    )
+    save_model(artifacts / "meta_train" / "model", build_learner(config), config)
+    history = pd.DataFrame({"step": [10, 20], "loss": [1.5, 1.0], "val_accuracy": [0.5, 0.6]})
+    history.to_parquet(artifacts / "meta_train" / "history.parquet")
+    results = [result(2, 1, accuracy), result(3, 2, accuracy)]
+    if with_queries:
+        results.append(result(2, 1, 0.999, mode="transductive"))
+    pd.DataFrame({"accuracy": [accuracy]}).to_parquet(artifacts / "evaluate" / "episodes.parquet")
+    pd.DataFrame({"accuracy": [accuracy]}).to_parquet(artifacts / "evaluate" / "per_class.parquet")
+    pd.DataFrame({"times": [1]}).to_parquet(artifacts / "evaluate" / "confusions.parquet")
+    for name, content in {
+        "validate/facts.json": {"checks": [check("ids are unique", True), check("near duplicates", False)]},
+        "task_pool/pools.json": {"data_hash": dataset.content_hash},
+        "meta_train/metrics.json": {
+            "best_step": 20,
+            "best_val_accuracy": 0.6,
+            "steps": 20,
+            "processes": 1,
+            "device": "cpu",
+            "stopped_early": False,
+        },
+        "evaluate/metrics.json": {
+            "dataset": "tiny",
+            "algorithm": "protonet",
+            "backbone": "conv4",
+            "seed": 1,
+            "train_shape": {"n_way": 3, "k_shot": 1, "n_query": 2},
+            "results": results,
+            "episodes_id": "e" * 64,
+        },
+    }.items():
+        (artifacts / name).write_text(json.dumps(content))
+    for name in (
+        "validate/report.html",
+        "evaluate/report.html",
+        "evaluate/sections.html",
+        "evaluate/plots/accuracy.png",
+    ):
+        (artifacts / name).write_text(name)
+    (root / "data.dvc").write_text("outs: []\n")
+    write_lock(root)
+    return params
+
+
+def write_lock(root: Path) -> None:
+    stages = {
+        name: {
+            "cmd": f"python -m kshot {name}",
+            "params": {"params.yaml": {key: PARAMS[key] for key in keys}},
+            "outs": [{"path": f"artifacts/{name}", "hash": "md5", "md5": dvc_hash(root / "artifacts" / name)}],
+        }
+        for name, keys in LOCKED.items()
+    }
+    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+
+def result(n_way: int, k_shot: int, accuracy: float, mode: str = "non-transductive") -> dict[str, Any]:
+    return {
+        "setting": f"{n_way}w{k_shot}s",
+        "title": f"{n_way}-way {k_shot}-shot",
+        "n_query": 2,
+        "episodes": 4,
+        "mode": mode,
+        "accuracy": accuracy,
+        "ci95": 0.02,
+        "ci95_over_classes": [0.6, 0.9],
+        "calibration_error": 0.05,
+        "baselines": {"pixels": {"accuracy": 0.4, "ci95": 0.03}},
+        "pool_hash": f"{n_way}{k_shot}" * 32,
+    }
+
+
+def check(name: str, passed: bool) -> dict[str, Any]:
+    return {"name": name, "severity": "warning", "passed": passed, "needed": "at most 0", "found": "3 pairs"}
+
+
+@pytest.fixture
+def client(project: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=default_tracking_uri(project))
+
+
+def git(root: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_finished_run_becomes_a_version_with_its_whole_lineage(project: Path, client: MlflowClient) -> None:
+    params = write_run(project, with_queries=True)
+    git(project, "init")
+    git(project, "add", "params.yaml", "dvc.lock")
+    git(project, "commit", "-m", "a run")
+    (project / "dvc.lock").write_text((project / "dvc.lock").read_text() + "\n")  # a run rewrites its receipt
+
+    done = register_run(project, params, "flow-1")
+
+    assert (done.name, done.version, done.alias, done.created) == ("toy", 1, "challenger", True)
+    tags = client.get_model_version("toy", "1").tags
+    dataset = PackedDataset.open(project / "data" / "tiny")
+    expected = {
+        "git_commit": git(project, "rev-parse", "HEAD"),
+        "git_dirty": "false",
+        "data_hash": dataset.content_hash,
+        "pool_hashes": json.dumps({"2w1s": "21" * 32, "3w2s": "32" * 32}),
+        "flow_run_id": "flow-1",
+        "held_out_episodes": "e" * 64,
+    }
+    assert tags.items() >= expected.items()
+    run = client.get_run(done.mlflow_run_id)
+    assert run.data.tags.items() >= expected.items()
+    assert run.data.params["meta_train.backbone.width"] == "2"
+    assert run.data.params["meta_train.training.outer_lr"] == "0.001", "defaults are logged as well"
+    assert run.data.metrics["meta_test/2w1s/accuracy"] == 0.75
+    assert run.data.metrics["meta_test/2w1s/accuracy_transductive"] == 0.999
+    assert run.data.metrics["cost/adapt_ms"] > 0 and run.data.metrics["cost/classify_ms"] > 0
+    assert [p.value for p in client.get_metric_history(done.mlflow_run_id, "meta_train/loss")] == [1.5, 1.0]
+    assert files(client, done.mlflow_run_id) == {
+        "data.dvc",
+        "data/dataset.json",
+        "data/manifest.parquet",
+        "dvc.lock",
+        "evaluate/confusions.parquet",
+        "evaluate/episodes.parquet",
+        "evaluate/metrics.json",
+        "evaluate/per_class.parquet",
+        "evaluate/plots/accuracy.png",
+        "evaluate/report.html",
+        "evaluate/sections.html",
+        "meta_train/history.parquet",
+        "meta_train/metrics.json",
+        "model_card.md",
+        "params.yaml",
+        "smoke_test.safetensors",
+        "task_pool/pools.json",
+        "validate/facts.json",
+        "validate/report.html",
+    }
+
+
+def files(client: MlflowClient, run_id: str, folder: str = "") -> set[str]:
+    entries = client.list_artifacts(run_id, folder)
+    below = [files(client, run_id, entry.path) for entry in entries if entry.is_dir]
+    return {entry.path for entry in entries if not entry.is_dir}.union(*below)
+
+
+def test_model_card_states_results_with_intervals_and_what_is_served(project: Path, client: MlflowClient) -> None:
+    register_run(project, write_run(project, with_queries=True), None)
+    card = client.get_model_version("toy", "1").description
+    for line in (
+        "# toy",
+        "| 2-way 1-shot | non-transductive | 75.00 ± 2.00 | 60.00 to 90.00 | 5.00 | 40.00 ± 3.00 | 4 |",
+        "| 2-way 1-shot | transductive | 99.90 ± 2.00 | 60.00 to 90.00 | 5.00 | 40.00 ± 3.00 | 4 |",
+        "- Data: `tiny`, 60 images, 4 / 4 / 4 classes to train, select and test.",
+        "- near duplicates: 3 pairs; need at most 0",
+        "| flow_run_id | `none` |",
+    ):
+        assert line in card.splitlines(), line
+    assert "no prediction depends on the other queries" in " ".join(card.split())
+    assert "ids are unique" not in card
+
+
+def test_registering_again_changes_nothing(project: Path, client: MlflowClient) -> None:
+    params = write_run(project)
+    first = register_run(project, params, None)
+    assert register_run(project, params, "another-flow-run") == replace(first, created=False)
+    assert len(client.search_model_versions()) == 1
+
+
+def test_uncommitted_change_of_a_tracked_file_is_recorded(project: Path, client: MlflowClient) -> None:
+    params = write_run(project)
+    git(project, "init")
+    git(project, "add", "mlflow", "dvc.lock")
+    git(project, "commit", "-m", "a run")
+    (project / "mlflow" / "model.py").write_text((project / "mlflow" / "model.py").read_text() + "\n")
+    register_run(project, params, None)
+    assert client.get_model_version("toy", "1").tags["git_dirty"] == "true"
+
+
+@pytest.mark.parametrize(
+    "missing", ["dvc.lock", "artifacts/evaluate/metrics.json", "artifacts/validate/report.html", "mlflow/model.py"]
+)
+def test_missing_part_is_named_with_the_next_command(project: Path, missing: str) -> None:
+    params = write_run(project)
+    (project / missing).unlink()
+    with pytest.raises(StageError, match=rf"^no {missing} in .*; next: make demo, or python -m flows\.train$"):
+        register_run(project, params, None)
+
+
+def test_run_that_did_not_reach_the_end_is_refused(project: Path) -> None:
+    params = write_run(project)
+    lock = yaml.safe_load((project / "dvc.lock").read_text())
+    del lock["stages"]["evaluate"]
+    (project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    with pytest.raises(StageError, match=r"dvc\.lock has no stage evaluate; need validate, task_pool"):
+        register_run(project, params, None)
+
+
+def test_artifact_that_the_receipt_does_not_name_is_refused(project: Path) -> None:
+    params = write_run(project)
+    weights = project / "artifacts" / "meta_train" / "model" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    with pytest.raises(StageError, match=r"artifacts/meta_train is not what stage meta_train of dvc\.lock wrote"):
+        register_run(project, params, None)
+
+
+def test_setting_changed_after_the_run_is_refused(project: Path) -> None:
+    write_run(project)
+    changed = params_from(PARAMS | {"seed": 2}, source="params.yaml")
+    with pytest.raises(StageError, match=r"params\.yaml has seed = 2; this run was made with 1"):
+        register_run(project, changed, None)
+
+
+def test_new_model_name_needs_no_new_run(project: Path) -> None:
+    write_run(project)
+    renamed = params_from(PARAMS | {"register": {"model_name": "renamed"}}, source="params.yaml")
+    assert register_run(project, renamed, None).name == "renamed"
+
+
+def test_a_dataset_that_is_listed_no_more_is_left_out_of_the_receipt(project: Path) -> None:
+    params = write_run(project)
+    lock = yaml.safe_load((project / "dvc.lock").read_text())
+    gone = {"path": "artifacts/cross_domain/other", "hash": "md5", "md5": "0" * 32}
+    lock["stages"]["cross_domain@other"] = {"cmd": "python -m kshot cross-domain other", "outs": [gone]}
+    (project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert register_run(project, params, None).created
+    with pytest.raises(StageError, match=r"artifacts/cross_domain/other"):
+        register_run(project, replace(params, cross_domain=("other",)), None)
+
+
+def test_data_changed_after_the_run_is_refused(project: Path) -> None:
+    params = write_run(project)
+    shutil.rmtree(project / "data")
+    with pytest.raises(DataError, match=r"no dataset at"):
+        register_run(project, params, None)
+    tiny_dataset(n_images=6).write(project / "data" / "tiny")
+    with pytest.raises(StageError, match=r"data/tiny has content hash \w{12}; this run used"):
+        register_run(project, params, None)
+
+
+def test_hash_of_an_output_is_that_of_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    folder = tmp_path / "out"
+    for name in ("b.txt", "a/z.txt", "a-b/c.txt", "a.txt", "ä/ö.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    np.save(folder / "numbers.npy", np.arange(3))
+    (folder / "a" / "__pycache__").mkdir()
+    (folder / "a" / "__pycache__" / "z.pyc").write_text("left out")
+    shutil.copyfile(REPOSITORY / ".dvcignore", tmp_path / ".dvcignore")
+    command = [sys.executable, "-W", "ignore", "-m", "dvc"]
+    for arguments in (("init", "--no-scm", "--quiet"), ("add", "out", "--quiet")):
+        subprocess.run([*command, *arguments], cwd=tmp_path, check=True)
+    [pointer] = yaml.safe_load((tmp_path / "out.dvc").read_text())["outs"]
+    assert dvc_hash(folder) == pointer["md5"]
