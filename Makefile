@@ -91,9 +91,9 @@ $(GLYPHS): src/kshot/ingest/glyphs.py | setup
 $(OMNIGLOT): | setup
 	@$(BIN)/kshot ingest omniglot
 
-$(READY): requirements.lock pyproject.toml infra/uv.lock infra/make_venv.sh $(KERNELS) $(MOVED)
+$(READY): requirements.lock pyproject.toml infra/uv-requirements.txt infra/make_venv.sh $(KERNELS) $(MOVED)
 	@sh infra/make_venv.sh $(VENV) $(PYTHON)
-	@$(BIN)/python -m pip install --quiet --require-hashes -r infra/uv.lock
+	@$(BIN)/python -m pip install --quiet --require-hashes -r infra/uv-requirements.txt
 	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@$(BIN)/kshot kernels || echo "going on without native kernels; training will be slower" >&2

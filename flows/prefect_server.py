@@ -3,11 +3,9 @@
 import atexit
 import logging
 import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +13,11 @@ from pathlib import Path
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from kshot.errors import StageError
+from kshot.project.servers import LOCALHOST, answers, free_port
 from kshot.workspace import Workspace
 
 _STOP_TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 90.0  # a first start migrates its database on a cold disk
-_LOCALHOST = "127.0.0.1"
 
 
 @contextmanager
@@ -58,29 +56,13 @@ def ui_file(root: Path) -> Path:
 
 def server_command(port: int) -> list[str]:
     """Runs a Prefect server on this machine only, which ends when the caller does."""
-    server = ["prefect", "server", "start", "--host", _LOCALHOST, "--port", str(port)]
+    server = ["prefect", "server", "start", "--host", LOCALHOST, "--port", str(port)]
     return [sys.executable, "-m", "kshot.runtime.lifeline", *server, "--log-level", "warning"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_LOCALHOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(url: str) -> bool:
-    """Whether something there says 200."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  # an http address made here or by `make ui`
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
-        return False
 
 
 def _start_temporary_server(root: Path) -> str:
     port = free_port()
-    url = f"http://{_LOCALHOST}:{port}/api"
+    url = f"http://{LOCALHOST}:{port}/api"
     log = Workspace(root).logs / "prefect-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:

@@ -12,8 +12,8 @@ from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.dvc_stage import completed, failed
 from flows.prefect_server import prefect_api
+from flows.stage_task import completed, failed
 from flows.summary import Promotion, terminal
 from kshot.errors import KshotError
 from kshot.workspace import Workspace

@@ -16,11 +16,12 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.dvc_stage import completed, failed, run_dvc, stage_order
-from flows.live_process import run_live
 from flows.prefect_server import prefect_api
+from flows.stage_task import completed, failed
 from flows.summary import terminal
 from kshot.errors import KshotError, StageError
+from kshot.project.dvc import run_dvc, stage_order
+from kshot.project.live_process import run_live
 from kshot.workspace import Workspace
 
 DIFFERENT = 1

@@ -11,8 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.dvc_stage import StageRun
 from kshot.errors import StageError
+from kshot.project.dvc import StageRun
 from kshot.workspace import Workspace
 
 _COLUMNS_OF_A_LOG = 120

@@ -14,18 +14,9 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-from flows import dvc_stage
-from flows.dvc_stage import (
-    RETRY_DELAYS_S,
-    StageRun,
-    completed,
-    failed,
-    may_pass,
-    run_as_task,
-    stage_order,
-)
 from flows.prefect_server import prefect_api
 from flows.promote import promote
+from flows.stage_task import RETRY_DELAYS_S, completed, failed, is_transient, run_as_task
 from flows.summary import (
     Promotion,
     Registered,
@@ -35,8 +26,10 @@ from flows.summary import (
     to_markdown,
     to_terminal,
 )
-from flows.workspace import alone_in
 from kshot.errors import KshotError, StageError
+from kshot.project import dvc
+from kshot.project.dvc import StageRun, stage_order
+from kshot.project.lock import hold_workspace
 from kshot.workspace import Workspace
 
 
@@ -45,7 +38,7 @@ def train_flow(root: Path = Path()) -> Summary:
     """Bring every stage of the workspace `root` up to date, push what they made, register the model, promote it."""
     root = root.resolve()
     try:
-        with alone_in(root, get_run_logger().info):
+        with hold_workspace(root, get_run_logger().info):
             close_lost_run(root)
             _check(root)
             stages = tuple(run_as_task(stage, root) for stage in stage_order(root))
@@ -66,7 +59,7 @@ def train_flow(root: Path = Path()) -> Summary:
     persist_result=False,
     retries=len(RETRY_DELAYS_S),
     retry_delay_seconds=RETRY_DELAYS_S,
-    retry_condition_fn=may_pass,
+    retry_condition_fn=is_transient,
     task_run_name="push",
 )
 def push(root: Path) -> None:
@@ -74,7 +67,7 @@ def push(root: Path) -> None:
     logger = get_run_logger()
     logger.info("sending what the default remote lacks ...")
     try:
-        dvc_stage.push(root, logger.info)
+        dvc.push(root, logger.info)
     except StageError as error:
         return failed(error, type(None))
     return completed("pushed", None)

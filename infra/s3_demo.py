@@ -16,13 +16,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from flows.dvc_stage import push, run_dvc
 from flows.prefect_server import prefect_api
 from flows.summary import terminal
 from flows.train import train_flow
 from infra.s3_server import s3_server
 from kshot.errors import KshotError, StageError
-from kshot.storage import Bucket, ensure_bucket
+from kshot.project.bucket import Bucket, ensure_bucket
+from kshot.project.dvc import push, run_dvc
 from kshot.workspace import ARTIFACTS, DATA, Workspace
 
 _TRACKED = (DATA, ARTIFACTS)

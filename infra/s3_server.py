@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.prefect_server import free_port
 from kshot.errors import StageError
-from kshot.storage import Bucket
+from kshot.project.bucket import Bucket
+from kshot.project.servers import free_port
 
 _START_TIMEOUT_S = 20.0
 

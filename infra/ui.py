@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import flows  # noqa: F401  # sets Prefect's folder
-from flows.prefect_server import answers, free_port, server_command, ui_file
+from flows.prefect_server import server_command, ui_file
 from kshot.errors import StageError
+from kshot.project.servers import answers, free_port
 from kshot.workspace import Workspace
 
 _START_TIMEOUT_S = 120.0

@@ -258,7 +258,7 @@ def predict(
 @app.command()
 def doctor() -> None:
     """Say what is missing on this machine and how to get it."""
-    from kshot.doctor import checks
+    from kshot.project.doctor import checks
 
     results = checks(Path.cwd())
     table = Table("", "check")

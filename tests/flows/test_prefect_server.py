@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.prefect_server import answers, free_port, prefect_api, running_ui, ui_file
+from flows.prefect_server import prefect_api, running_ui, ui_file
+from kshot.project.servers import answers, free_port
 from tests.processes import wait_for_text
 
 REPOSITORY = Path(__file__).parents[2]

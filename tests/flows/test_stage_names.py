@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 import kshot.stages
-from flows.dvc_stage import stage_order
 from kshot.config import Params, load_params
+from kshot.project.dvc import stage_order
 
 REPOSITORY = Path(__file__).parents[2]
 NAMES = ("validate", "task_pool", "meta_train", "evaluate", "cross_domain")

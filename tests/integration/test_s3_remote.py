@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.dvc_stage import TransientStageError, run_dvc, run_stage
-from flows.prefect_server import free_port
 from infra.s3_demo import dvc_remote_at, file_hashes, put_back, set_aside
 from infra.s3_server import s3_server
 from kshot.errors import ConfigError, StageError
-from kshot.storage import Bucket, ensure_bucket
+from kshot.project.bucket import Bucket, ensure_bucket
+from kshot.project.dvc import TransientStageError, run_dvc, run_stage
+from kshot.project.servers import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 DVC_YAML = """

@@ -156,7 +156,7 @@ def git(root: Path, *arguments: str) -> str:
 def test_finished_run_becomes_a_version_with_its_whole_lineage(project: Path, client: MlflowClient) -> None:
     params = write_run(project, with_queries=True)
     git(project, "init")
-    git(project, "add", "params.yaml", "dvc.lock")
+    git(project, "add", "params.yaml", "dvc.lock", "mlflow")
     git(project, "commit", "-m", "a run")
     (project / "dvc.lock").write_text((project / "dvc.lock").read_text() + "\n")  # a run rewrites its receipt
 
@@ -240,6 +240,18 @@ def test_uncommitted_change_of_a_tracked_file_is_recorded(project: Path, client:
     git(project, "add", "mlflow", "dvc.lock")
     git(project, "commit", "-m", "a run")
     (project / "mlflow" / "model.py").write_text((project / "mlflow" / "model.py").read_text() + "\n")
+    register_run(project, params, None)
+    assert client.get_model_version("toy", "1").tags["git_dirty"] == "true"
+
+
+def test_a_source_file_that_git_does_not_know_is_an_uncommitted_change(project: Path, client: MlflowClient) -> None:
+    params = write_run(project)
+    git(project, "init")
+    git(project, "add", "mlflow", "dvc.lock")
+    git(project, "commit", "-m", "a run")
+    added = project / "src" / "kshot" / "algorithms" / "relation.py"
+    added.parent.mkdir(parents=True)
+    added.write_text("")
     register_run(project, params, None)
     assert client.get_model_version("toy", "1").tags["git_dirty"] == "true"
 

@@ -1,7 +1,6 @@
 """A registered version, made again from what was recorded of it: commit, params.yaml, dvc.lock and data.dvc."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from configparser import ConfigParser
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from kshot.errors import ModelError, StageError
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, read_scorecard
+from kshot.project.git import git
 from kshot.promotion.rule import paired_difference
 from kshot.registry.registration import current_stages, dvc_hash
 from kshot.tracking import RegisteredModel, fetch_model, fetch_run_files
@@ -25,7 +25,6 @@ from kshot.workspace import Workspace
 RECORDED = ("params.yaml", "dvc.lock", "data.dvc")
 TOLERANCE = 0.005  # of accuracy, the mean over settings, where a rebuild on another device may differ
 _EVALUATION = tuple(f"evaluate/{name}" for name in (METRICS, EPISODES, CLASSES))
-_GIT_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +97,11 @@ def clean_clone(root: Path, recorded: Recorded, files: Path, target: Path) -> No
     """A clone of `root` at the version's commit with the recorded files, an empty cache and the remote of `root`."""
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _git("clone", "--quiet", "--no-checkout", str(root), str(target), folder=root, commit=recorded.commit)
-    _git("checkout", "--quiet", "--detach", recorded.commit, folder=target, commit=recorded.commit)
+    git(root, "clone", "--quiet", "--no-checkout", str(root), str(target))
+    try:
+        git(target, "checkout", "--quiet", "--detach", recorded.commit)
+    except StageError as error:
+        raise StageError(f"{error}; need commit {recorded.commit[:12]}; next: git fetch") from error
     for name in RECORDED:
         shutil.copyfile(files / name, target / name)
     _same_remote(root, target)
@@ -192,21 +194,6 @@ def _same_remote(root: Path, target: Path) -> None:
     local.touch(mode=0o600)  # it may hold keys
     with local.open("w", encoding="utf-8") as file:
         config.write(file)
-
-
-def _git(*arguments: str, folder: Path, commit: str) -> None:
-    try:
-        subprocess.run(
-            ["git", *arguments],  # noqa: S607  whichever git the user has
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=_GIT_TIMEOUT_S,
-            check=True,
-        )
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise StageError(f"git {arguments[0]} failed: {last}; need commit {commit[:12]}; next: git fetch") from error
 
 
 def _sha256(path: Path) -> str:

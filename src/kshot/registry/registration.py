@@ -4,7 +4,6 @@ Not a stage of dvc.yaml: registering is a side effect, which a cached stage woul
 """
 
 import json
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import file_digest, md5, sha256
@@ -27,6 +26,7 @@ from kshot.data.packed import INFO_FILE, MANIFEST_FILE, SPLITS, ItemSpec, Packed
 from kshot.errors import StageError
 from kshot.evaluation.cost import Cost, measure_cost
 from kshot.model import load_model
+from kshot.project.git import ask_git
 from kshot.runtime.cpu import cpu_name
 from kshot.seeding import generator
 from kshot.serving.classifier import FewShotClassifier
@@ -58,8 +58,8 @@ _ATTACHED = (
     "evaluate/report.html",
     "evaluate/sections.html",
 )
+_SOURCES = ("src", "flows", "mlflow")
 _RECORDED = (":(exclude)dvc.lock", ":(exclude)params.yaml", ":(exclude)data.dvc")  # each run has its own, logged
-_GIT_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,10 +238,11 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _lineage(root: Path, params: Params, run: FinishedRun, flow_run_id: str | None) -> dict[str, str]:
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *_RECORDED)
+    changes = ask_git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *_RECORDED)
+    untracked = ask_git(root, "ls-files", "--others", "--exclude-standard", "--", *_SOURCES)  # a clone would lack them
     return {
-        "git_commit": _git(root, "rev-parse", "HEAD") or "none",
-        "git_dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        "git_commit": ask_git(root, "rev-parse", "HEAD") or "none",
+        "git_dirty": "unknown" if changes is None else str(bool(changes or untracked)).lower(),
         "dvc_lock_sha256": run.lock_sha256,
         "data_hash": run.dataset.content_hash,
         "pool_hashes": json.dumps(run.pool_hashes, sort_keys=True),
@@ -252,22 +253,6 @@ def _lineage(root: Path, params: Params, run: FinishedRun, flow_run_id: str | No
         "cost_measured_on": f"{cpu_name()}, {torch.get_num_threads()} threads",
         "training_device": str(run.training.get("device", "unknown")),
     }
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints, or None where there is no git or no repository."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments],  # noqa: S607  whichever git the user has
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=_GIT_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _kshot_version() -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from flows import workspace
-from flows.workspace import alone_in, drop_dead_dvc_lock
+from kshot.project import lock as workspace
+from kshot.project.lock import drop_dead_dvc_lock, hold_workspace
 
 
 def test_a_second_run_waits_for_the_first_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,8 +35,8 @@ def test_a_second_run_waits_for_the_first_and_says_so(tmp_path: Path, monkeypatc
 KILLED = """
 import os
 from pathlib import Path
-from flows.workspace import alone_in
-with alone_in(Path.cwd(), print):
+from kshot.project.lock import hold_workspace
+with hold_workspace(Path.cwd(), print):
     os.kill(os.getpid(), 9)
 """
 
@@ -76,7 +76,7 @@ def test_the_lock_of_a_living_dvc_stays(tmp_path: Path) -> None:
 
 
 def _enter(root: Path, tell: object) -> None:
-    with alone_in(root, tell):  # type: ignore[arg-type]
+    with hold_workspace(root, tell):  # type: ignore[arg-type]
         (root / "entered").touch()
 
 

@@ -13,7 +13,7 @@ _NEWS_EVERY_S = 10.0
 
 
 @contextmanager
-def alone_in(root: Path, tell: Callable[[str], None]) -> Iterator[None]:
+def hold_workspace(root: Path, report: Callable[[str], None]) -> Iterator[None]:
     """Hold the workspace `root`: a second run waits here. The lock of a killed run is free."""
     path = Workspace(root).flow_lock
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ def alone_in(root: Path, tell: Callable[[str], None]) -> Iterator[None]:
         try:
             lock.acquire(timeout=_NEWS_EVERY_S)
         except Timeout:
-            tell("another run of this workspace is going on; waiting for it to end ...")
+            report("another run of this workspace is going on; waiting for it to end ...")
     try:
         drop_dead_dvc_lock(root)
         yield

@@ -21,6 +21,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from kshot.errors import KshotError
+from kshot.project.git import ask_git
 from kshot.workspace import Workspace
 
 _PYTHON = ">=3.11,<3.15"
@@ -122,7 +123,7 @@ def _git(root: Path) -> Check:
     needed = "git, and the project folder in a repository"
     if shutil.which("git") is None:
         return _check("git", False, "no git on PATH", needed, "install git")
-    head = _output("git", "-C", str(root), "rev-parse", "--short", "HEAD")
+    head = ask_git(root, "rev-parse", "--short", "HEAD")
     found = f"commit {head}" if head else f"{root.resolve()} has no commit"
     return _check("git", bool(head), found, needed, "clone the repository, or git init and commit")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kshot import doctor
-from kshot.doctor import Check, checks
+from kshot.project import doctor
+from kshot.project.doctor import Check, checks
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.live_process import lines_of, run_live
+from kshot.project.live_process import lines_of, run_live
 from tests.processes import wait_until_gone
 
 IGNORES_TERM = """
@@ -68,7 +68,7 @@ def test_an_error_while_listening_ends_even_what_ignores_the_asking(
         heard.append(line)
         raise RuntimeError("the listener broke")
 
-    monkeypatch.setattr("flows.live_process._GRACE_S", 0.2)
+    monkeypatch.setattr("kshot.project.live_process._GRACE_S", 0.2)
     with pytest.raises(RuntimeError, match="the listener broke"):
         run_live([sys.executable, "-c", script], tmp_path, os.environ, fail)
     wait_until_gone(int(heard[0]))
@@ -85,7 +85,7 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs deaf to it
 import os, sys
 from pathlib import Path
-from flows.live_process import run_live
+from kshot.project.live_process import run_live
 run_live([sys.executable, "-c", sys.argv[1]], Path.cwd(), os.environ, lambda line: Path("heard").touch())
 """
 

@@ -1,4 +1,4 @@
-"""Runs one DVC stage for a flow: live lines, the outcome, one-line errors, and which faults may pass.
+"""Running DVC: live lines, the outcome, one-line errors, and which faults are transient.
 
 DVC is a command here, never an import: its locks tell processes apart, not threads.
 """
@@ -14,32 +14,38 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 import yaml
-from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.states import Completed, Failed
 
-from flows.live_process import run_live
-from kshot.errors import KshotError, StageError
+from kshot.errors import StageError
+from kshot.project.live_process import run_live
 from kshot.runtime.lifeline import GUARDIAN_PID
 from kshot.workspace import Workspace
 
-RETRY_DELAYS_S = [1.0, 10.0]
 _TAIL_LINES = 40
-T = TypeVar("T")
+
+
 _CUT_SHORT = (signal.SIGKILL, signal.SIGTERM)  # out of memory, a machine that shuts down: not the stage's own doing
+
+
 _EXITED = re.compile(r"exited with (-?\d+)$")
+
+
 _ERROR = re.compile(r"^ERROR: (?:failed to reproduce '[^']*': )?")
+
+
 _NOT_ITS_OWN = re.compile(r"^(>|Running stage '|(Killed|Terminated)$)")  # from DVC, and from the shell between
+
+
 _TRANSIENT = re.compile(
     r"timed? ?out|connection (was )?(reset|refused|closed|aborted)|could not connect|connection attempts failed"
     r"|temporary failure in name resolution|slow ?down|service ?unavailable|internal ?(server ?)?error"
     r"|too many requests|\(5\d\d\)|unable to acquire lock|it is being blocked by",
     re.IGNORECASE,
 )
+
+
 _NEXT = (  # what to look at, by what DVC says of the remote
     (
         re.compile(
@@ -50,7 +56,11 @@ _NEXT = (  # what to look at, by what DVC says of the remote
     (re.compile(r"NoSuchBucket"), "check the url of the DVC remote, or make the bucket"),
     (re.compile(r"[Cc]ould not connect"), "check the endpointurl of the DVC remote, and that its server runs"),
 )
+
+
 _LACKING = re.compile("cache files do not exist neither locally nor on remote")
+
+
 _ADVICE = re.compile(  # what DVC tells a person at a prompt, and the flow does itself
     r"^(Updating lock file|Generating lock file|To track the changes with git|\s*git add |To enable auto staging"
     r"|\s*dvc config core\.autostage|Use `dvc push`|Data and pipelines are up to date|Having any troubles)"
@@ -176,41 +186,6 @@ def failure(doing: str, lines: Sequence[str]) -> StageError:
         return TransientStageError(f"{doing} was stopped by {name}, often for want of memory{_quoted(own)}")
     kind = RejectedStageError if code == RejectedStageError.exit_code else StageError
     return kind(f"{doing} failed: {own[0] if own else f'exit code {code} without a word'}")
-
-
-def may_pass(_task: Any, _task_run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.data, TransientStageError)
-
-
-def run_as_task(stage: str, root: Path) -> StageRun:
-    """`run_stage` as a Prefect task of the stage's name, tried again after faults that may pass."""
-    return stage_task.with_options(name=stage, task_run_name=stage)(stage, root, return_state=True).result()
-
-
-@task(
-    cache_policy=NO_CACHE,  # DVC knows what is stale
-    persist_result=False,
-    retries=len(RETRY_DELAYS_S),
-    retry_delay_seconds=RETRY_DELAYS_S,
-    retry_condition_fn=may_pass,
-)
-def stage_task(stage: str, root: Path) -> StageRun:
-    """`run_stage` as a task, with `ran` or `cached` in the message of its state."""
-    try:
-        done = run_stage(stage, root, get_run_logger().info)
-    except StageError as error:
-        return failed(error, StageRun)
-    return completed(done.outcome, done)
-
-
-def completed(message: str, result: T) -> T:
-    """What a task or flow returns to choose its state's message; `return_state=True` and `result()` give the result."""
-    return cast(T, Completed(message=message, data=result))
-
-
-def failed(error: KshotError, result: type[T]) -> T:
-    """What a task or flow returns for an error that needs no trace: Prefect logs the trace of a raised one."""
-    return cast(T, Failed(message=str(error), data=error))
 
 
 def _expanded(name: str, stage: dict[str, Any], root: Path) -> Iterator[tuple[str, dict[str, Any]]]:

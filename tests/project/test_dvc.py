@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.dvc_stage import RejectedStageError, TransientStageError, failure, push, run_dvc, run_stage, stage_order
 from kshot.errors import StageError
+from kshot.project.dvc import RejectedStageError, TransientStageError, failure, push, run_dvc, run_stage, stage_order
 from tests.processes import wait_for_text, wait_until_gone
 
 HEAD = ["Running stage 'fit':", "> python fit.py"]
@@ -106,7 +106,7 @@ def test_killing_the_runner_ends_its_stage_and_the_next_run_succeeds(checked: Pa
         "import os, time\nfrom kshot.runtime.lifeline import die_with_pipeline\ndie_with_pipeline()\n"
         "open('pid.new', 'w').write(str(os.getpid())); os.rename('pid.new', 'pid')\ntime.sleep(600)\n"
     )
-    runner = "from pathlib import Path; from flows.dvc_stage import run_stage; run_stage('fit', Path.cwd(), print)"
+    runner = "from pathlib import Path; from flows.stage_task import run_stage; run_stage('fit', Path.cwd(), print)"
     with subprocess.Popen([sys.executable, "-c", runner], cwd=checked, stdout=subprocess.DEVNULL) as process:
         stage = int(wait_for_text(checked / "pid"))
         process.send_signal(signal.SIGKILL)
