@@ -3,7 +3,6 @@
 import socket
 import urllib.request
 
-
 LOCALHOST = "127.0.0.1"
 
 
