@@ -34,6 +34,7 @@ from kshot.episodes.pools import ReadAhead, SampledPool
 from kshot.episodes.sampling import EpisodeIndices
 from kshot.runtime.workers import Workers
 from kshot.training.loop import TrainingJob, gradient_and_loss, training_step, update
+from kshot.training.objectives import Episodic
 from kshot.training.optimizers import Adam
 
 _QUEUED = 64  # steps in a batch, so that each draws as many blocks of episodes
@@ -55,13 +56,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class _Held:
-    """A pool of the same episodes for every number: those whose indices lie where a graph reads them."""
+    """A pool whose few episodes lie where a graph reads their indices."""
 
     indices: EpisodeIndices[Tensor]
     shape: EpisodeShape
 
     def episodes(self, numbers: range) -> EpisodeIndices[Tensor]:
-        return self.indices[: len(numbers)]
+        return self.indices[numbers.start : numbers.stop]
 
 
 def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -96,11 +97,11 @@ class _Pinned:
 
     def episodes(self, numbers: range) -> EpisodeIndices[Tensor]:
         drawn = self.pool.episodes(numbers)
-        support, query, class_ids = (
+        support, query, class_ids, keys = (
             torch.from_numpy(part).pin_memory().to(self.device, non_blocking=True)
-            for part in (drawn.support, drawn.query, drawn.class_ids)
+            for part in (drawn.support, drawn.query, drawn.class_ids, drawn.keys)
         )
-        return EpisodeIndices(support=support, query=query, class_ids=class_ids)
+        return EpisodeIndices(support=support, query=query, class_ids=class_ids, keys=keys)
 
 
 class GraphedStep:
@@ -113,17 +114,22 @@ class GraphedStep:
         capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] = captured,
     ) -> None:
         self._job, self._optimizer, self._n = job, optimizer, job.settings.episodes_per_step
-        drawn = job.train.pool.episodes(range(self._n))
+        self._pool = train_loader(job).pool
+        drawn = self._pool.episodes(range(self._n))
         self._held = EpisodeIndices(
-            support=drawn.support.clone(), query=drawn.query.clone(), class_ids=drawn.class_ids.clone()
+            support=drawn.support.clone(),
+            query=drawn.query.clone(),
+            class_ids=drawn.class_ids.clone(),
+            keys=drawn.keys.clone(),
         )
-        loader = EpisodeLoader(pool=_Held(self._held, job.train.pool.shape), gather=job.train.gather)
-        self._replay = capture(partial(gradient_and_loss, replace(job, train=loader), range(self._n)))
+        loader = EpisodeLoader(pool=_Held(self._held, self._pool.shape), gather=train_loader(job).gather)
+        self._replay = capture(partial(gradient_and_loss, with_loader(job, loader), 0, range(self._n)))
 
     def __call__(self, step: int) -> Tensor:
-        drawn = self._job.train.pool.episodes(range(step * self._n, (step + 1) * self._n))
+        drawn = self._pool.episodes(range(step * self._n, (step + 1) * self._n))
         self._held.support.copy_(drawn.support)
         self._held.query.copy_(drawn.query)
+        self._held.keys.copy_(drawn.keys)
         return update(self._job, self._optimizer, step, self._replay())
 
 
@@ -133,8 +139,22 @@ def eager(job: TrainingJob, optimizer: Adam) -> Step:
 
 def compiled(job: TrainingJob, optimizer: Adam) -> Step:
     torch._dynamo.reset()  # it would remember the shapes of the workload before
-    job.learner.meta_loss = torch.compile(job.learner.meta_loss, dynamic=False)  # type: ignore[method-assign]
+    learner = episodic(job).learner
+    learner.meta_loss = torch.compile(learner.meta_loss, dynamic=False)  # type: ignore[method-assign]
     return eager(job, optimizer)
+
+
+def episodic(job: TrainingJob) -> Episodic:
+    assert isinstance(job.objective, Episodic)
+    return job.objective
+
+
+def train_loader(job: TrainingJob) -> EpisodeLoader:
+    return episodic(job).train
+
+
+def with_loader(job: TrainingJob, loader: EpisodeLoader) -> TrainingJob:
+    return replace(job, objective=replace(episodic(job), train=loader))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +176,7 @@ WAYS = {
 
 def measure(workload_name: str, way: Way, *, data_folder: Path, device: torch.device, seconds: float) -> Speed:
     job = _job(workload_name, way, data_folder, device)
-    step, numbers = way.make(job, Adam(job.learner.parameters())), count()
+    step, numbers = way.make(job, Adam(job.parameters)), count()
     _run(step, numbers, device)  # where libraries are loaded and code is compiled, which waits
     times: list[float] = []
     until = time.perf_counter() + seconds
@@ -184,7 +204,7 @@ def _job(workload_name: str, way: Way, data_folder: Path, device: torch.device) 
     if not way.draws_on_host:
         return job
     pool = ReadAhead(_Pinned(data.pool(workload.shapes[0]), device))
-    return replace(job, train=EpisodeLoader(pool=pool, gather=gather))
+    return with_loader(job, EpisodeLoader(pool=pool, gather=gather))
 
 
 def _run(step: Step, numbers: Iterator[int], device: torch.device) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kshot.algorithms import ANILConfig, MAMLConfig, ProtoNetConfig
+from kshot.algorithms.learner import Problem
 from kshot.backbones import Conv4Config
 from kshot.data.gather import ResidentItems, image_gather
 from kshot.data.packed import PackedDataset
@@ -20,6 +21,7 @@ from kshot.episodes.pools import SampledPool
 from kshot.episodes.sampling import ClassWeighted, SamplerConfig, Uniform, WithinGroup
 from kshot.runtime.lines import silent_lines
 from kshot.training.loop import TrainingJob, TrainingSettings, training_step
+from kshot.training.objectives import Episodic
 from kshot.training.optimizers import Adam
 from tests.device_waits import WaitError, as_on_a_device
 from tests.tiny_dataset import SIZE_PX, tiny_dataset
@@ -59,10 +61,11 @@ def job(
     gather = ResidentItems(dataset, CPU) if beside else image_gather(dataset, CPU)
     loader = EpisodeLoader.of_training(pool, gather)
     return TrainingJob(
-        learner=config.build(backbone, n_features=backbone.n_features, train_way=shape.n_way),
-        train=loader,
-        val=loader,
-        val_pool=pool.freeze(2),
+        objective=Episodic(
+            learner=config.build(backbone, Problem(train_shape=shape, n_train_classes=None)),
+            train=loader,
+            val_pool=pool.freeze(2),
+        ),
         settings=TrainingSettings(n_steps=2, episodes_per_step=2, precision=precision),
         checkpoints=NoCheckpoints(),
         lines=silent_lines(),
@@ -71,7 +74,7 @@ def job(
 
 def outcomes(training: TrainingJob, *, on_device: bool) -> Tensor:
     """Losses and norms of two steps; `on_device` refuses every look at a value."""
-    optimizer = Adam(training.learner.parameters())
+    optimizer = Adam(training.parameters)
     with as_on_a_device(on_host=[optimizer.state()["step"]]) if on_device else nullcontext():
         return torch.stack([training_step(training, optimizer, step) for step in range(2)])
 

@@ -9,7 +9,7 @@ from kshot.backbones import Conv4Config
 from kshot.data.packed import ItemSpec
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import ModelError
-from kshot.model import ModelConfig, build_learner, load_model, save_model
+from kshot.model import ModelConfig, SavedModel, build_learner, load_model, save_model
 
 CONFIG = ModelConfig(
     algorithm=MAMLConfig(inner_steps=2),
@@ -21,7 +21,7 @@ CONFIG = ModelConfig(
 
 def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     learner = build_learner(CONFIG, init_seed=7)
-    save_model(tmp_path / "model", learner, CONFIG)
+    save_model(tmp_path / "model", SavedModel(learner=learner, config=CONFIG))
     loaded = load_model(tmp_path / "model")
     assert loaded.config == CONFIG
     assert all(
@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
 
 
 def test_altered_weights_are_refused(tmp_path: Path) -> None:
-    save_model(tmp_path, build_learner(CONFIG), CONFIG)
+    save_model(tmp_path, SavedModel(learner=build_learner(CONFIG), config=CONFIG))
     path = tmp_path / "weights.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
@@ -51,7 +51,7 @@ def test_altered_weights_are_refused(tmp_path: Path) -> None:
 def test_missing_foreign_and_newer_models_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model in .*No such file"):
         load_model(tmp_path / "none")
-    save_model(tmp_path / "model", build_learner(CONFIG), CONFIG)
+    save_model(tmp_path / "model", SavedModel(learner=build_learner(CONFIG), config=CONFIG))
     description = tmp_path / "model" / "model.json"
     newer = json.loads(description.read_text()) | {"format_version": 99}
     description.write_text(json.dumps(newer))
@@ -63,8 +63,8 @@ def test_missing_foreign_and_newer_models_are_refused_in_one_line(tmp_path: Path
 
 
 def test_saving_over_a_model_leaves_no_old_file(tmp_path: Path) -> None:
-    save_model(tmp_path / "model", build_learner(CONFIG), CONFIG)
+    save_model(tmp_path / "model", SavedModel(learner=build_learner(CONFIG), config=CONFIG))
     (tmp_path / "model" / "stray").touch()
     other = ModelConfig(**{**vars(CONFIG), "algorithm": ProtoNetConfig()})
-    save_model(tmp_path / "model", build_learner(other), other)
+    save_model(tmp_path / "model", SavedModel(learner=build_learner(other), config=other))
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["model", "model.json", "weights.safetensors"]

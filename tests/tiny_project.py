@@ -23,14 +23,16 @@ def tiny_params() -> dict[str, Any]:
                 "settings": [{"n_way": 3, "k_shot": 1}, {"n_way": 2, "k_shot": 2}],
             },
         },
+        "backbone": {"name": "conv4", "width": 4},
+        "pretrain": {"name": "none"},
         "meta_train": {
             "algorithm": {"name": "protonet"},
-            "backbone": {"name": "conv4", "width": 4},
             "training": {"n_steps": 8, "episodes_per_step": 4, "validate_every": 4, "checkpoint_every_s": 0},
-            "device": "cpu",
         },
         "evaluate": {},
+        "seeds": [],
         "cross_domain": [],
+        "process": {"device": "cpu"},
         "register": {"model_name": "tiny", "promotion": {"beat_baselines": False}},  # the images are noise
     }
 

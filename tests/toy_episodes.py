@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kshot.backbones.contract import Backbone
 from kshot.data.class_table import ClassTable, Int
 from kshot.data.gather import Gather, images_from_items
 from kshot.episodes.episode import EpisodeShape
@@ -15,15 +16,17 @@ NOISE = 1.5
 SHAPE = EpisodeShape(n_way=3, k_shot=2, n_query=4)
 
 
-class LinearBackbone(nn.Module):
+class LinearBackbone(Backbone):
     """Items (B, D) -> features (B, 8), by one matrix; has no statistics to share between items."""
 
     def __init__(self, n_inputs: int = 16) -> None:
         super().__init__()
+        self.n_features = 8
         self.linear = nn.Linear(n_inputs, 8, dtype=torch.get_default_dtype())
 
     def forward(self, items: Tensor, n_reference: int | None) -> Tensor:
-        return self.linear(items)
+        features: Tensor = self.linear(items)
+        return features
 
 
 def separable_points(n_classes: int = 24, n_items: int = 12) -> tuple[Tensor, Int]:

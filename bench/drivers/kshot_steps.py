@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from bench.measure import Noise, Part, Request
 from bench.workloads import Shape, Workload
 from kshot.algorithms import AlgorithmConfig, ANILConfig, Learner, MAMLConfig, ProtoNetConfig
+from kshot.algorithms.learner import MetaLearner
 from kshot.backbones import Conv4Config
-from kshot.backbones.layers.norm import calibrate
+from kshot.backbones.contract import calibrate
 from kshot.data.class_table import ClassTable
 from kshot.data.gather import Gather, image_gather
 from kshot.data.packed import ItemSpec, PackedDataset
@@ -29,6 +30,7 @@ from kshot.model import ModelConfig, build_learner
 from kshot.runtime.lines import silent_lines
 from kshot.runtime.workers import Workers, joined_workers
 from kshot.training.loop import TrainingJob, TrainingSettings, TrainingState, training_step
+from kshot.training.objectives import Episodic
 from kshot.training.optimizers import Adam
 
 _CALIBRATION_EPISODES = 16
@@ -92,7 +94,7 @@ def _part(workload: Workload, shape: Shape, data: Data, request: Request, worker
     match workload.kind:
         case "train":
             job = training_job(workload, shape, data, request, workers, torch.device("cpu"))
-            optimizer = Adam(job.learner.parameters())
+            optimizer = Adam(job.parameters)
             return Part(
                 name=str(shape),
                 step=lambda: training_step(job, optimizer, next(numbers)),
@@ -126,12 +128,10 @@ def _part(workload: Workload, shape: Shape, data: Data, request: Request, worker
 def training_job(
     workload: Workload, shape: Shape, data: Data, request: Request, workers: Workers, device: torch.device
 ) -> TrainingJob:
-    loader = data.loader(shape)
+    loader, learner = data.loader(shape), _learner(workload, shape, data.item, request.width)
+    assert isinstance(learner, MetaLearner)
     return TrainingJob(
-        learner=_learner(workload, shape, data.item, request.width).to(device),
-        train=loader,
-        val=loader,
-        val_pool=data.pool(shape).freeze(2),
+        objective=Episodic(learner=learner.to(device), train=loader, val_pool=data.pool(shape).freeze(2)),
         settings=TrainingSettings(
             n_steps=10**9,
             episodes_per_step=workload.episodes,

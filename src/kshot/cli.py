@@ -141,12 +141,7 @@ def evaluate() -> None:
 @app.command("cross-domain")
 def cross_domain(dataset: Annotated[str, typer.Argument(help="A packed dataset under data/.")]) -> None:
     """Score the trained learner on the held-out classes of another dataset."""
-    die_with_pipeline()
-    prepare_environment()
-    from kshot.config import load_params
-    from kshot.stages.cross_domain import run
-
-    run(load_params(_WORKSPACE.params), Workspace(Path.cwd()), dataset)
+    _run_stage("cross_domain", dataset)
 
 
 @app.command()
@@ -305,22 +300,21 @@ def _user() -> str:
         return "unknown"
 
 
-def _run_stage(name: Literal["validate", "task_pool", "meta_train", "evaluate"]) -> None:
+def _run_stage(name: str, *item: str) -> None:
     die_with_pipeline()
     prepare_environment()
-    from kshot.config import load_params
+    from importlib import import_module
 
-    params = load_params(_WORKSPACE.params)
-    match name:
-        case "validate":
-            from kshot.stages.validate import run
-        case "task_pool":
-            from kshot.stages.task_pool import run
-        case "meta_train":
-            from kshot.stages.meta_train import run
-        case "evaluate":
-            from kshot.stages.evaluate import run
-    run(params, Workspace(Path.cwd()))
+    from kshot.config import load_params
+    from kshot.stages import STAGES
+
+    import_module(STAGES[name]).run(load_params(_WORKSPACE.params), Workspace(Path.cwd()), *item)
+
+
+@app.command()
+def stage(name: str, item: Annotated[str | None, typer.Argument()] = None) -> None:
+    """Run the stage NAME here and now, whether or not its result is up to date."""
+    _run_stage(name, *([] if item is None else [item]))
 
 
 def _check_no_options(source: str, *options: object) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, TypeAdapter, model_validator
@@ -12,15 +12,27 @@ from pydantic import ValidationError as PydanticError
 from pydantic.dataclasses import dataclass as settings
 
 from kshot.algorithms import AlgorithmConfig
+from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
 from kshot.backbones import BackboneConfig
 from kshot.episodes.pools import TaskPoolSettings
 from kshot.errors import ConfigError
 from kshot.evaluation.scoring import EvaluationSettings
+from kshot.process import ProcessSettings
 from kshot.promotion.settings import PromotionSettings
 from kshot.settings import STRICT
 from kshot.training.loop import TrainingSettings
+from kshot.training.pretraining import NoPretraining, PretrainConfig
 from kshot.validation.settings import FactSettings
 
+_MOVED = {
+    "meta_train.backbone": "backbone",
+    "meta_train.seeds": "seeds",
+    "meta_train.n_processes": "process.n_processes",
+    "meta_train.device": "process.device",
+    "meta_train.keep_freed_memory": "process.keep_freed_memory",
+    "meta_train.native_kernels": "process.native_kernels",
+    "evaluate.pretrain_steps": "pretrain: {name: supervised, n_steps: ...}",
+}
 DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 
 
@@ -32,13 +44,9 @@ class DatasetSettings:
 @settings(frozen=True, kw_only=True, config=STRICT)
 class MetaTrainSettings:
     algorithm: AlgorithmConfig
-    backbone: BackboneConfig
+    loss: LossConfig = Field(default_factory=CrossEntropyConfig)  # of the queries of an episode
+    initial: Literal["random", "pretrained"] = "random"  # the backbone's weights before the first step
     training: TrainingSettings
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()  # train from each of these too, to see how much a seed is worth
-    n_processes: Annotated[int, Field(ge=1)] = 1
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
-    keep_freed_memory: bool = True  # glibc: do not give freed memory back between steps
-    native_kernels: bool = True  # where `kshot kernels` has built them; else, and where there are none, torch alone
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -55,10 +63,26 @@ class Params:
     dataset: DatasetSettings
     validate: FactSettings
     task_pool: TaskPoolSettings
+    backbone: BackboneConfig
+    pretrain: PretrainConfig
     meta_train: MetaTrainSettings
     evaluate: EvaluationSettings
+    seeds: tuple[Annotated[int, Field(ge=0)], ...]  # train from each of these too, to measure the spread over seeds
     cross_domain: tuple[DatasetName, ...]  # other packed datasets, on whose held-out classes to score as well
+    process: ProcessSettings = Field(default_factory=ProcessSettings)  # of no stage: it does not change what is learned
     register: RegisterSettings
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds) or self.seed in self.seeds:
+            raise ValueError("seeds lists other seeds than seed, each once")
+        return self
+
+    @model_validator(mode="after")
+    def _check_initial(self) -> Self:
+        if self.meta_train.initial == "pretrained" and isinstance(self.pretrain, NoPretraining):
+            raise ValueError("meta_train.initial is pretrained; need a pretrain.name other than none")
+        return self
 
     @model_validator(mode="after")
     def _check_cross_domain(self) -> Self:
@@ -96,7 +120,8 @@ def _one_line(error: PydanticError | TypeError, raw: Any, source: str) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     match first["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"{source}: unknown key {key}{_nearest(first['loc'])}{more}"
+            hint = f"; it is {_MOVED[key]} now" if key in _MOVED else _nearest(first["loc"])
+            return f"{source}: unknown key {key}{hint}{more}"
         case "missing" | "missing_argument":
             return f"{source}: {key} is missing{more}"
         case _:

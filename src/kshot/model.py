@@ -6,7 +6,7 @@ Damage is found by that hash: safetensors loads a file with flipped bits silentl
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from kshot.algorithms import AlgorithmConfig, Learner
+from kshot.algorithms.learner import Problem
+from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
 from kshot.backbones import BackboneConfig
 from kshot.backbones.contract import Backbone
 from kshot.data.packed import ItemSpec
@@ -40,12 +42,23 @@ class ModelConfig:
     backbone: BackboneConfig
     item: ItemSpec
     train_shape: EpisodeShape
+    n_train_classes: int | None = None  # not kept by models of before
+
+    @property
+    def problem(self) -> Problem:
+        return Problem(train_shape=self.train_shape, n_train_classes=self.n_train_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
+    """A learner with what it is made of, and what to divide its logits by in each normalisation mode.
+
+    `temperatures` were fitted on meta_val, so that probabilities can be believed; a model of before has none.
+    """
+
     learner: Learner[Any]
     config: ModelConfig
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def item(self) -> ItemSpec:
@@ -57,12 +70,12 @@ class SavedModel:
         return self
 
 
-def build_learner(config: ModelConfig, *, init_seed: int = 0) -> Learner[Any]:
-    """A learner with fresh weights; the same seed gives the same weights."""
+def build_learner(config: ModelConfig, loss: EpisodeLoss = query_cross_entropy, *, init_seed: int = 0) -> Learner[Any]:
+    """A learner with fresh weights, to be trained with `loss`; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
         backbone = config.backbone.build(channels=config.item.channels, image_size=config.item.image_size)
-        return config.algorithm.build(backbone, n_features=backbone.n_features, train_way=config.train_shape.n_way)
+        return config.algorithm.build(backbone, config.problem, loss)
 
 
 def build_backbone(config: ModelConfig, *, init_seed: int) -> Backbone:
@@ -72,21 +85,16 @@ def build_backbone(config: ModelConfig, *, init_seed: int) -> Backbone:
         return config.backbone.build(channels=config.item.channels, image_size=config.item.image_size)
 
 
-def save_model(folder: Path, learner: Learner[Any], config: ModelConfig) -> None:
+def save_model(folder: Path, model: SavedModel) -> None:
     """Write model.json and weights.safetensors into `folder`, replacing what it held."""
-    weights = tensors_to_bytes(on_cpu(learner.state_dict()))
+    weights = tensors_to_bytes(on_cpu(model.learner.state_dict()))
     description = {
         "format_version": _FORMAT_VERSION,
         "weights_sha256": sha256(weights).hexdigest(),
-        "config": TypeAdapter(ModelConfig).dump_python(config, mode="json"),
+        "config": TypeAdapter(ModelConfig).dump_python(model.config, mode="json"),
+        "temperatures": dict(model.temperatures),
     }
     write_folder(folder, {"weights.safetensors": weights, "model.json": json_bytes(description)})
-
-
-def load_other_seeds(folder: Path) -> dict[int, SavedModel]:
-    """What the same training gave from other seeds, by seed. `folder` holds a model for each, or is not there."""
-    seeds = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
-    return {seed: load_model(folder / str(seed)) for seed in seeds}
 
 
 def load_model(folder: Path) -> SavedModel:
@@ -119,7 +127,7 @@ def load_model(folder: Path) -> SavedModel:
     learner = build_learner(config)
     learner.load_state_dict(tensors_from_bytes(weights))
     learner.eval()
-    return SavedModel(learner=learner, config=config)
+    return SavedModel(learner=learner, config=config, temperatures=description.get("temperatures", {}))
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

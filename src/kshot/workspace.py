@@ -74,9 +74,9 @@ class Workspace:
         return self.model / "weights.safetensors"
 
     @property
-    def other_seeds(self) -> Path:
-        """The same training from other seeds, a folder for each."""
-        return self.output("meta_train") / "seeds"
+    def pretrained_model(self) -> Path:
+        """What the pretrain stage trained; not there where it was asked for none."""
+        return self.output("pretrain") / "model"
 
     # what a run leaves behind
 

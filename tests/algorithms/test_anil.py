@@ -32,6 +32,7 @@ def episodes(n: int) -> EpisodeBatch:
         query_x=batch.query_x.double(),
         query_y=batch.query_y,
         n_way=batch.n_way,
+        keys=batch.keys,
     )
 
 

@@ -40,6 +40,7 @@ def episodes(n: int = 2, image_size: int = 16) -> EpisodeBatch:
         query_x=larger(batch.query_x),
         query_y=batch.query_y,
         n_way=batch.n_way,
+        keys=batch.keys,
     )
 
 
@@ -184,7 +185,11 @@ def test_one_inner_step_of_the_head_is_the_step_known_on_paper() -> None:
         maml.head.weight.zero_()
         maml.head.bias.zero_()
     x, y = torch.tensor([[[1.0], [-1.0]]]), torch.tensor([[0, 1]])
-    adapted = maml.adapt(EpisodeBatch(support_x=x, support_y=y, query_x=x, query_y=y, n_way=2).support)
+    adapted = maml.adapt(
+        EpisodeBatch(
+            support_x=x, support_y=y, query_x=x, query_y=y, n_way=2, keys=torch.zeros(1, dtype=torch.int64)
+        ).support
+    )
     # both probabilities are 1/2, so dL/dw = mean((p - onehot) x) = (-1/2, 1/2) and dL/db = 0
     assert adapted.weights["head.weight"].flatten().tolist() == pytest.approx([0.25, -0.25])
     assert adapted.weights["head.bias"][0].tolist() == pytest.approx([0.0, 0.0])

@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 def trained(folder: Path, way: gpu.Way) -> list[torch.Tensor]:
     """Losses and norms of three steps."""
     job = gpu._job("anil-1step", way, folder, CPU)
-    step = way.make(job, Adam(job.learner.parameters()))
+    step = way.make(job, Adam(job.parameters))
     return [step(number) for number in range(3)]
 
 

@@ -2,35 +2,57 @@
 
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from kshot.algorithms import AlgorithmConfig, Learner
-from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE
+from kshot.algorithms.learner import (
+    NON_TRANSDUCTIVE,
+    MetaLearner,
+    Problem,
+    TransferLearner,
+    normalization_mode,
+    normalization_modes,
+    served,
+)
 from kshot.backbones import Conv4Config
-from kshot.backbones.layers.norm import calibrate
-from kshot.episodes.episode import EpisodeShape, Support
+from kshot.backbones.contract import calibrate
+from kshot.data.batches import TrainItems
+from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
 from kshot.episodes.loader import EpisodeLoader
 from kshot.errors import EpisodeError
 from kshot.evaluation.scoring import score_episodes
 from kshot.runtime.workers import Workers
-from kshot.training.loop import TrainingJob, TrainingSettings, gradient_and_loss, meta_train
-from tests.toy_episodes import SHAPE, LinearBackbone, image_pools, point_pools
+from kshot.training.loop import TrainingJob, TrainingSettings, gradient_and_loss, run_training
+from kshot.training.objectives import Episodic, Supervised
+from tests.toy_episodes import SHAPE, LinearBackbone, image_pools, point_pools, separable_points
 from tests.training.fakes import NoCheckpoints
 
 CONFIGS = [config() for config in get_args(get_args(AlgorithmConfig)[0])]
-every_algorithm = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+PROBLEM = Problem(train_shape=SHAPE, n_train_classes=8)
 
 
 def on_points(config: Any) -> Learner[Any]:
     torch.manual_seed(0)
-    return config.build(LinearBackbone(), n_features=8, train_way=SHAPE.n_way)
+    learner: Learner[Any] = config.build(LinearBackbone(), PROBLEM)
+    return learner
+
+
+every_algorithm = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+every_meta_learner = pytest.mark.parametrize(
+    "config", [one for one in CONFIGS if isinstance(on_points(one), MetaLearner)], ids=lambda config: config.name
+)
+every_transfer_learner = pytest.mark.parametrize(
+    "config", [one for one in CONFIGS if isinstance(on_points(one), TransferLearner)], ids=lambda config: config.name
+)
 
 
 def on_images(config: Any) -> Learner[Any]:
     torch.manual_seed(0)
     backbone = Conv4Config(width=8).build(channels=1, image_size=16)
-    learner = config.build(backbone, n_features=backbone.n_features, train_way=SHAPE.n_way)
+    learner = config.build(backbone, PROBLEM)
     loader, _, _ = image_pools()
     episodes = loader.load(range(4))
     images = torch.cat([episodes.support_x, episodes.query_x], dim=1)
@@ -42,27 +64,27 @@ def modes() -> list[Any]:
     return [
         pytest.param(config, mode, id=f"{config.name}-{mode}")
         for config in CONFIGS
-        for mode in on_points(config).normalization_modes()
+        for mode in normalization_modes(on_points(config))
     ]
 
 
-@every_algorithm
+@every_meta_learner
 def test_learns_a_separable_problem(config: Any) -> None:
     loader, pool, gather = point_pools()
     learner = on_points(config)
     assert score_episodes(learner, pool.indices, gather).accuracy.mean() < 0.75
     settings = TrainingSettings(n_steps=300, episodes_per_step=4, outer_lr=0.03, validate_every=300)
     job = TrainingJob(
-        learner=learner, train=loader, val=loader, val_pool=pool, settings=settings, checkpoints=NoCheckpoints()
+        objective=Episodic(learner=learner, train=loader, val_pool=pool), settings=settings, checkpoints=NoCheckpoints()
     )
-    meta_train(job)
+    run_training(job)
     assert score_episodes(learner, pool.indices, gather).accuracy.mean() > 0.95
 
 
 @pytest.mark.parametrize(("config", "mode"), modes())
 def test_the_order_and_number_of_queries_matter_only_to_a_transductive_mode(config: Any, mode: str) -> None:
-    learner = on_images(config).normalization_modes()[mode]
-    assert learner.transductive == (mode == TRANSDUCTIVE)
+    learner = normalization_modes(on_images(config))[mode]
+    assert normalization_mode(learner) == mode
     loader, _, _ = image_pools()
     episodes = loader.load(range(2))
     with torch.no_grad():
@@ -79,7 +101,7 @@ def test_the_order_and_number_of_queries_matter_only_to_a_transductive_mode(conf
 
 @pytest.mark.parametrize(("config", "mode"), modes())
 def test_evaluation_reports_what_adapt_and_classify_answer(config: Any, mode: str) -> None:
-    learner = on_images(config).normalization_modes()[mode]
+    learner = normalization_modes(on_images(config))[mode]
     loader, pool, gather = image_pools()
     scores = score_episodes(learner, pool.indices, gather)
     by_hand = []
@@ -91,7 +113,7 @@ def test_evaluation_reports_what_adapt_and_classify_answer(config: Any, mode: st
     assert scores.accuracy.tolist() == pytest.approx(by_hand)
 
 
-@every_algorithm
+@every_meta_learner
 def test_a_batch_of_episodes_is_the_episodes_one_by_one(config: Any) -> None:
     learner = on_images(config)
     loader, _, _ = image_pools()
@@ -144,7 +166,7 @@ def test_fewer_classes_than_in_training_are_welcome_and_more_only_within_the_lim
             assert learner.classify(learner.adapt(episode.support), episode.query_x).shape == (1, 2 * n_way, n_way)
 
 
-@every_algorithm
+@every_meta_learner
 def test_every_parameter_receives_a_gradient(config: Any) -> None:
     learner = on_images(config)
     loader, _, _ = image_pools()
@@ -152,7 +174,7 @@ def test_every_parameter_receives_a_gradient(config: Any) -> None:
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in learner.parameters())
 
 
-@every_algorithm
+@every_meta_learner
 def test_the_workers_parts_of_the_gradient_sum_to_that_of_one_process(config: Any) -> None:
     torch.set_default_dtype(torch.float64)
     try:
@@ -161,7 +183,9 @@ def test_the_workers_parts_of_the_gradient_sum_to_that_of_one_process(config: An
         learner = on_images(config)
         settings = TrainingSettings(n_steps=1, episodes_per_step=5)
         job = TrainingJob(
-            learner=learner, train=loader, val=loader, val_pool=pool, settings=settings, checkpoints=NoCheckpoints()
+            objective=Episodic(learner=learner, train=loader, val_pool=pool),
+            settings=settings,
+            checkpoints=NoCheckpoints(),
         )
         numbers = range(5)
         whole = gradient_of(job, numbers)
@@ -174,23 +198,90 @@ def test_the_workers_parts_of_the_gradient_sum_to_that_of_one_process(config: An
 
 
 def gradient_of(job: TrainingJob, numbers: Any) -> torch.Tensor:
-    return gradient_and_loss(job, numbers)[:-1]
+    return gradient_and_loss(job, 0, numbers)[:-1]
 
 
-@every_algorithm
+@every_meta_learner
 def test_a_step_in_bfloat16_is_close_to_one_in_float32(config: Any) -> None:
     loader, pool, _ = image_pools()
     losses = []
     for precision in ("float32", "bfloat16"):
         settings = TrainingSettings(n_steps=2, episodes_per_step=2, validate_every=2, precision=precision)
         job = TrainingJob(
-            learner=on_images(config),
-            train=loader,
-            val=loader,
-            val_pool=pool,
+            objective=Episodic(learner=on_images(config), train=loader, val_pool=pool),
             settings=settings,
             checkpoints=NoCheckpoints(),
         )
-        losses.append(meta_train(job).history[0].loss)
+        losses.append(run_training(job).history[0].loss)
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
     assert losses[1] != losses[0]
+
+
+@every_meta_learner
+def test_a_frozen_layer_stays_as_it_is_and_the_others_are_trained(config: Any) -> None:
+    loader, pool, _ = image_pools()
+    learner = on_images(config)
+    frozen, *_ = learner.backbone.parameters()
+    frozen.requires_grad_(False)
+    before = {name: weight.detach().clone() for name, weight in learner.named_parameters()}
+    settings = TrainingSettings(n_steps=2, episodes_per_step=2, validate_every=2)
+    job = TrainingJob(
+        objective=Episodic(learner=learner, train=loader, val_pool=pool), settings=settings, checkpoints=NoCheckpoints()
+    )
+    run_training(job)
+    same = {name for name, weight in learner.named_parameters() if torch.equal(weight, before[name])}
+    assert same == {name for name, weight in learner.named_parameters() if weight is frozen}
+
+
+@every_meta_learner
+def test_a_frozen_layer_is_not_adapted_either(config: Any) -> None:
+    loader, _, _ = image_pools()
+    learner = on_images(config)
+    name, frozen = next(iter(learner.backbone.named_parameters()))
+    frozen.requires_grad_(False)
+    episodes = loader.load(range(2))
+    with torch.no_grad():
+        adapted = learner.adapt(episodes.support)
+    if weights := getattr(adapted, "weights", None):
+        assert torch.equal(weights[f"backbone.{name}"], frozen.expand(2, *frozen.shape))
+    learner.meta_loss(episodes).sum().backward()
+    assert frozen.grad is None
+
+
+@every_meta_learner
+def test_the_loss_that_is_given_is_the_one_that_is_minimised(config: Any) -> None:
+    torch.manual_seed(0)
+    loader, _, _ = point_pools()
+    episodes = loader.load(range(3))
+    seen = []
+
+    def loss(logits: Tensor, given: EpisodeBatch) -> Tensor:
+        seen.append((logits.shape[1:], len(given)))
+        return logits.square().mean((1, 2))
+
+    learner = config.build(LinearBackbone(), PROBLEM, loss)
+    losses = learner.meta_loss(episodes, 0.5)
+    assert losses.shape == (3,)
+    assert sum(n for _, n in seen) == 3
+    assert {shape for shape, _ in seen} == {(SHAPE.n_way * SHAPE.n_query, SHAPE.n_way)}
+
+
+@every_transfer_learner
+def test_ordinary_training_makes_features_that_answer_episodes_of_other_classes(config: Any) -> None:
+    points, labels = separable_points()
+    _, pool, gather = point_pools()
+    rows = np.flatnonzero(labels < 12)
+    train = TrainItems(items=rows, labels=labels[rows], batch_size=48, seed=1)
+    torch.manual_seed(0)
+    learner = config.build(LinearBackbone(), Problem(train_shape=SHAPE, n_train_classes=train.n_classes))
+    assert learner.class_logits(points[:5]).shape == (5, 12)
+    before = score_episodes(learner, pool.indices, gather).accuracy.mean()
+    objective = Supervised(learner=learner, train=train, gather=gather, val_pool=pool)
+    settings = TrainingSettings(n_steps=400, validate_every=200)
+    run_training(TrainingJob(objective=objective, settings=settings, checkpoints=NoCheckpoints()))
+    assert score_episodes(learner, pool.indices, gather).accuracy.mean() > before + 0.1
+
+
+@every_algorithm
+def test_the_mode_that_is_served_depends_on_no_other_query(config: Any) -> None:
+    assert normalization_mode(served(on_images(config))) == NON_TRANSDUCTIVE

@@ -38,7 +38,8 @@ numbers = range(24)
 loader = EpisodeLoader(pool=pool, gather=image_gather(dataset, torch.device("cpu")))
 indices = pool.episodes(numbers)
 shards = set()
-for number, episodes in enumerate(loader.load_in_parts(numbers, 1)):
+for number in numbers:
+    episodes = loader.load(range(number, number + 1))
     images = torch.cat([episodes.support_x, episodes.query_x], dim=1)[0]
     marks = (images[:, :2, 0, 0] * 255).round().long() @ torch.tensor([1, 256])
     items = np.concatenate([indices.support[number].ravel(), indices.query[number].ravel()])

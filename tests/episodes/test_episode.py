@@ -31,7 +31,12 @@ def test_support_and_query_hold_as_many_episodes() -> None:
     y = torch.zeros(1, 3, dtype=torch.int64)
     with pytest.raises(EpisodeError, match="support holds 1 episodes, query 2"):
         EpisodeBatch(
-            support_x=torch.zeros(1, 3, 2), support_y=y, query_x=torch.zeros(2, 3, 2), query_y=y.expand(2, 3), n_way=2
+            support_x=torch.zeros(1, 3, 2),
+            support_y=y,
+            query_x=torch.zeros(2, 3, 2),
+            query_y=y.expand(2, 3),
+            n_way=2,
+            keys=torch.zeros(1, dtype=torch.int64),
         )
 
 

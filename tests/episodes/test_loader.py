@@ -43,10 +43,12 @@ def test_episodes_loaded_in_parts_are_those_loaded_together() -> None:
     loader, _, _ = image_pools()
     numbers = range(3, 8)
     whole = loader.load(numbers)
-    parts = list(loader.load_in_parts(numbers, 2))
+    parts = [loader.load(numbers[start : start + 2]) for start in range(0, len(numbers), 2)]
     assert [len(part) for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat([part.query_x for part in parts]), whole.query_x)
     assert torch.equal(torch.cat([part.support_y for part in parts]), whole.support_y)
+    assert torch.equal(torch.cat([part.keys for part in parts]), whole.keys)
+    assert len(whole.keys.unique()) == len(numbers)
 
 
 def test_a_pool_that_reads_ahead_has_the_same_episodes_in_any_order() -> None:

@@ -26,5 +26,7 @@ def test_the_temperature_of_overconfident_logits_is_found() -> None:
     order = np.argsort(~is_first, kind="stable")
     half = min(is_first.sum(), n - is_first.sum())
     query = np.stack([order[:half], order[-half:]])[None] + 2
-    indices = EpisodeIndices(support=np.array([[[0], [1]]]), query=query, class_ids=np.array([[0, 1]]))
+    indices = EpisodeIndices(
+        support=np.array([[[0], [1]]]), query=query, class_ids=np.array([[0, 1]]), keys=np.zeros(1, dtype=np.int64)
+    )
     assert fit_temperature(ProtoNet(Flatten()), indices, point_gather(points)) == pytest.approx(9, rel=0.1)

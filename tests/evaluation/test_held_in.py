@@ -21,6 +21,7 @@ def episodes(first_class: int) -> EpisodeIndices:
         support=100 * class_ids[:, :, None] + np.arange(2),
         query=100 * class_ids[:, :, None] + np.arange(2, 5),
         class_ids=class_ids,
+        keys=np.zeros(1, dtype=np.int64),
     )
 
 

@@ -15,7 +15,10 @@ from tests.toy_episodes import image_pools, point_gather
 def test_scores_count_right_answers_of_each_class() -> None:
     points = torch.tensor([[0.0], [1.0], [10.0], [11.0], [4.0], [9.0]])
     indices = EpisodeIndices(
-        support=np.array([[[0], [2]]]), query=np.array([[[1, 5], [3, 4]]]), class_ids=np.array([[7, 3]])
+        support=np.array([[[0], [2]]]),
+        query=np.array([[[1, 5], [3, 4]]]),
+        class_ids=np.array([[7, 3]]),
+        keys=np.zeros(1, dtype=np.int64),
     )
     scores = score_episodes(ProtoNet(Flatten()), indices, point_gather(points))
     assert scores.correct.tolist() == [[1, 1]]  # 9.0 is nearer to 10.0, 4.0 nearer to 0.0

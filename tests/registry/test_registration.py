@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from kshot.config import Params, load_params, params_from
 from kshot.data.packed import PackedDataset
 from kshot.errors import DataError, StageError
-from kshot.model import ModelConfig, build_learner, save_model
+from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from kshot.registry.registration import dvc_hash, register_run
 from kshot.tracking import default_tracking_uri
 from tests.conftest import REPOSITORY
@@ -34,12 +34,14 @@ PARAMS: dict[str, Any] = {
             "settings": [{"n_way": 2, "k_shot": 1}, {"n_way": 3, "k_shot": 2}],
         },
     },
+    "backbone": {"name": "conv4", "width": 2},
+    "pretrain": {"name": "none"},
     "meta_train": {
         "algorithm": {"name": "protonet"},
-        "backbone": {"name": "conv4", "width": 2},
         "training": {"n_steps": 20},
     },
     "evaluate": {},
+    "seeds": [],
     "cross_domain": [],
     "register": {"model_name": "toy"},
 }
@@ -63,11 +65,11 @@ def write_run(root: Path, *, accuracy: float = 0.75, with_queries: bool = False)
         (artifacts / name).mkdir(parents=True, exist_ok=True)
     config = ModelConfig(
         algorithm=params.meta_train.algorithm,
-        backbone=params.meta_train.backbone,
+        backbone=params.backbone,
         item=dataset.item,
         train_shape=params.task_pool.meta_train.shape,
     )
-    save_model(artifacts / "meta_train" / "model", build_learner(config), config)
+    save_model(artifacts / "meta_train" / "model", SavedModel(learner=build_learner(config), config=config))
     history = pd.DataFrame({"step": [10, 20], "loss": [1.5, 1.0], "val_accuracy": [0.5, 0.6]})
     history.to_parquet(artifacts / "meta_train" / "history.parquet")
     results = [result(2, 1, accuracy), result(3, 2, accuracy)]
@@ -176,7 +178,7 @@ def test_finished_run_becomes_a_version_with_its_whole_lineage(project: Path, cl
     assert tags.items() >= expected.items()
     run = client.get_run(done.mlflow_run_id)
     assert run.data.tags.items() >= expected.items()
-    assert run.data.params["meta_train.backbone.width"] == "2"
+    assert run.data.params["backbone.width"] == "2"
     assert run.data.params["meta_train.training.outer_lr"] == "0.001", "defaults are logged as well"
     assert run.data.metrics["meta_test/2w1s/accuracy"] == 0.75
     assert run.data.metrics["meta_test/2w1s/accuracy_transductive"] == 0.999

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from kshot.algorithms import MAMLConfig, ProtoNetConfig
-from kshot.algorithms.learner import NON_TRANSDUCTIVE
+from kshot.algorithms.learner import served
 from kshot.backbones import Conv4Config
 from kshot.data.packed import ItemSpec
 from kshot.episodes.episode import EpisodeShape, Support
@@ -41,7 +41,7 @@ def test_prediction_is_that_of_the_learner(algorithm: ProtoNetConfig | MAMLConfi
 
     prediction = FewShotClassifier(model).predict(support, labels, queries)
 
-    learner = model.learner.normalization_modes()[NON_TRANSDUCTIVE]
+    learner = served(model.learner)
     x, query = (torch.tensor(part).movedim(-1, 1)[None] / 255 for part in (support, queries))
     adapted = learner.adapt(Support(x=x, y=torch.tensor([[2, 0, 1, 0, 0]]), n_way=3))
     expected = learner.classify(adapted, query)[0].softmax(1)
@@ -132,7 +132,7 @@ def test_more_classes_than_a_maml_head_has_are_refused() -> None:
 
 def test_weights_other_than_the_registered_ones_are_refused(tmp_path: Path) -> None:
     model = saved_model(ProtoNetConfig())
-    save_model(tmp_path / "model", model.learner, model.config)
+    save_model(tmp_path / "model", model)
     with pytest.raises(ModelError, match=r"has SHA-256 \w{12}; the registry names 0{12}: these are not the weights"):
         FewShotClassifier.load(tmp_path / "model", weights_sha256="0" * 64)
 

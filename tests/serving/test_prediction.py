@@ -10,7 +10,7 @@ from kshot.backbones import Conv4Config
 from kshot.data.packed import ItemSpec
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import DataError, EpisodeError, ModelError
-from kshot.model import ModelConfig, build_learner, save_model
+from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from kshot.serving.prediction import RefusedImage, predict_files
 
 
@@ -22,7 +22,7 @@ def model(tmp_path: Path) -> str:
         item=ItemSpec(image_size=16, channels=1),
         train_shape=EpisodeShape(n_way=2, k_shot=1, n_query=1),
     )
-    save_model(tmp_path / "model", build_learner(config), config)
+    save_model(tmp_path / "model", SavedModel(learner=build_learner(config), config=config))
     return str(tmp_path / "model")
 
 

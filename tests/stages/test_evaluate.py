@@ -1,8 +1,6 @@
 """The task_pool and evaluate stages on a tiny dataset, with real files."""
 
 import json
-import shutil
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
+from kshot import launch
 from kshot.config import load_params
-from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.pools import FrozenPool
 from kshot.errors import DataError, ModelError
-from kshot.evaluation.scoring import score_episodes
 from kshot.model import load_model
-from kshot.stages import evaluate, meta_train, task_pool
+from kshot.stages import evaluate, meta_train, pretrain, task_pool
 from kshot.workspace import Workspace
 from tests.browser import check_stands_alone
 from tests.tiny_project import tiny_params, write_project
@@ -29,10 +26,11 @@ def evaluated(root: Path, algorithm: dict[str, Any]) -> Path:
     torch.set_num_threads(1)
     params = tiny_params()
     params["meta_train"]["algorithm"] = algorithm
-    params["evaluate"]["pretrain_steps"] = 3
+    params["pretrain"] = {"name": "supervised", "n_steps": 3, "validate_every": 3}
     write_project(root, params)
     loaded = load_params(root / "params.yaml")
     task_pool.run(loaded, Workspace(root))
+    pretrain.run(loaded, Workspace(root))
     meta_train.run(loaded, Workspace(root))
     evaluate.run(loaded, Workspace(root))
     return root
@@ -98,35 +96,6 @@ def test_classes_of_training_are_scored_beside_held_out_ones(protonet: Path) -> 
     assert rows["both in one label space"] == pytest.approx(of_three / 3)
 
 
-def test_a_training_from_several_seeds_tells_how_much_a_seed_is_worth(tmp_path: Path) -> None:
-    params = tiny_params()
-    params["meta_train"]["seeds"] = [1, 7, 8]
-    root = write_project(tmp_path, params)
-    loaded = load_params(root / "params.yaml")
-    for stage in (task_pool, meta_train, evaluate):
-        stage.run(loaded, Workspace(root))
-    trained = root / "artifacts/meta_train"
-    assert sorted(path.name for path in (trained / "seeds").iterdir()) == ["7", "8"]
-    assert len({sha(trained / "model"), sha(trained / "seeds/7"), sha(trained / "seeds/8")}) == 3
-    dataset = PackedDataset.open(root / "data/tiny")
-    gather = image_gather(dataset, torch.device("cpu"))
-    for result in metrics(root)["results"]:
-        pool = FrozenPool.load(root / f"artifacts/task_pool/meta_test-{result['setting']}.safetensors")
-        learners = [load_model(trained / name).learner for name in ("model", "seeds/7", "seeds/8")]
-        accuracies = [score_episodes(learner, pool.indices, gather).accuracy.mean() for learner in learners]
-        over_seeds = result["over_seeds"]
-        assert over_seeds["seeds"] == [1, 7, 8]
-        assert over_seeds["mean"] == pytest.approx(sum(accuracies) / 3)
-        assert over_seeds["std"] == pytest.approx(statistics.stdev(accuracies))
-    assert "Over seeds" in (root / "artifacts/evaluate/report.html").read_text()
-
-    alone = write_project(tmp_path / "alone", tiny_params() | {"seed": 7})
-    seventh = load_params(alone / "params.yaml")
-    for stage in (task_pool, meta_train):
-        stage.run(seventh, Workspace(alone))
-    assert sha(alone / "artifacts/meta_train/model") == sha(trained / "seeds/7")
-
-
 def test_an_edit_of_the_source_during_training_does_not_spoil_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,36 +103,9 @@ def test_an_edit_of_the_source_during_training_does_not_spoil_it(
     loaded = load_params(root / "params.yaml")
     task_pool.run(loaded, Workspace(root))
     hashes = iter("abcdefgh")
-    monkeypatch.setattr(meta_train, "_source_hash", lambda: next(hashes))
+    monkeypatch.setattr(launch, "source_hash", lambda *_: next(hashes))
     meta_train.run(loaded, Workspace(root))
     load_model(root / "artifacts/meta_train/model")
-
-
-def test_a_seed_that_is_done_is_not_trained_again_after_a_kill_in_the_next_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    params = tiny_params()
-    params["meta_train"]["seeds"] = [7]
-    root = write_project(tmp_path, params)
-    loaded = load_params(root / "params.yaml")
-    task_pool.run(loaded, Workspace(root))
-    save = meta_train.save_model
-
-    def killed(folder: Path, *arguments: Any) -> None:
-        if folder.name == "7":
-            raise KeyboardInterrupt
-        save(folder, *arguments)
-
-    monkeypatch.setattr(meta_train, "save_model", killed)
-    with pytest.raises(KeyboardInterrupt):
-        meta_train.run(loaded, Workspace(root))
-    monkeypatch.undo()
-    shutil.rmtree(root / "artifacts/meta_train")  # as DVC does
-    capfd.readouterr()
-    meta_train.run(loaded, Workspace(root))
-    assert capfd.readouterr().out.count("resuming from the checkpoint of step 8") == 2
-    assert (root / "artifacts/meta_train/model").is_dir() and (root / "artifacts/meta_train/seeds/7").is_dir()
-    assert list((root / ".kshot/checkpoints").iterdir()) == []
 
 
 def sha(model: Path) -> str:

@@ -33,10 +33,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def project(root: Path, **meta_train_settings: Any) -> Path:
+def project(root: Path, *, training: dict[str, Any] | None = None, **process: Any) -> Path:
     params = tiny_params()
-    training = params["meta_train"]["training"] | meta_train_settings.pop("training", {})
-    params["meta_train"] |= meta_train_settings | {"training": training}
+    params["meta_train"]["training"] |= training or {}
+    params["process"] |= process
     write_project(root, params)
     task_pool.run(load_params(root / "params.yaml"), Workspace(root))
     return root
@@ -168,7 +168,7 @@ def test_training_goes_on_after_a_worker_was_killed(tmp_path: Path, unbroken: Pa
     root = project(tmp_path, n_processes=2, training=LONG)
     process = train_command(root)
     wait_for_checkpoint(root)
-    workers = [pid for pid in descendants(process.pid) if command_line(pid).endswith("kshot.stages.meta_train 1 1")]
+    workers = [pid for pid in descendants(process.pid) if command_line(pid).endswith("kshot stage meta_train")]
     os.kill(max(workers), signal.SIGKILL)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
@@ -243,9 +243,8 @@ def test_training_without_kernels_is_asked_for_by_params_and_by_the_environment(
 
     def device(native_kernels: bool) -> str:
         params = load_params(root / "params.yaml")
-        meta_train.run(
-            replace(params, meta_train=replace(params.meta_train, native_kernels=native_kernels)), Workspace(root)
-        )
+        process = replace(params.process, native_kernels=native_kernels)
+        meta_train.run(replace(params, process=process), Workspace(root))
         return str(json.loads((root / "artifacts/meta_train/metrics.json").read_text())["device"])
 
     assert device(False) == "cpu"

@@ -10,7 +10,7 @@ from kshot.algorithms import MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.data.packed import ItemSpec
 from kshot.episodes.episode import EpisodeShape
-from kshot.model import ModelConfig, build_learner, save_model
+from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from kshot.serving.classifier import FewShotClassifier
 from kshot.tracking import LoggedFile, MetricPoint, ModelFiles, RunRecord, TrainingData
 
@@ -31,7 +31,7 @@ def model_files(
     with torch.no_grad():
         for weight in learner.parameters():
             weight += shift
-    save_model(folder, learner, config)
+    save_model(folder, SavedModel(learner=learner, config=config))
     example = call(ITEM.shape, labels=(0, 1))
     return ModelFiles(
         folder=folder,

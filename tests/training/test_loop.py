@@ -9,7 +9,8 @@ from kshot.episodes.episode import EpisodeShape
 from kshot.errors import TrainingError
 from kshot.runtime.lines import silent_lines
 from kshot.runtime.workers import Workers
-from kshot.training.loop import Progress, TrainingJob, TrainingSettings, TrainingState, meta_train
+from kshot.training.loop import Progress, TrainingJob, TrainingSettings, TrainingState, run_training
+from kshot.training.objectives import Episodic
 from tests.toy_episodes import LinearBackbone, point_pools
 from tests.training.fakes import NoCheckpoints
 
@@ -40,10 +41,7 @@ def job(checkpoints: Memory | NoCheckpoints, settings: TrainingSettings = SETTIN
     torch.manual_seed(0)
     loader, pool, _ = point_pools(EpisodeShape(n_way=4, k_shot=1, n_query=2))
     return TrainingJob(
-        learner=ProtoNet(LinearBackbone()),
-        train=loader,
-        val=loader,
-        val_pool=pool,
+        objective=Episodic(learner=ProtoNet(LinearBackbone()), train=loader, val_pool=pool),
         settings=settings,
         checkpoints=checkpoints,
         lines=silent_lines(),
@@ -51,8 +49,8 @@ def job(checkpoints: Memory | NoCheckpoints, settings: TrainingSettings = SETTIN
 
 
 def weights_after(training: TrainingJob) -> list[Tensor]:
-    meta_train(training)
-    return [tensor.clone() for tensor in training.learner.state_dict().values()]
+    run_training(training)
+    return [tensor.clone() for tensor in training.objective.module.state_dict().values()]
 
 
 @pytest.mark.parametrize("killed_after", [1, 4, 7, 11])
@@ -66,30 +64,30 @@ def test_a_run_resumed_at_any_step_ends_with_the_same_weights_to_the_bit(killed_
 
 def test_a_finished_run_is_not_trained_further() -> None:
     memory = Memory()
-    meta_train(job(memory))
+    run_training(job(memory))
     again = Memory(resume_from=memory.states[-1])
-    assert meta_train(job(again)).step == 12
+    assert run_training(job(again)).step == 12
     assert again.states == []
 
 
 def test_the_weights_kept_are_those_best_on_meta_val() -> None:
     training = job(NoCheckpoints(), replace(SETTINGS, outer_lr=5.0, n_steps=20, schedule="constant", validate_every=1))
-    progress = meta_train(training)
+    progress = run_training(training)
     best = max(point.val_accuracy for point in progress.history)
     assert progress.best_accuracy == best
     settings = replace(training.settings, n_steps=1, outer_lr=1e-12)
     after = TrainingJob(**{**vars(training), "settings": settings, "checkpoints": NoCheckpoints()})
-    assert meta_train(after).history[0].val_accuracy == pytest.approx(best)
+    assert run_training(after).history[0].val_accuracy == pytest.approx(best)
 
 
 def test_training_stops_after_the_given_number_of_validations_without_a_better_one() -> None:
-    progress = meta_train(job(NoCheckpoints(), replace(SETTINGS, n_steps=400, outer_lr=1e-12, patience=3)))
+    progress = run_training(job(NoCheckpoints(), replace(SETTINGS, n_steps=400, outer_lr=1e-12, patience=3)))
     assert progress.validations_since_best == 3
     assert progress.step == 16  # the first validation is the best, three more follow
 
 
 def test_the_mean_loss_and_learning_rate_are_kept_for_every_validation() -> None:
-    progress = meta_train(job(NoCheckpoints()))
+    progress = run_training(job(NoCheckpoints()))
     assert [point.step for point in progress.history] == [4, 8, 12]
     assert all(0 < point.loss < 5 for point in progress.history)
     rates = [point.learning_rate for point in progress.history]
@@ -115,9 +113,11 @@ class Exploding(nn.Module):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_training_with_the_step_and_a_remedy(value: float) -> None:
-    training = replace(job(NoCheckpoints()), learner=ProtoNet(Exploding(value)))
+    training = job(NoCheckpoints())
+    assert isinstance(training.objective, Episodic)
+    training = replace(training, objective=replace(training.objective, learner=ProtoNet(Exploding(value))))
     with pytest.raises(TrainingError, match="step 0: loss nan, .*lower meta_train.training.outer_lr"):
-        meta_train(training)
+        run_training(training)
 
 
 def test_shares_of_workers_are_disjoint_and_complete() -> None:

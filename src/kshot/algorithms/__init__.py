@@ -6,9 +6,10 @@ from pydantic import Field
 
 from kshot.algorithms.anil import ANILConfig
 from kshot.algorithms.learner import Learner
+from kshot.algorithms.linear_probe import LinearProbeConfig
 from kshot.algorithms.maml import MAMLConfig
 from kshot.algorithms.protonet import ProtoNetConfig
 
-AlgorithmConfig = Annotated[ProtoNetConfig | MAMLConfig | ANILConfig, Field(discriminator="name")]
+AlgorithmConfig = Annotated[ProtoNetConfig | MAMLConfig | ANILConfig | LinearProbeConfig, Field(discriminator="name")]
 
-__all__ = ["ANILConfig", "AlgorithmConfig", "Learner", "MAMLConfig", "ProtoNetConfig"]
+__all__ = ["ANILConfig", "AlgorithmConfig", "Learner", "LinearProbeConfig", "MAMLConfig", "ProtoNetConfig"]

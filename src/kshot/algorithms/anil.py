@@ -12,10 +12,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import Learner, MetricLearner
+from kshot.algorithms.learner import MetaLearner, Problem, embed_alone, embed_jointly
 from kshot.algorithms.maths.heads import check_max_way
-from kshot.algorithms.maths.losses import cross_entropy, full_precision, one_hot
-from kshot.backbones.contract import Flatten
+from kshot.algorithms.maths.losses import EpisodeLoss, full_precision, one_hot, query_cross_entropy
+from kshot.backbones.contract import Backbone, Flatten
 from kshot.episodes.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
@@ -28,8 +28,8 @@ class ANILConfig:
     eval_inner_steps: Annotated[int, Field(ge=1)] = 10
     first_order: bool = False
 
-    def build(self, backbone: nn.Module, *, n_features: int, train_way: int) -> "ANIL":
-        return ANIL(backbone, self, n_features=n_features, n_way=train_way)
+    def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "ANIL":
+        return ANIL(backbone, self, n_features=backbone.n_features, n_way=problem.train_shape.n_way, loss=loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,10 @@ class AdaptedHead:
     bias: Tensor
 
 
-class ANIL(MetricLearner[AdaptedHead]):
-    """Raghu, Raghu, Bengio and Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the
+class ANIL(MetaLearner[AdaptedHead]):
+    """A few steps of gradient descent fit a linear head to the support set; the backbone stays as it is.
+
+    Raghu, Raghu, Bengio and Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the
     Effectiveness of MAML", 2020, section 4.
 
     The gradient of softmax regression is written out, so that all episodes adapt in a few matrix products.
@@ -49,35 +51,46 @@ class ANIL(MetricLearner[AdaptedHead]):
     training by population statistics, so that a prediction depends on no other query.
     """
 
-    needs_population_statistics = True
-    inner_steps: int
-
-    def __init__(self, backbone: nn.Module, config: ANILConfig, *, n_features: int, n_way: int) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        config: ANILConfig,
+        *,
+        n_features: int,
+        n_way: int,
+        loss: EpisodeLoss = query_cross_entropy,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Linear(n_features, n_way)
         self.config = config
+        self.loss = loss
         self.max_way = n_way
         self.inner_steps = config.eval_inner_steps
 
     def adapt(self, support: Support) -> AdaptedHead:
-        return self._inner_loop(self.embed_episodes(support.x), support.y, support.n_way, self.inner_steps)
+        return self._inner_loop(embed_alone(self.backbone, support.x), support.y, support.n_way, self.inner_steps)
 
     def classify(self, adapted: AdaptedHead, query_x: Tensor) -> Tensor:
-        return _logits(adapted, self.embed_episodes(query_x))
+        return _logits(adapted, embed_alone(self.backbone, query_x))
 
-    def meta_loss(self, episodes: EpisodeBatch) -> Tensor:
-        support, query = self.embed_jointly(episodes)
+    def meta_loss(self, episodes: EpisodeBatch, done: float = 0.0) -> Tensor:
+        support, query = embed_jointly(self.backbone, episodes)
         with full_precision(query):
             adapted = self._inner_loop(support, episodes.support_y, episodes.n_way, self.config.inner_steps)
-            return cross_entropy(_logits(adapted, query), episodes.query_y)
+            return self.loss(_logits(adapted, query), episodes)
+
+    def embed(self, items: Tensor) -> Tensor:
+        features: Tensor = self.backbone(items, None)
+        return features
 
     def on_features(self) -> "ANIL":
-        learner = ANIL(Flatten(), self.config, n_features=self.head.in_features, n_way=self.head.out_features)
+        n_way, n_features = self.head.weight.shape
+        learner = ANIL(Flatten(), self.config, n_features=n_features, n_way=n_way, loss=self.loss)
         learner.head, learner.inner_steps = self.head, self.inner_steps
         return learner
 
-    def with_inner_steps(self, n_steps: int) -> Learner[AdaptedHead]:
+    def with_inner_steps(self, n_steps: int) -> "ANIL":
         other = copy(self)
         other.inner_steps = n_steps
         return other

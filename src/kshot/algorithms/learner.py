@@ -1,15 +1,16 @@
 """The contract of every algorithm: adapt to a support set, classify queries against the result.
 
-Shapes: B episodes, S support items, Q query items, N way, D features.
+Shapes: B episodes, S support items, Q query items, N way, D features, C classes of the training.
 """
 
 from abc import ABC, abstractmethod
-from typing import Generic, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from kshot.episodes.episode import EpisodeBatch, Support
+from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
 
 AdaptedT = TypeVar("AdaptedT")
 
@@ -17,30 +18,33 @@ NON_TRANSDUCTIVE = "non-transductive"
 TRANSDUCTIVE = "transductive"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a learner is built for: the episodes of its training, and how many classes these are drawn from.
+
+    n_train_classes is None for a model that was saved before the number was kept.
+    """
+
+    train_shape: EpisodeShape
+    n_train_classes: int | None
+
+
 class Learner(nn.Module, ABC, Generic[AdaptedT]):
     """An algorithm with a backbone. Nothing that a method learns from an episode stays in the object.
 
-    `adapt` works under `torch.no_grad` too: an algorithm that needs gradients turns them on itself.
-    Serving keeps what `adapt` returns and classifies many queries against it; evaluation composes the
-    two; training minimises `meta_loss`. The backbone maps (images (B, C, H, W), n_reference) to
-    features (B, D); `n_reference` says whose statistics normalise them, see `backbones/layers/norm.py`.
+    `adapt` works under `torch.no_grad` too: an algorithm that needs gradients turns them on itself. Serving keeps what
+    `adapt` returns and classifies many queries against it; evaluation composes the two. The backbone maps (items
+    (B, *item), n_reference) to features (B, D); `n_reference` says whose statistics normalise them, see
+    `backbones/contract.py`.
     """
 
     backbone: nn.Module
-    needs_population_statistics: bool
+    needs_population_statistics: bool = True
     """Whether `adapt` and `classify` read the backbone's population statistics."""
-    max_way: int | None
-    """The most classes that an episode may have; None without a limit."""
+    max_way: int | None = None
+    """The largest number of classes that an episode may have; None without a limit."""
     episodes_at_once: int = 1
     """How many episodes `adapt` and `meta_loss` are best given; memory grows with it."""
-
-    inner_steps: int | None = None
-    """The gradient steps that `adapt` takes; None where it takes none."""
-
-    @property
-    def transductive(self) -> bool:
-        """Whether a prediction may depend on the other queries given with it."""
-        return False
 
     @abstractmethod
     def adapt(self, support: Support) -> AdaptedT:
@@ -50,38 +54,93 @@ class Learner(nn.Module, ABC, Generic[AdaptedT]):
     def classify(self, adapted: AdaptedT, query_x: Tensor) -> Tensor:
         """Logits (B, Q, N) of queries (B, Q, *item)."""
 
-    @abstractmethod
-    def meta_loss(self, episodes: EpisodeBatch) -> Tensor:
-        """Loss of each episode (B,), differentiable with respect to the parameters."""
 
-    def normalization_modes(self) -> dict[str, "Learner[AdaptedT]"]:
-        """The same weights in every normalisation mode in which this algorithm is scored."""
-        return {TRANSDUCTIVE if self.transductive else NON_TRANSDUCTIVE: self}
-
-    def with_inner_steps(self, n_steps: int) -> "Learner[AdaptedT]":
-        """The same weights, adapting in `n_steps`, which may be 0; for a learner that has `inner_steps`."""
-        raise NotImplementedError(f"{type(self).__name__} does not adapt in steps")
-
-
-class MetricLearner(Learner[AdaptedT]):
-    """A learner that sees an image only through its own features, so each image need be embedded once."""
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, C, H, W), each embedded alone."""
-        features: Tensor = self.backbone(images, None)
-        return features
-
-    def embed_jointly(self, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
-        """Features of support (B, S, D) and query (B, Q, D) in training: normalised by the episode's own images."""
-        images = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-        features = torch.stack([self.backbone(episode, len(episode)) for episode in images])
-        n_support = episodes.support_x.shape[1]
-        return features[:, :n_support], features[:, n_support:]
-
-    def embed_episodes(self, items: Tensor) -> Tensor:
-        """Features (B, I, D) of items (B, I, *item), each embedded alone."""
-        return self.embed(items.flatten(0, 1)).view(*items.shape[:2], -1)
+class MetaLearner(Learner[AdaptedT]):
+    """A learner that is trained on episodes."""
 
     @abstractmethod
-    def on_features(self) -> Self:
-        """The same learner for episodes whose items are already features."""
+    def meta_loss(self, episodes: EpisodeBatch, done: float = 0.0) -> Tensor:
+        """Loss of each episode (B,), differentiable with respect to the parameters.
+
+        `done` is the part of the training that is over, 0 to 1. Noise is drawn from `episodes.keys`, so that the loss
+        of an episode is the same whatever stands beside it in the batch.
+        """
+
+
+class TransferLearner(Learner[AdaptedT]):
+    """A learner whose backbone is trained to tell the meta_train classes apart."""
+
+    @abstractmethod
+    def class_logits(self, items: Tensor) -> Tensor:
+        """Logits (B, C) of items (B, *item) over the meta_train classes, normalised by the batch's own statistics."""
+
+
+@runtime_checkable
+class FeatureWise(Protocol):
+    """A learner that sees an item only through the item's own features, so that each item need be embedded once."""
+
+    backbone: nn.Module
+
+    def embed(self, items: Tensor) -> Tensor:
+        """Features (B, D) of items (B, *item), each embedded alone."""
+        ...
+
+    def on_features(self) -> Learner[Any]:
+        """The same learner for episodes whose items are features already."""
+        ...
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A learner that adapts in steps of gradient descent."""
+
+    inner_steps: int
+
+    def with_inner_steps(self, n_steps: int) -> Self:
+        """The same weights, adapting in `n_steps`, which may be 0."""
+        ...
+
+
+@runtime_checkable
+class QueryNormalised(Protocol):
+    """A learner that may normalise the queries of an episode by their own statistics, which is transductive."""
+
+    query_statistics: bool
+
+    def with_query_statistics(self, on: bool) -> Self:
+        """The same weights with or without them."""
+        ...
+
+
+def normalization_mode(learner: Learner[AdaptedT]) -> str:
+    """The mode in which this learner predicts: whether a prediction may depend on the other queries given with it."""
+    return TRANSDUCTIVE if isinstance(learner, QueryNormalised) and learner.query_statistics else NON_TRANSDUCTIVE
+
+
+def normalization_modes(learner: Learner[AdaptedT]) -> dict[str, Learner[AdaptedT]]:
+    """The same weights in every mode in which the learner is scored; the one that is served is always among them."""
+    if not isinstance(learner, QueryNormalised):
+        return {NON_TRANSDUCTIVE: learner}
+    return {
+        TRANSDUCTIVE: learner.with_query_statistics(True),
+        NON_TRANSDUCTIVE: learner.with_query_statistics(False),
+    }
+
+
+def served(learner: Learner[AdaptedT]) -> Learner[AdaptedT]:
+    """The learner in the mode that is served: a prediction depends on no other query."""
+    return normalization_modes(learner)[NON_TRANSDUCTIVE]
+
+
+def embed_alone(backbone: nn.Module, items: Tensor) -> Tensor:
+    """Features (B, I, D) of items (B, I, *item), each embedded alone."""
+    features: Tensor = backbone(items.flatten(0, 1), None)
+    return features.view(*items.shape[:2], -1)
+
+
+def embed_jointly(backbone: nn.Module, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
+    """Features of support (B, S, D) and query (B, Q, D) in training: normalised by the episode's own items."""
+    items = torch.cat([episodes.support_x, episodes.query_x], dim=1)
+    features = torch.stack([backbone(episode, len(episode)) for episode in items])
+    n_support = episodes.support_x.shape[1]
+    return features[:, :n_support], features[:, n_support:]

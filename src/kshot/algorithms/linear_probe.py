@@ -1,20 +1,32 @@
 """A linear head fitted to the support set over features that are not adapted: the usual strong baseline.
 
-Shapes: B episodes, S support items, Q query items, N way, D features.
+Shapes: B episodes, S support items, Q query items, N way, D features, C classes of the training.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import MetricLearner
-from kshot.algorithms.maths.losses import cross_entropy
-from kshot.backbones.contract import Flatten
-from kshot.episodes.episode import EpisodeBatch, Support
+from kshot.algorithms.learner import Problem, TransferLearner, embed_alone
+from kshot.algorithms.maths.losses import EpisodeLoss, cross_entropy, query_cross_entropy
+from kshot.backbones.contract import Backbone, Flatten
+from kshot.episodes.episode import Support
+from kshot.errors import EpisodeError
+from kshot.settings import STRICT
 
 _STEPS, _RATE, _WEIGHT_DECAY = 100, 0.1, 1e-3
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
+class LinearProbeConfig:
+    name: Literal["linear_probe"] = "linear_probe"
+
+    def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "LinearProbe":
+        return LinearProbe(backbone, class_head=nn.Linear(backbone.n_features, problem.n_train_classes or 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +37,24 @@ class FittedHead:
     bias: Tensor
 
 
-class LinearProbe(MetricLearner[FittedHead]):
-    """Softmax regression on features of unit length: Tian et al., "Rethinking Few-Shot Image Classification: A
+class LinearProbe(TransferLearner[FittedHead]):
+    """A linear classifier is fitted to the support features of a backbone that stays as it is.
+
+    Softmax regression on features of unit length: Tian et al., "Rethinking Few-Shot Image Classification: A
     Good Embedding Is All You Need?", 2020, section 3, fitted by 100 steps of Adam with weight decay.
 
-    Not meta-trained: its backbone comes from ordinary classification of the meta_train classes.
+    Its backbone comes from ordinary classification of the meta_train classes: the baseline of Chen et al., "A Closer
+    Look at Few-shot Classification", 2019. `class_head` is the classifier of that training; the few-shot answers do
+    without it.
     """
 
-    needs_population_statistics = True
-    max_way = None
-
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, class_head: nn.Linear | None = None) -> None:
         super().__init__()
         self.backbone = backbone
+        self.class_head = class_head
 
     def adapt(self, support: Support) -> FittedHead:
-        features = F.normalize(self.embed_episodes(support.x), dim=2)
+        features = F.normalize(embed_alone(self.backbone, support.x), dim=2)
         weight = features.new_zeros(len(features), support.n_way, features.shape[2], requires_grad=True)
         bias = features.new_zeros(len(features), support.n_way, requires_grad=True)
         fit = torch.optim.Adam([weight, bias], lr=_RATE)
@@ -53,11 +67,18 @@ class LinearProbe(MetricLearner[FittedHead]):
         return FittedHead(weight=weight.detach(), bias=bias.detach())
 
     def classify(self, adapted: FittedHead, query_x: Tensor) -> Tensor:
-        features = F.normalize(self.embed_episodes(query_x), dim=2)
+        features = F.normalize(embed_alone(self.backbone, query_x), dim=2)
         return torch.baddbmm(adapted.bias[:, None], features, adapted.weight.transpose(1, 2))
 
-    def meta_loss(self, episodes: EpisodeBatch) -> Tensor:
-        raise NotImplementedError("a linear probe is fitted to each episode and never meta-trained")
+    def class_logits(self, items: Tensor) -> Tensor:
+        if self.class_head is None:
+            raise EpisodeError("this linear probe has no head for the training classes; next: build it with class_head")
+        logits: Tensor = self.class_head(self.backbone(items, len(items)))
+        return logits
+
+    def embed(self, items: Tensor) -> Tensor:
+        features: Tensor = self.backbone(items, None)
+        return features
 
     def on_features(self) -> "LinearProbe":
         return LinearProbe(Flatten())

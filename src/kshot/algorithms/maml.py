@@ -4,6 +4,7 @@ Shapes: B episodes, S support items, Q query items, N way, D features.
 """
 
 from copy import copy
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -11,15 +12,24 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import NON_TRANSDUCTIVE, TRANSDUCTIVE, Learner
-from kshot.algorithms.maths.fast_weights import AdaptedWeights, Weights, forward_one_by_one, leaves, with_gradients
+from kshot.algorithms.learner import MetaLearner, Problem
+from kshot.algorithms.maths.fast_weights import (
+    Weights,
+    descend,
+    embed_under,
+    for_each,
+    leaves,
+    of_episode,
+    with_gradients,
+)
 from kshot.algorithms.maths.heads import check_max_way
-from kshot.algorithms.maths.losses import cross_entropy, full_precision
-from kshot.backbones.contract import EpisodeWise
+from kshot.algorithms.maths.losses import EpisodeLoss, cross_entropy, full_precision, query_cross_entropy
+from kshot.backbones.contract import Backbone, recorded_statistics
 from kshot.episodes.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
 _HEAD_WEIGHT, _HEAD_BIAS, _BACKBONE = "head.weight", "head.bias", "backbone."
+_HEAD = (_HEAD_WEIGHT, _HEAD_BIAS)
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -31,17 +41,29 @@ class MAMLConfig:
     first_order: bool = False
     query_statistics: bool = True  # in training, normalise the queries by the queries (transductive)
 
-    def build(self, backbone: nn.Module, *, n_features: int, train_way: int) -> "MAML":
-        return MAML(backbone, self, n_features=n_features, n_way=train_way)
+    def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "MAML":
+        return MAML(backbone, self, n_features=backbone.n_features, n_way=problem.train_shape.n_way, loss=loss)
 
 
-class MAML(Learner[AdaptedWeights]):
-    """Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017,
+@dataclass(frozen=True, kw_only=True)
+class AdaptedWeights:
+    """Weights of B episodes, (B, *shape) by name, with the statistics of each support set as the backbone's buffers.
+
+    Where the queries are normalised by themselves there are no such buffers among them.
+    """
+
+    weights: Weights
+
+
+class MAML(MetaLearner[AdaptedWeights]):
+    """A few steps of gradient descent adapt all weights; training looks for weights from which they lead far.
+
+    Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017,
     algorithm 2; with `first_order`, section 5.2.
 
     The head has one row for each class of a training episode; an episode of fewer classes uses the
     first rows. The paper normalises queries by the statistics of all queries, which is transductive:
-    `normalization_modes` scores the same weights also with the statistics of the support set, where a
+    `with_query_statistics` gives the same weights also with the statistics of the support set, where a
     prediction depends on no other query.
 
     The inner loop runs a few episodes side by side where the backbone can (`EpisodeWise`), else one by
@@ -51,95 +73,113 @@ class MAML(Learner[AdaptedWeights]):
 
     needs_population_statistics = False
     episodes_at_once = 4
-    inner_steps: int
 
-    def __init__(self, backbone: nn.Module, config: MAMLConfig, *, n_features: int, n_way: int) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        config: MAMLConfig,
+        *,
+        n_features: int,
+        n_way: int,
+        loss: EpisodeLoss = query_cross_entropy,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Linear(n_features, n_way)
         self.config = config
+        self.loss = loss
         self.max_way = n_way
         self.inner_steps = config.eval_inner_steps
         self.query_statistics = config.query_statistics
 
-    @property
-    def transductive(self) -> bool:
-        return self.query_statistics
-
     def adapt(self, support: Support) -> AdaptedWeights:
-        return self._inner_loop(support, self.inner_steps)
+        weights = self._adapted(support, self.inner_steps) | self._frozen(len(support.x), support.n_way)
+        if not self.query_statistics:
+            weights |= self._statistics(weights, support.x)
+        return AdaptedWeights(weights=weights)
 
     def classify(self, adapted: AdaptedWeights, query_x: Tensor) -> Tensor:
+        n_reference = query_x.shape[1] if self.query_statistics else None
         logits = [
-            self._query_logits(episode, query[None])
-            for episode, query in zip(adapted.one_by_one(), query_x, strict=True)
+            self._logits(of_episode(adapted.weights, i), query[None], n_reference) for i, query in enumerate(query_x)
         ]
         return torch.cat(logits)
 
-    def meta_loss(self, episodes: EpisodeBatch) -> Tensor:
-        adapted = self._inner_loop(episodes.support, self.config.inner_steps)
+    def meta_loss(self, episodes: EpisodeBatch, done: float = 0.0) -> Tensor:
+        adapted = self._adapted(episodes.support, self.config.inner_steps)
         losses = []
-        by_weight = [torch.empty_like(weight) for weight in adapted.weights.values()]  # torch.cat loses their strides
-        for i, (one, episode) in enumerate(zip(adapted.one_by_one(), episodes.one_by_one(), strict=True)):
-            loss, gradients = self._query_gradients(one, episode)
+        by_weight = [torch.empty_like(weight) for weight in adapted.values()]  # torch.cat loses their strides
+        for i, episode in enumerate(episodes.one_by_one()):
+            loss, gradients = self._query_gradients(of_episode(adapted, i), episode)
             losses.append(loss)
             for of_all, gradient in zip(by_weight, gradients, strict=True):
                 of_all[i : i + 1] = gradient
-        return with_gradients(torch.cat(losses), by_weight, adapted.weights)
+        return with_gradients(torch.cat(losses), by_weight, adapted)
 
-    def normalization_modes(self) -> dict[str, Learner[AdaptedWeights]]:
-        with_queries, with_support = copy(self), copy(self)
-        with_queries.query_statistics, with_support.query_statistics = True, False
-        return {TRANSDUCTIVE: with_queries, NON_TRANSDUCTIVE: with_support}
+    def with_query_statistics(self, on: bool) -> "MAML":
+        other = copy(self)
+        other.query_statistics = on
+        return other
 
-    def with_inner_steps(self, n_steps: int) -> Learner[AdaptedWeights]:
+    def with_inner_steps(self, n_steps: int) -> "MAML":
         other = copy(self)
         other.inner_steps = n_steps
         return other
 
-    def _inner_loop(self, support: Support, n_steps: int) -> AdaptedWeights:
-        """Fast weights after `n_steps` of gradient descent; differentiable where gradients are on."""
+    def _adapted(self, support: Support, n_steps: int) -> Weights:
+        """The weights that are trained, after `n_steps` of gradient descent on the support set."""
         check_max_way("MAML", support.n_way, self.head.out_features)
-        differentiable = torch.is_grad_enabled()
-        second_order = differentiable and not self.config.first_order
-        weights = self._initial_weights(len(support.x), support.n_way)
-        for _ in range(n_steps):
-            with torch.enable_grad(), full_precision(support.x):
-                if not differentiable:
-                    weights = leaves(weights)
-                loss = cross_entropy(self._logits(weights, support.x, support.x.shape[1]), support.y).sum()
-                gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order)
-            weights = {
-                name: torch.add(weight, gradient, alpha=-self.config.inner_lr)
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-            }
-        return AdaptedWeights(weights=weights, support_x=support.x)
+        frozen = self._frozen(len(support.x), support.n_way)
 
-    def _initial_weights(self, n_episodes: int, n_way: int) -> Weights:
+        def loss(weights: Weights) -> Tensor:
+            return cross_entropy(self._logits(weights | frozen, support.x, support.x.shape[1]), support.y).sum()
+
+        return descend(
+            loss,
+            self._initial(len(support.x), support.n_way, trained=True),
+            rate=self.config.inner_lr,
+            n_steps=n_steps,
+            second_order=not self.config.first_order,
+        )
+
+    def _frozen(self, n_episodes: int, n_way: int) -> Weights:
+        return self._initial(n_episodes, n_way, trained=False)
+
+    def _initial(self, n_episodes: int, n_way: int, *, trained: bool) -> Weights:
+        """The weights of the learner, of those that are trained or of the frozen ones, for each episode."""
         weights: Weights = {_BACKBONE + name: parameter for name, parameter in self.backbone.named_parameters()}
-        weights |= {_HEAD_WEIGHT: self.head.weight[:n_way], _HEAD_BIAS: self.head.bias[:n_way]}
-        return {name: weight.expand(n_episodes, *weight.shape) for name, weight in weights.items()}
+        weights |= {_HEAD_WEIGHT: self.head.weight, _HEAD_BIAS: self.head.bias}
+        weights = {name: weight for name, weight in weights.items() if weight.requires_grad == trained}
+        return for_each({name: w[:n_way] if name in _HEAD else w for name, w in weights.items()}, n_episodes)
 
-    def _query_gradients(self, adapted: AdaptedWeights, episode: EpisodeBatch) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _query_gradients(self, adapted: Weights, episode: EpisodeBatch) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Loss (1,) of one episode's queries, and its gradients with respect to the adapted weights."""
-        weights = leaves(adapted.weights)
-        logits = self._query_logits(AdaptedWeights(weights=weights, support_x=adapted.support_x), episode.query_x)
-        loss = cross_entropy(logits, episode.query_y)
-        return loss.detach(), torch.autograd.grad(loss.sum(), list(weights.values()))
-
-    def _query_logits(self, adapted: AdaptedWeights, query_x: Tensor) -> Tensor:
-        """(B, Q, N). The support set goes first where its statistics normalise the queries."""
+        trained = leaves(adapted)
+        weights = trained | self._frozen(1, episode.n_way)
         if self.query_statistics:
-            return self._logits(adapted.weights, query_x, query_x.shape[1])
-        n_support = adapted.support_x.shape[1]
-        return self._logits(adapted.weights, torch.cat([adapted.support_x, query_x], dim=1), n_support)[:, n_support:]
+            logits = self._logits(weights, episode.query_x, episode.query_x.shape[1])
+        else:  # the support set goes first: the gradient goes through its statistics too
+            n_support = episode.support_x.shape[1]
+            both = torch.cat([episode.support_x, episode.query_x], dim=1)
+            logits = self._logits(weights, both, n_support)[:, n_support:]
+        loss = self.loss(logits, episode)
+        return loss.detach(), torch.autograd.grad(loss.sum(), list(trained.values()))
 
-    def _logits(self, weights: Weights, images: Tensor, n_reference: int) -> Tensor:
-        """(B, I, N) of images (B, I, C, H, W), each episode under its own weights."""
-        backbone = {name.removeprefix(_BACKBONE): w for name, w in weights.items() if name.startswith(_BACKBONE)}
-        if len(images) > 1 and isinstance(self.backbone, EpisodeWise):
-            features = self.backbone.forward_each(backbone, images, n_reference)
-        else:
-            features = forward_one_by_one(self.backbone, backbone, images, n_reference)
+    def _statistics(self, weights: Weights, support_x: Tensor) -> Weights:
+        """The statistics of each support set under its own weights, by the name of the backbone's buffer."""
+        by_episode = []
+        for i, items in enumerate(support_x):
+            with recorded_statistics(self.backbone) as statistics:
+                embed_under(self.backbone, _of_backbone(of_episode(weights, i)), items[None], len(items))
+            by_episode.append(statistics())
+        return {_BACKBONE + name: torch.stack([one[name] for one in by_episode]) for name in by_episode[0]}
+
+    def _logits(self, weights: Weights, items: Tensor, n_reference: int | None) -> Tensor:
+        """(B, I, N) of items (B, I, *item), each episode under its own weights."""
+        features = embed_under(self.backbone, _of_backbone(weights), items, n_reference)
         with full_precision(features):
             return torch.baddbmm(weights[_HEAD_BIAS][:, None], features, weights[_HEAD_WEIGHT].transpose(1, 2))
+
+
+def _of_backbone(weights: Weights) -> Weights:
+    return {name.removeprefix(_BACKBONE): w for name, w in weights.items() if name.startswith(_BACKBONE)}

@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import MetricLearner
+from kshot.algorithms.learner import MetaLearner, Problem, embed_alone, embed_jointly
 from kshot.algorithms.maths.distances import prototypes, squared_distances
-from kshot.algorithms.maths.losses import cross_entropy, full_precision
-from kshot.backbones.contract import Flatten
+from kshot.algorithms.maths.losses import EpisodeLoss, full_precision, query_cross_entropy
+from kshot.backbones.contract import Backbone, Flatten
 from kshot.episodes.episode import EpisodeBatch, Support
 from kshot.settings import STRICT
 
@@ -20,37 +20,39 @@ from kshot.settings import STRICT
 class ProtoNetConfig:
     name: Literal["protonet"] = "protonet"
 
-    def build(self, backbone: nn.Module, *, n_features: int, train_way: int) -> "ProtoNet":
-        return ProtoNet(backbone)
+    def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "ProtoNet":
+        return ProtoNet(backbone, loss)
 
 
-class ProtoNet(MetricLearner[Tensor]):
-    """Snell, Swersky and Zemel, "Prototypical Networks for Few-shot Learning", 2017, equations 1 and 2.
+class ProtoNet(MetaLearner[Tensor]):
+    """Each class is the mean of its support features, and a query belongs to the nearest mean.
 
-    A class is the mean of its support features; a query goes to the nearest in squared Euclidean
-    distance. In training the features are normalised by the episode's own images, as in the authors'
+    Snell, Swersky and Zemel, "Prototypical Networks for Few-shot Learning", 2017, equations 1 and 2, with squared
+    Euclidean distance. In training the features are normalised by the episode's own items, as in the authors'
     code; outside training by population statistics, so that a prediction depends on no other query.
     """
 
-    needs_population_statistics = True
-    max_way = None
-
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, loss: EpisodeLoss = query_cross_entropy) -> None:
         super().__init__()
         self.backbone = backbone
+        self.loss = loss
 
     def adapt(self, support: Support) -> Tensor:
         """Prototypes (B, N, D)."""
-        return prototypes(self.embed_episodes(support.x), support.y, support.n_way)
+        return prototypes(embed_alone(self.backbone, support.x), support.y, support.n_way)
 
     def classify(self, adapted: Tensor, query_x: Tensor) -> Tensor:
-        return -squared_distances(self.embed_episodes(query_x), adapted)
+        return -squared_distances(embed_alone(self.backbone, query_x), adapted)
 
-    def meta_loss(self, episodes: EpisodeBatch) -> Tensor:
-        support, query = self.embed_jointly(episodes)
+    def meta_loss(self, episodes: EpisodeBatch, done: float = 0.0) -> Tensor:
+        support, query = embed_jointly(self.backbone, episodes)
         with full_precision(query):
             centres = prototypes(support, episodes.support_y, episodes.n_way)
-            return cross_entropy(-squared_distances(query, centres), episodes.query_y)
+            return self.loss(-squared_distances(query, centres), episodes)
+
+    def embed(self, items: Tensor) -> Tensor:
+        features: Tensor = self.backbone(items, None)
+        return features
 
     def on_features(self) -> "ProtoNet":
-        return ProtoNet(Flatten())
+        return ProtoNet(Flatten(), self.loss)

@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kshot.backbones.contract import Backbone
-from kshot.backbones.layers.conv_block import at_least_float32, conv_block, conv_block_folded
+from kshot.backbones.layers.block import conv_norm_relu_pool
+from kshot.backbones.layers.conv_block import at_least_float32, conv_block
 from kshot.backbones.layers.norm import ReferenceNorm, channels_last
 from kshot.errors import ConfigError
 from kshot.settings import STRICT
@@ -39,6 +39,8 @@ class Conv4(Backbone):
         side = image_size // 2**_N_BLOCKS
         if side < 1:
             raise ConfigError(f"conv4 got images of {image_size} pixels; need at least {2**_N_BLOCKS}")
+        self.map_shape = (width, side, side)
+        self.bytes_per_item = 2 * 4 * width * image_size**2  # float32, before and after the first block's normalisation
         self.n_features = width * side * side
         inputs = [channels] + [width] * (_N_BLOCKS - 1)
         self.convolutions = nn.ModuleList(nn.Conv2d(n, width, 3, padding=1, bias=False) for n in inputs)
@@ -48,7 +50,7 @@ class Conv4(Backbone):
     def forward(self, images: Tensor, n_reference: int | None) -> Tensor:
         x = channels_last(images)
         for convolution, norm in self._layers():
-            x = _block(x, convolution, norm, n_reference)
+            x = conv_norm_relu_pool(x, convolution, norm, n_reference)
         return at_least_float32(x.flatten(1))
 
     def forward_each(self, weights: Mapping[str, Tensor], images: Tensor, n_reference: int) -> Tensor:
@@ -72,14 +74,6 @@ class Conv4(Backbone):
 
     def _layers(self) -> "zip[tuple[nn.Conv2d, ReferenceNorm]]":
         return cast("zip[tuple[nn.Conv2d, ReferenceNorm]]", zip(self.convolutions, self.norms, strict=True))
-
-
-def _block(x: Tensor, convolution: nn.Conv2d, norm: ReferenceNorm, n_reference: int | None) -> Tensor:
-    if norm.observed:
-        return F.relu(F.max_pool2d(norm(convolution(x), n_reference), 2))
-    if n_reference is None:
-        return conv_block_folded(x, convolution.weight, *norm.population_affine())
-    return conv_block(x, convolution.weight, norm.weight, norm.bias, n_reference=n_reference, eps=norm.eps)
 
 
 def _side_by_side(images: Tensor) -> Tensor:

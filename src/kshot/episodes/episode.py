@@ -49,7 +49,9 @@ class EpisodeBatch:
     """B episodes of one shape, support and query, ready for a learner.
 
     support_x (B, N*K, *item) and query_x (B, N*Q, *item) are floating point; support_y and query_y
-    are int64 labels in 0..n_way-1. Raises EpisodeError when the tensors do not fit together.
+    are int64 labels in 0..n_way-1. keys (B,) int64 name the random draws of each episode: a learner with noise draws
+    from them and nothing else, so that an episode is the same for every number of workers, resume and batching.
+    Raises EpisodeError when the tensors do not fit together.
     """
 
     support_x: Tensor
@@ -57,13 +59,14 @@ class EpisodeBatch:
     query_x: Tensor
     query_y: Tensor
     n_way: int
+    keys: Tensor
 
     def __post_init__(self) -> None:
         _check_labelled("support", self.support_x, self.support_y, self.n_way)
         _check_labelled("query", self.query_x, self.query_y, self.n_way)
         if self.support_x.shape[0] != self.query_x.shape[0]:
             raise EpisodeError(
-                f"support holds {self.support_x.shape[0]} episodes, query {self.query_x.shape[0]}; need as many"
+                f"support holds {self.support_x.shape[0]} episodes, query {self.query_x.shape[0]}; need equal numbers"
             )
 
     def __len__(self) -> int:
@@ -82,6 +85,7 @@ class EpisodeBatch:
                 query_x=self.query_x[i : i + 1],
                 query_y=self.query_y[i : i + 1],
                 n_way=self.n_way,
+                keys=self.keys[i : i + 1],
             )
 
 

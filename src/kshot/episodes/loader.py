@@ -1,6 +1,5 @@
 """Episodes by number -> tensors on the device that learns from them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +32,6 @@ class EpisodeLoader:
         """The episodes numbered `numbers`, in class order within each episode."""
         return load_episodes(self.pool.episodes(numbers), self.gather)
 
-    def load_in_parts(self, numbers: range, at_once: int) -> Iterator[EpisodeBatch]:
-        """The same as batches of at most `at_once` episodes, drawn together and gathered one batch after the other."""
-        indices = self.pool.episodes(numbers)
-        for start in range(0, len(indices), at_once):
-            yield load_episodes(indices[start : start + at_once], self.gather)
-
 
 def load_episodes(indices: EpisodeIndices[Any], gather: Gather) -> EpisodeBatch:
     support, query = (
@@ -54,6 +47,7 @@ def load_episodes(indices: EpisodeIndices[Any], gather: Gather) -> EpisodeBatch:
         query_x=query_x,
         query_y=_labels(indices.query, query_x.device),
         n_way=indices.class_ids.shape[1],
+        keys=torch.as_tensor(indices.keys, device=support_x.device),
     )
 
 

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
 from torch import Tensor
 
-from kshot.data.class_table import ClassTable
+from kshot.data.class_table import ClassTable, Int
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.sampling import EpisodeIndices, EpisodeKind, SamplerConfig, Uniform, sample_episodes
 from kshot.errors import DataError
-from kshot.seeding import Ints, stream_key
+from kshot.seeding import Ints, random_words, stream_key
 from kshot.settings import STRICT
 
 _FREEZE_AT_ONCE = 256  # episodes drawn together: bounds the size of the random keys in memory
@@ -148,6 +148,7 @@ class SampledPool(Generic[Ints]):
             support=np.concatenate([part.support for part in parts]),
             query=np.concatenate([part.query for part in parts]),
             class_ids=np.concatenate([part.class_ids for part in parts]),
+            keys=_keys_by_position(n_episodes),
         )
         return FrozenPool(indices=indices, shape=self.shape)
 
@@ -211,4 +212,10 @@ class FrozenPool:
             raise DataError(f"no task pool at {path}; next: kshot pool") from None
         except Exception as error:
             raise DataError(f"{path} is not a task pool ({error}); next: kshot pool") from error
-        return cls(indices=EpisodeIndices(**arrays), shape=EpisodeShape(**shape))
+        indices = EpisodeIndices(**arrays, keys=_keys_by_position(len(arrays["class_ids"])))
+        return cls(indices=indices, shape=EpisodeShape(**shape))
+
+
+def _keys_by_position(n_episodes: int) -> Int:
+    """The keys of frozen episodes: a file holds none, and two models scored on them get the same."""
+    return random_words(0, np.arange(n_episodes))

@@ -26,7 +26,7 @@ from kshot.errors import EpisodeError
 from kshot.seeding import Ints, random_bits, random_words
 from kshot.settings import STRICT
 
-_CLASSES, _ITEMS, _GROUPS = 0, 1, 2  # the three draws of an episode, as the first counter
+_CLASSES, _ITEMS, _GROUPS, _NOISE = 0, 1, 2, 3  # the draws of an episode, as the first counter
 _MANY = 4  # times as many candidates as are drawn: a sequence of them has few repetitions
 _PLACE_BITS, _NUMBER_BITS = 22, 40  # of a place in a sequence and of the number there, packed into one
 _KEY_BITS = 53
@@ -86,19 +86,23 @@ class EpisodeIndices(Generic[Ints]):
     """Which items make up E episodes: support (E, N, K), query (E, N, Q), class_ids (E, N).
 
     Position n on the N axis is label n of the episode; its class is drawn at random, so labels say
-    nothing about classes.
+    nothing about classes. keys (E,) name the further random draws of each episode, see `EpisodeBatch`.
     """
 
     support: Ints
     query: Ints
     class_ids: Ints
+    keys: Ints
 
     def __len__(self) -> int:
         return len(self.class_ids)
 
     def __getitem__(self, episodes: slice | Int) -> "EpisodeIndices[Ints]":
         return EpisodeIndices(
-            support=self.support[episodes], query=self.query[episodes], class_ids=self.class_ids[episodes]
+            support=self.support[episodes],
+            query=self.query[episodes],
+            class_ids=self.class_ids[episodes],
+            keys=self.keys[episodes],
         )
 
 
@@ -119,7 +123,12 @@ def sample_episodes(
     class_ids = table.class_ids[chosen]
     keys = random_words(_draw_key(key, _ITEMS), episodes[:, None], class_ids)
     items = table.items[chosen[:, :, None], _draw_items(table, shape.items_per_class, chosen, keys)]
-    return EpisodeIndices(support=items[:, :, : shape.k_shot], query=items[:, :, shape.k_shot :], class_ids=class_ids)
+    return EpisodeIndices(
+        support=items[:, :, : shape.k_shot],
+        query=items[:, :, shape.k_shot :],
+        class_ids=class_ids,
+        keys=random_words(_draw_key(key, _NOISE), episodes),
+    )
 
 
 def check_feasible(

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Learner
+from kshot.algorithms.learner import Learner, normalization_modes
 from kshot.data.class_table import Int
 from kshot.data.gather import Gather
 from kshot.episodes.sampling import EpisodeIndices
@@ -31,6 +30,8 @@ def fit_temperature(learner: Learner[Any], indices: EpisodeIndices, gather: Gath
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
     """
+    from scipy.optimize import minimize_scalar  # here: training calls this at its end, and needs no scipy before
+
     logits = torch.cat(list(episode_logits(learner, indices, gather, silent_lines()))).double()
     labels = torch.arange(indices.query.shape[1]).repeat_interleave(indices.query.shape[2])
     labels = labels.repeat(len(indices)).to(logits.device)
@@ -39,6 +40,11 @@ def fit_temperature(learner: Learner[Any], indices: EpisodeIndices, gather: Gath
         return float(F.cross_entropy(logits.flatten(0, 1) / math.exp(log_temperature), labels))
 
     return math.exp(float(minimize_scalar(surprise, bounds=_LOG_TEMPERATURES, method="bounded").x))
+
+
+def fit_temperatures(learner: Learner[Any], indices: EpisodeIndices, gather: Gather) -> dict[str, float]:
+    """The temperature of each normalisation mode in which the learner is scored."""
+    return {mode: fit_temperature(it, indices, gather) for mode, it in normalization_modes(learner).items()}
 
 
 @dataclass(frozen=True, kw_only=True)

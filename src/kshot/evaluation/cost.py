@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
+from kshot.algorithms.learner import Learner, served
 from kshot.data.packed import ItemSpec
 from kshot.episodes.episode import EpisodeShape, Support
 
@@ -30,15 +30,15 @@ class Cost:
 @torch.no_grad()
 def measure_cost(learner: Learner[Any], item: ItemSpec, shape: EpisodeShape) -> Cost:
     """On random images in the mode that is served, where the learner's parameters are."""
-    served = learner.normalization_modes()[NON_TRANSDUCTIVE].eval()
+    in_use = served(learner).eval()
     device = next(learner.parameters()).device
     images = torch.rand((1, shape.n_way * shape.k_shot, item.channels, item.image_size, item.image_size), device=device)
     labels = torch.arange(shape.n_way, device=device).repeat_interleave(shape.k_shot)[None]
     support = Support(x=images, y=labels, n_way=shape.n_way)
-    adapted = served.adapt(support)
+    adapted = in_use.adapt(support)
     return Cost(
-        adapt_ms=_median_ms(lambda: served.adapt(support), device),
-        classify_ms=_median_ms(lambda: served.classify(adapted, images[:, :1]), device),
+        adapt_ms=_median_ms(lambda: in_use.adapt(support), device),
+        classify_ms=_median_ms(lambda: in_use.classify(adapted, images[:, :1]), device),
         parameters=sum(parameter.numel() for parameter in learner.parameters()),
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kshot.algorithms.learner import Learner
+from kshot.algorithms.learner import Learner, normalization_modes
 from kshot.algorithms.protonet import ProtoNet
 from kshot.backbones.contract import Flatten
 from kshot.data.gather import Gather
@@ -44,7 +44,7 @@ def score_cross_domain(
     """A row for each setting of meta_test in each normalisation mode, on episodes drawn from `dataset`."""
     pixels = ProtoNet(Flatten())
     table = dataset.class_table("meta_test")
-    modes = {mode: embedded_once(one, gather) for mode, one in learner.normalization_modes().items()}
+    modes = {mode: embedded_once(one, gather) for mode, one in normalization_modes(learner).items()}
     results = []
     for setting, kind in settings.meta_test.kinds().items():
         pool = SampledPool.of_split(

@@ -3,17 +3,15 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
+from kshot.algorithms.learner import Learner, Stepwise, normalization_modes, served
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import FrozenPools
-from kshot.evaluation.calibration import fit_temperature
+from kshot.evaluation.calibration import fit_temperatures
 from kshot.evaluation.held_in import held_in_and_held_out
 from kshot.evaluation.intervals import mean_interval
 from kshot.evaluation.per_class import class_interval
@@ -46,11 +44,10 @@ def score_model(
     gather: Gather,
     *,
     baselines: Mapping[str, Learner[Any]],
-    other_seeds: Mapping[int, SavedModel] = MappingProxyType({}),
     lines: LiveLines,
 ) -> Evaluation:
     """Every setting in every normalisation mode of the learner. All learners lie where `gather` puts items."""
-    settings = list(_score_settings(grid, saved, gather, baselines, other_seeds, lines))
+    settings = list(_score_settings(grid, saved, gather, baselines, lines))
     metrics = _summary(grid, saved) | {
         "results": [_result(setting, seed=grid.seed) for setting in settings],
         "episodes_id": episodes_id(grid.dataset, {setting.name: setting.pool_hash for setting in settings}),
@@ -82,15 +79,10 @@ def _score_settings(
     saved: SavedModel,
     gather: Gather,
     baselines: Mapping[str, Learner[Any]],
-    other_seeds: Mapping[int, SavedModel],
     lines: LiveLines,
 ) -> Iterator[SettingScores]:
-    modes = saved.learner.normalization_modes()
-    temperatures = {mode: fit_temperature(learner, grid.frozen.val.indices, gather) for mode, learner in modes.items()}
-    by_seed = {
-        seed: {mode: embedded_once(it, gather) for mode, it in other.learner.normalization_modes().items()}
-        for seed, other in other_seeds.items()
-    }
+    modes = normalization_modes(saved.learner)
+    temperatures = saved.temperatures or fit_temperatures(saved.learner, grid.frozen.val.indices, gather)
     scored = {mode: embedded_once(learner, gather) for mode, learner in modes.items()}
     compared = {name: embedded_once(learner, gather) for name, learner in baselines.items()}
     for name, kind in grid.frozen.kinds.items():
@@ -109,10 +101,6 @@ def _score_settings(
                 temperature=temperatures[mode],
                 scores=scores,
                 baselines=beside,
-                other_seeds={
-                    seed: score_episodes(other, pool.indices, items)
-                    for seed, (other, items) in ((seed, in_modes[mode]) for seed, in_modes in by_seed.items())
-                },
             )
 
 
@@ -147,37 +135,34 @@ def _result(setting: SettingScores, *, seed: int) -> dict[str, Any]:
         "temperature": setting.temperature,
         "tempered_calibration_error": setting.bins(tempered=True).expected_calibration_error,
         "baselines": {name: {"accuracy": i.mean, "ci95": i.half_width} for name, i in beside.items()},
-        "over_seeds": _over_seeds(setting, seed),
         "unbeaten": [name for name, interval in beside.items() if model.mean <= interval.mean],
         "pool_hash": setting.pool_hash,
     }
-
-
-def _over_seeds(setting: SettingScores, seed: int) -> dict[str, Any] | None:
-    """Mean and standard deviation of the accuracy over trainings from several seeds; None where there is one."""
-    if not setting.other_seeds:
-        return None
-    accuracies = {seed: setting.scores} | setting.other_seeds
-    values = [float(scores.accuracy.mean()) for scores in accuracies.values()]
-    return {"seeds": list(accuracies), "mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
 
 
 def _held_in(
     grid: Grid, learner: Learner[Any], setting: SettingScores, gather: Gather, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Accuracy on the classes of training and on held-out ones, in the mode that is served."""
-    served = learner.normalization_modes()[NON_TRANSDUCTIVE]
-    rows = held_in_and_held_out(served, grid.dataset, setting.kind.shape, gather, seed=seed, n_episodes=_FEW_EPISODES)
+    in_use = served(learner)
+    rows = held_in_and_held_out(in_use, grid.dataset, setting.kind.shape, gather, seed=seed, n_episodes=_FEW_EPISODES)
     for name, accuracy in rows:
         yield {"queries": name, "accuracy": accuracy.mean, "ci95": accuracy.half_width}
 
 
 def _adaptation(learner: Learner[Any], setting: SettingScores, gather: Gather) -> Iterator[dict[str, Any]]:
     """Accuracy after 0 steps and more, on the first episodes of a setting; nothing for a learner without steps."""
-    if learner.inner_steps is None:
+    if not isinstance(learner, Stepwise):
         return
     indices = setting.indices[:_FEW_EPISODES]
-    for mode, in_mode in learner.normalization_modes().items():
-        for n_steps in range(learner.inner_steps + 1):
-            found = mean_interval(score_episodes(in_mode.with_inner_steps(n_steps), indices, gather).accuracy)
+    for mode, in_mode in normalization_modes(learner).items():
+        on_items, items = embedded_once(in_mode, gather)
+        assert isinstance(on_items, Stepwise)
+        for n_steps in curve_steps(learner.inner_steps):
+            found = mean_interval(score_episodes(on_items.with_inner_steps(n_steps), indices, items).accuracy)
             yield {"mode": mode, "steps": n_steps, "accuracy": found.mean, "ci95": found.half_width}
+
+
+def curve_steps(inner_steps: int) -> list[int]:
+    """A handful of numbers of steps from 0 to `inner_steps`, close together at the start, where most changes."""
+    return sorted({0, 1, 2, inner_steps // 4, inner_steps // 2, inner_steps} & set(range(inner_steps + 1)))

@@ -62,4 +62,5 @@ def mixed(first: EpisodeIndices, second: EpisodeIndices, key: np.uint64) -> Epis
         support=join(first.support, second.support),
         query=join(first.query, second.query),
         class_ids=join(first.class_ids, second.class_ids),
+        keys=first.keys,
     )

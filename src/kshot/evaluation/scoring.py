@@ -15,7 +15,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
-from kshot.algorithms.learner import Learner, MetricLearner
+from kshot.algorithms.learner import FeatureWise, Learner
+from kshot.backbones.contract import items_at_once
 from kshot.data.class_table import Int
 from kshot.data.gather import Gather
 from kshot.episodes.loader import load_episodes
@@ -25,7 +26,6 @@ from kshot.settings import STRICT
 
 Float = NDArray[np.float64]
 
-_EMBED_AT_ONCE = 512  # items in one forward pass
 _EPISODES_AT_ONCE = 64  # scored together from features, within this many numbers
 _NUMBERS_AT_ONCE = 32_000_000
 
@@ -33,7 +33,6 @@ _NUMBERS_AT_ONCE = 32_000_000
 @settings(frozen=True, kw_only=True, config=STRICT)
 class EvaluationSettings:
     worst_classes: Annotated[int, Field(ge=1)] = 10  # listed in the report
-    pretrain_steps: Annotated[int, Field(ge=0)] = 0  # of the supervised baseline, 128 images each; 0 leaves it out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +98,10 @@ def score_episodes(
 def embedded_once(learner: Learner[Any], gather: Gather) -> tuple[Learner[Any], Gather]:
     """The learner and the gather for scoring several lists of episodes of the same items.
 
-    A metric learner is put on features, and an item embedded when it is first asked for; others stay as they are.
+    A learner that sees items one by one is put on features, and an item embedded when it is first asked for; others
+    stay as they are.
     """
-    if not isinstance(learner, MetricLearner):
+    if not isinstance(learner, FeatureWise):
         return learner, gather
     return learner.on_features(), _Features(learner, gather)
 
@@ -109,7 +109,7 @@ def embedded_once(learner: Learner[Any], gather: Gather) -> tuple[Learner[Any], 
 class _Features:
     """Item indices (...) -> features (..., D); each item goes through the learner once."""
 
-    def __init__(self, learner: MetricLearner[Any], gather: Gather) -> None:
+    def __init__(self, learner: FeatureWise, gather: Gather) -> None:
         self._learner, self._gather = learner, gather
         self._row_of_item = np.full(0, -1)
         self._features: Tensor | None = None  # (I, D)
@@ -122,19 +122,25 @@ class _Features:
         if len(new):
             known = [] if self._features is None else [self._features]
             self._row_of_item[new] = np.arange(len(new)) + (len(known[0]) if known else 0)
-            self._features = torch.cat([*known, *(self._learner.embed(self._gather(chunk)) for chunk in _chunks(new))])
+            self._features = torch.cat(
+                [*known, *(self._learner.embed(self._gather(chunk)) for chunk in self._chunks(new))]
+            )
         assert self._features is not None
         return self._features[torch.from_numpy(self._row_of_item[items])]
+
+    def _chunks(self, items: Int) -> list[Int]:
+        at_once = items_at_once(self._learner.backbone)
+        return [items[start : start + at_once] for start in range(0, len(items), at_once)]
 
 
 def episode_logits(
     learner: Learner[Any], indices: EpisodeIndices, gather: Gather, lines: LiveLines
 ) -> Iterator[Tensor]:
-    """(B, N * Q, N) of some episodes after the other.
+    """Logits (B, N * Q, N), one batch of episodes at a time.
 
-    A metric learner sees each item alone, so each is embedded once and episodes are gathers.
+    A learner that sees items one by one has each embedded once, and episodes are gathers.
     """
-    if isinstance(learner, MetricLearner):
+    if isinstance(learner, FeatureWise):
         learner, gather = embedded_once(learner, gather)
         items_per_episode = indices.support[0].size + indices.query[0].size
         per_episode = gather(indices.support[:1, :1, :1]).numel() * items_per_episode
@@ -145,7 +151,3 @@ def episode_logits(
         episodes = load_episodes(indices[start : start + at_once], gather)
         yield learner.classify(learner.adapt(episodes.support), episodes.query_x)
         lines.mention(partial("{:,} of {:,} episodes scored".format, start + len(episodes), len(indices)))
-
-
-def _chunks(items: Int) -> list[Int]:
-    return [items[start : start + _EMBED_AT_ONCE] for start in range(0, len(items), _EMBED_AT_ONCE)]

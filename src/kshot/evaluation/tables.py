@@ -18,7 +18,7 @@ from kshot.evaluation.scoring import EpisodeScores
 class SettingScores:
     """One setting, such as 5w1s, in one normalisation mode.
 
-    `baselines` by name, on the same episodes; `other_seeds` are the same training from other seeds.
+    `baselines` by name, on the same episodes.
     """
 
     name: str
@@ -29,7 +29,6 @@ class SettingScores:
     temperature: float
     scores: EpisodeScores
     baselines: dict[str, EpisodeScores]
-    other_seeds: dict[int, EpisodeScores]
 
     @property
     def is_served(self) -> bool:

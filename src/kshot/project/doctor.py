@@ -139,7 +139,7 @@ def _params(root: Path) -> _ParamsFinding:
     except KshotError as error:
         check = _check("params", False, str(error), needed, "correct params.yaml, or kshot preset demo")
         return _ParamsFinding(check=check, dataset=None)
-    learner = f"{params.meta_train.algorithm.name} on {params.meta_train.backbone.name}, data {params.dataset.name}"
+    learner = f"{params.meta_train.algorithm.name} on {params.backbone.name}, data {params.dataset.name}"
     return _ParamsFinding(check=_check("params", True, learner, needed, ""), dataset=params.dataset.name)
 
 

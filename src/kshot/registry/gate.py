@@ -16,6 +16,7 @@ from kshot.evaluation.baselines import untrained_baselines
 from kshot.evaluation.grid import Grid, score_model, write_scores
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, Scorecard, episodes_id, read_scorecard
 from kshot.model import load_model
+from kshot.process import set_up_process
 from kshot.promotion.rule import PromotionDecision, decide
 from kshot.promotion.settings import PromotionSettings
 from kshot.runtime.lines import LiveLines
@@ -154,7 +155,8 @@ def _rescored(
             f"version {model.version} of {model.name} takes items {saved.item}; {dataset.folder} has {dataset.item}; "
             "need equal ones to compare; next: register under a new model name"
         )
-    device = choose_device(params.meta_train.device)
+    set_up_process(params.process)
+    device = choose_device(params.process.device)
     gather = image_gather(dataset, device)
     frozen = read_frozen(workspace.output("task_pool"), dataset, params.task_pool)
     found = score_model(

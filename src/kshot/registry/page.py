@@ -12,6 +12,7 @@ from typing import Any
 
 from kshot.errors import KshotError
 from kshot.evaluation.intervals import Interval
+from kshot.evaluation.over_seeds import over_seeds
 from kshot.evaluation.report import SECTIONS, headline
 from kshot.pages.page import markup, render
 from kshot.registry.comparison import Change, Comparison, compare, data_lines, points, verdict
@@ -57,7 +58,9 @@ def write_run_report(name: str, version: int, root: Path) -> Path:
         folder = Path(temporary)
         others = json.loads(model.tags.get("cross_domain", "[]"))
         cross_domain = {other: f"cross_domain/{other}/metrics.json" for other in others}
-        fetch_run_files(model.mlflow_run_id, (_FACTS, _METRICS, _SECTIONS, *cross_domain.values()), folder, root)
+        seeds = {seed: f"seeds/{seed}/metrics.json" for seed in json.loads(model.tags.get("seeds", "[]"))}
+        names = (_FACTS, _METRICS, _SECTIONS, *cross_domain.values(), *seeds.values())
+        fetch_run_files(model.mlflow_run_id, names, folder, root)
         evaluation = _read(folder / _METRICS)
         page = render(
             "run.html.j2",
@@ -67,6 +70,11 @@ def write_run_report(name: str, version: int, root: Path) -> Path:
             state=_state(model, decision, root),
             decision=decision,
             sections=markup((folder / _SECTIONS).read_text(encoding="utf-8")),
+            over_seeds=over_seeds(
+                evaluation["seed"],
+                evaluation["results"],
+                {seed: _read(folder / path)["results"] for seed, path in seeds.items()},
+            ),
             cross_domain={other: _read(folder / path)["results"] for other, path in cross_domain.items()},
             warnings=[check for check in _read(folder / _FACTS)["checks"] if not check["passed"]],
             changes=None if against is None else _changes(compare(name, against, version, root), decision or {}),

@@ -18,7 +18,7 @@ from kshot.evaluation.intervals import Interval
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, read_scorecard
 from kshot.project.git import git
 from kshot.promotion.rule import paired_difference
-from kshot.registry.registration import current_stages, dvc_hash
+from kshot.registry.registration import current_stages, dvc_hash, item_stages
 from kshot.tracking import RegisteredModel, fetch_model, fetch_run_files
 from kshot.workspace import Workspace
 
@@ -131,7 +131,7 @@ def check_hashes(folder: Path) -> int:
 
 def _locked_stages(folder: Path) -> dict[str, Any]:
     lock, params = (yaml.safe_load((folder / name).read_text(encoding="utf-8")) for name in ("dvc.lock", "params.yaml"))
-    return current_stages(lock, params.get("cross_domain") or ())
+    return current_stages(lock, item_stages(params.get("cross_domain") or (), params.get("seeds") or ()))
 
 
 def check_weights_of(recorded: Recorded, folder: Path) -> None:

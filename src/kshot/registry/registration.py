@@ -44,11 +44,12 @@ from kshot.tracking import (
 from kshot.workspace import Workspace
 
 _NEXT = "next: make demo, or python -m flows.train"
-_STAGES = ("validate", "task_pool", "meta_train", "evaluate")
+_STAGES = ("validate", "task_pool", "pretrain", "meta_train", "evaluate")
 _ATTACHED = (
     "validate/facts.json",
     "validate/report.html",
     "task_pool/pools.json",
+    "pretrain/metrics.json",
     "meta_train/history.parquet",
     "meta_train/metrics.json",
     "evaluate/metrics.json",
@@ -179,18 +180,15 @@ def model_card(root: Path, params: Params, run: FinishedRun, cost: Cost, lineage
     )
 
 
-def current_stages(lock: Mapping[str, Any], cross_domain: Iterable[str]) -> dict[str, Any]:
-    """The entries of dvc.lock without those of datasets that params.yaml named under cross_domain once."""
-    named = {*map(cross_domain_stage, cross_domain)}
-    return {
-        name: entry
-        for name, entry in lock.get("stages", {}).items()
-        if not name.startswith(cross_domain_stage("")) or name in named
-    }
+def current_stages(lock: Mapping[str, Any], items: Iterable[str]) -> dict[str, Any]:
+    """The entries of dvc.lock without those of items, such as seeds@7, that params.yaml named once and no more."""
+    named = set(items)
+    return {name: entry for name, entry in lock.get("stages", {}).items() if "@" not in name or name in named}
 
 
-def cross_domain_stage(dataset: str) -> str:
-    return f"cross_domain@{dataset}"
+def item_stages(cross_domain: Iterable[str], seeds: Iterable[int]) -> list[str]:
+    """The stages that dvc.yaml has once for each item of a list in params.yaml."""
+    return [*(f"cross_domain@{name}" for name in cross_domain), *(f"seeds@{seed}" for seed in seeds)]
 
 
 def dvc_hash(path: Path) -> str:
@@ -206,9 +204,9 @@ def dvc_hash(path: Path) -> str:
 
 def _check_receipt(root: Path, params: Params, lock: Mapping[str, Any]) -> None:
     """The settings, sources, data and outputs are those that dvc.lock names."""
-    stages = current_stages(lock, params.cross_domain)
-    missing = [name for name in _STAGES if name not in stages]
-    missing += [name for name in map(cross_domain_stage, params.cross_domain) if name not in stages]
+    items = item_stages(params.cross_domain, params.seeds)
+    stages = current_stages(lock, items)
+    missing = [name for name in (*_STAGES, *items) if name not in stages]
     if missing:
         raise StageError(f"dvc.lock has no stage {', '.join(missing)}; need {', '.join(_STAGES)}; {_NEXT}")
     locked = _plain(params)
@@ -250,6 +248,7 @@ def _lineage(root: Path, params: Params, run: FinishedRun, flow_run_id: str | No
         "flow_run_id": flow_run_id or "none",
         "kshot_version": _kshot_version(),
         "cross_domain": json.dumps(list(params.cross_domain)),
+        "seeds": json.dumps(list(params.seeds)),
         "cost_measured_on": f"{cpu_name()}, {torch.get_num_threads()} threads",
         "training_device": str(run.training.get("device", "unknown")),
     }
@@ -301,7 +300,8 @@ def _history(history: pd.DataFrame) -> Iterator[MetricPoint]:
 def _files(root: Path, dataset: Path, params: Params) -> tuple[LoggedFile, ...]:
     artifacts = Workspace(root).artifacts
     plots = sorted((artifacts / "evaluate" / "plots").glob("*.png"))
-    others = [artifacts / "cross_domain" / name / "metrics.json" for name in params.cross_domain]
+    items = item_stages(params.cross_domain, params.seeds)
+    others = [Workspace(root).output(stage) / "metrics.json" for stage in items]
     attached = [*(artifacts / name for name in _ATTACHED), *plots, *others]
     return (
         LoggedFile(path=Workspace(root).params, folder=""),

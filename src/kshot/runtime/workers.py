@@ -84,16 +84,21 @@ class PairwiseSum:
 def choose_device(name: str) -> torch.device:
     """The device called auto, cpu or cuda; auto is the GPU where there is one, each worker has its own."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("meta_train.device is cuda; found no GPU that torch can use; next: set it to auto or cpu")
+        raise ConfigError("process.device is cuda; found no GPU that torch can use; next: set it to auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
+def in_worker() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def joined_workers(device: torch.device) -> Iterator[Workers]:
     """The group that torchrun started this process in, or a group of one."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not in_worker():
         yield Workers()
         return
     one_gpu_each = device.type == "cuda" and int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count()

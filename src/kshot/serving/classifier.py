@@ -13,15 +13,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner
+from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner, served
+from kshot.backbones.contract import items_at_once
 from kshot.data.gather import images_from_items
 from kshot.data.items.image import to_item
 from kshot.data.packed import ItemSpec, Pixels
 from kshot.episodes.episode import Support
 from kshot.errors import EpisodeError, ModelError
 from kshot.model import SavedModel, load_model
-
-_CLASSIFY_AT_ONCE = 256  # query items in one forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,7 @@ class AdaptedClassifier:
     item: ItemSpec
     adapted: Any
     labels: NDArray[Any]
+    temperature: float
 
     @torch.no_grad()
     def classify(self, query_items: Pixels) -> Prediction:
@@ -47,24 +47,24 @@ class AdaptedClassifier:
         _check_items("query", query_items, self.item)
         device = next(self.learner.parameters()).device
         parts = []
-        for start in range(0, len(query_items), _CLASSIFY_AT_ONCE):
-            images = _images(query_items[start : start + _CLASSIFY_AT_ONCE], device)
-            logits = self.learner.classify(self.adapted, images[None])[0]
-            parts.append(logits.float().softmax(1).cpu().numpy())
+        at_once = items_at_once(self.learner.backbone)
+        for start in range(0, len(query_items), at_once):
+            images = _images(query_items[start : start + at_once], device)
+            logits = self.learner.classify(self.adapted, images[None])[0].float() / self.temperature
+            parts.append(logits.softmax(1).cpu().numpy())
         return Prediction(labels=self.labels, probabilities=np.concatenate(parts))
 
 
 class FewShotClassifier:
-    """Predicts without query statistics, also where the algorithm was trained with them."""
+    """Predicts without query statistics, also where the algorithm was trained with them.
+
+    Probabilities are calibrated: logits are divided by the temperature that was fitted on meta_val.
+    """
 
     def __init__(self, model: SavedModel) -> None:
-        modes = model.learner.normalization_modes()
-        if NON_TRANSDUCTIVE not in modes:
-            raise ModelError(
-                f"this model predicts only in mode {', '.join(modes)}; need {NON_TRANSDUCTIVE} to serve it"
-            )
         self.item = model.item
-        self._learner = modes[NON_TRANSDUCTIVE].eval()
+        self._learner = served(model.learner).eval()
+        self._temperature = model.temperatures.get(NON_TRANSDUCTIVE, 1.0)
 
     @classmethod
     def load(cls, folder: Path, *, weights_sha256: str | None = None) -> "FewShotClassifier":
@@ -103,7 +103,9 @@ class FewShotClassifier:
         images = _images(support_items, next(self._learner.parameters()).device)
         y = torch.from_numpy(numbers.astype(np.int64)).to(images.device)
         adapted = self._learner.adapt(Support(x=images[None], y=y[None], n_way=len(labels)))
-        return AdaptedClassifier(learner=self._learner, item=self.item, adapted=adapted, labels=labels)
+        return AdaptedClassifier(
+            learner=self._learner, item=self.item, adapted=adapted, labels=labels, temperature=self._temperature
+        )
 
     def predict(self, support_images: ArrayLike, support_labels: ArrayLike, query_images: ArrayLike) -> Prediction:
         """Adapt to images (S, H, W, C) with labels (S,) and classify images (Q, H, W, C), all uint8."""

@@ -7,20 +7,20 @@ from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
 from kshot.evaluation.cross_domain import check_item, score_cross_domain
 from kshot.model import load_model
+from kshot.process import set_up_process
 from kshot.runtime.files import json_bytes
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import choose_device
-from kshot.stages.process import set_up_process
 from kshot.workspace import Workspace
 
 
 def run(params: Params, workspace: Workspace, name: str) -> None:
     """Write cross_domain/NAME/metrics.json: the settings of meta_test, on episodes of the dataset `name`."""
-    set_up_process(params.meta_train)
+    set_up_process(params.process)
     dataset = PackedDataset.open(workspace.dataset(name))
     saved = load_model(workspace.model)
     check_item(dataset, saved.item)
-    device = choose_device(params.meta_train.device)
+    device = choose_device(params.process.device)
     results = score_cross_domain(
         saved.on(device).learner,
         dataset,

@@ -7,23 +7,23 @@ from kshot.config import Params
 from kshot.data.gather import image_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_frozen
-from kshot.evaluation.baselines import baselines
+from kshot.evaluation.baselines import pretrained_baseline, untrained_baselines
 from kshot.evaluation.grid import Grid, score_extras, score_model, write_scores
 from kshot.evaluation.report import write_report
-from kshot.model import load_model, load_other_seeds
+from kshot.model import load_model
+from kshot.process import set_up_process
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import choose_device
-from kshot.stages.process import set_up_process
 from kshot.workspace import Workspace
 
 
 def run(params: Params, workspace: Workspace) -> None:
     """Write metrics.json, three tables (episodes, per_class, confusions), plots/, sections.html and report.html."""
-    set_up_process(params.meta_train)
+    set_up_process(params.process)
     lines = LiveLines(partial(print, flush=True))
     saved = load_model(workspace.model)
     dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
-    device = choose_device(params.meta_train.device)
+    device = choose_device(params.process.device)
     gather = image_gather(dataset, device)
     grid = Grid(
         dataset=dataset,
@@ -34,10 +34,10 @@ def run(params: Params, workspace: Workspace) -> None:
         grid,
         saved.on(device),
         gather,
-        baselines=baselines(
-            saved.config, dataset, gather, seed=params.seed, pretrain_steps=params.evaluate.pretrain_steps, lines=lines
-        ),
-        other_seeds={seed: other.on(device) for seed, other in load_other_seeds(workspace.other_seeds).items()},
+        baselines={
+            **untrained_baselines(saved.config, dataset, gather, seed=params.seed),
+            **pretrained_baseline(workspace.pretrained_model, device),
+        },
         lines=lines,
     )
     extras = score_extras(grid, saved.learner, found.settings[0], gather, seed=params.task_pool.seed)

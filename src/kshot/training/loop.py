@@ -1,4 +1,4 @@
-"""Meta-training: the outer loop, in one place. Knows no MLflow, Prefect or DVC.
+"""The outer loop of every training, in one place. Knows no MLflow, Prefect or DVC.
 
 Every number that a step needs is a function of the step and of what a checkpoint holds, so a run that
 was killed and resumed goes on exactly as one that was not.
@@ -10,25 +10,20 @@ import time
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import Learner
-from kshot.backbones.layers.norm import calibrate
-from kshot.episodes.loader import EpisodeLoader
-from kshot.episodes.pools import FrozenPool
 from kshot.errors import TrainingError
-from kshot.evaluation.scoring import score_episodes
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import PairwiseSum, Workers
 from kshot.settings import STRICT
+from kshot.training.objectives import Objective
 from kshot.training.optimizers import Adam, cosine_decay, flat
 
-_CALIBRATION_EPISODES = 16
 _STEPS_QUEUED = 16  # on a GPU, which runs behind the host
 
 Tensors = dict[str, Tensor]
@@ -45,6 +40,7 @@ class TrainingSettings:
     halve_every: Annotated[int, Field(ge=1)] = 2000  # steps, for the halving schedule
     validate_every: Annotated[int, Field(ge=1)] = 200  # steps
     patience: Annotated[int, Field(ge=1)] = 10  # validations in a row without a better accuracy
+    batch_size: Annotated[int, Field(ge=1)] = 128  # items, for a learner that is trained on batches, not on episodes
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 30.0
 
@@ -104,12 +100,9 @@ class CheckpointStore(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What to train, on which episodes, how, and where to keep the way back."""
+    """What to minimise, how, and where checkpoints go."""
 
-    learner: Learner[Any]
-    train: EpisodeLoader
-    val: EpisodeLoader
-    val_pool: FrozenPool
+    objective: Objective
     settings: TrainingSettings
     checkpoints: CheckpointStore
     workers: Workers = field(default_factory=Workers)
@@ -117,18 +110,25 @@ class TrainingJob:
 
     @property
     def device(self) -> torch.device:
-        return next(self.learner.parameters()).device
+        return next(self.objective.module.parameters()).device
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that are trained. A frozen one stays as it is."""
+        return [parameter for parameter in self.objective.module.parameters() if parameter.requires_grad]
 
 
-def meta_train(job: TrainingJob) -> Progress:
-    """Train `job.learner` in place and leave it with the weights that were best on meta_val.
+def run_training(job: TrainingJob) -> Progress:
+    """Train the objective's module in place and leave it with the weights that scored best.
 
-    Every worker draws the same numbers of episodes and learns from its share of them; the gradients
-    are summed, so the weights are the same on all. Raises TrainingError on a loss or gradient that is
-    not finite.
+    Each step: the losses of this step's numbers -> their gradient, summed over workers -> Adam -> the next step.
+    Every worker takes the same numbers and learns from its share of them, so the weights are the same on all.
+    Raises TrainingError on a loss or gradient that is not finite.
     """
-    settings, workers = job.settings, job.workers
-    optimizer = Adam(job.learner.parameters())
+    settings, workers, module = job.settings, job.workers, job.objective.module
+    if not job.parameters:
+        raise TrainingError("found no parameter that requires gradients; need at least one; next: freeze less")
+    optimizer = Adam(job.parameters)
     progress, best_weights = _resume(job, optimizer)
     saved_step = progress.step
     last_save = time.monotonic()
@@ -147,29 +147,29 @@ def meta_train(job: TrainingJob) -> Progress:
         )
 
         if progress.step % settings.validate_every == 0 or progress.step == settings.n_steps:
-            progress = _after_validation(progress, settings, _validate(job))
+            progress = _after_validation(progress, settings, job.objective.score(workers, job.lines))
             if progress.validations_since_best == 0:
-                best_weights = _copy(job.learner.state_dict())
-            job.lines.say(_validation_line(progress, settings))
+                best_weights = _copy(module.state_dict())
+            job.lines.say(_validation_line(progress, job))
         job.lines.mention(partial(_step_line, progress, job))
         if workers.is_first and now - last_save >= settings.checkpoint_every_s:
-            job.checkpoints.save(_state(job.learner, optimizer, progress, best_weights))
+            job.checkpoints.save(_state(module, optimizer, progress, best_weights))
             saved_step, last_save = progress.step, time.monotonic()
 
     if workers.is_first and progress.step != saved_step:
-        job.checkpoints.save(_state(job.learner, optimizer, progress, best_weights))
-    job.learner.load_state_dict(best_weights)
+        job.checkpoints.save(_state(module, optimizer, progress, best_weights))
+    module.load_state_dict(best_weights)
     return progress
 
 
 def training_step(job: TrainingJob, optimizer: Adam, step: int) -> Tensor:
-    """One step of the outer loop, number `step` from 0: episodes, gradients, their sum over workers, update.
+    """One step of the outer loop, number `step` from 0: losses, gradients, their sum over workers, update.
 
-    Returns the mean loss over the step's episodes and the norm of its gradient, (2,) on the learner's device.
+    Returns the mean loss over the step's numbers and the norm of its gradient, (2,) on the module's device.
     """
     first = step * job.settings.episodes_per_step
     numbers = range(first, first + job.settings.episodes_per_step)
-    return update(job, optimizer, step, gradient_and_loss(job, job.workers.share(numbers)))
+    return update(job, optimizer, step, gradient_and_loss(job, step, job.workers.share(numbers)))
 
 
 def update(job: TrainingJob, optimizer: Adam, step: int, of_worker: Tensor) -> Tensor:
@@ -180,19 +180,21 @@ def update(job: TrainingJob, optimizer: Adam, step: int, of_worker: Tensor) -> T
     return torch.stack([loss, torch.linalg.vector_norm(gradient)])
 
 
-def gradient_and_loss(job: TrainingJob, numbers: range) -> Tensor:
-    """This worker's part of the gradient of the mean loss over the step's episodes, `flat`, and of that loss, last.
+def gradient_and_loss(job: TrainingJob, step: int, numbers: range) -> Tensor:
+    """This worker's part of the gradient of the mean loss over the step's numbers, `flat`, and of that loss, last.
 
-    A few episodes at a time, so that memory does not grow with their number.
+    A few numbers at a time, so that memory does not grow with how many there are.
     """
-    parameters = list(job.learner.parameters())
-    job.learner.train()
+    parameters, objective = job.parameters, job.objective
+    objective.module.train()
     total = PairwiseSum()
-    if not len(numbers):  # more workers than episodes
+    if not len(numbers):  # more workers than numbers
         total.add(torch.zeros(sum(p.numel() for p in parameters) + 1, device=job.device, dtype=parameters[0].dtype))
-    for episodes in job.train.load_in_parts(numbers, job.learner.episodes_at_once):
+    done = step / job.settings.n_steps
+    for start in range(0, len(numbers), objective.at_once):
         with torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.settings.precision == "bfloat16"):
-            loss = job.learner.meta_loss(episodes).sum() / job.settings.episodes_per_step
+            losses = objective.losses(numbers[start : start + objective.at_once], done)
+            loss = losses.sum() / job.settings.episodes_per_step
         gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         total.add(flat([*gradients, loss.detach()]))
     return total.result()
@@ -218,19 +220,6 @@ def _checked_losses(outcomes: list[Tensor], steps: range) -> list[float]:
     return losses
 
 
-def _validate(job: TrainingJob) -> float:
-    """Mean accuracy over the frozen meta_val episodes, each scored by one worker."""
-    job.learner.eval()
-    if job.learner.needs_population_statistics:
-        episodes = job.train.load(range(_CALIBRATION_EPISODES))
-        calibrate(job.learner.backbone, torch.cat([episodes.support_x, episodes.query_x], dim=1))
-    share = job.workers.share(range(len(job.val_pool)))
-    scores = score_episodes(job.learner, job.val_pool.episodes(share), job.val.gather, lines=job.lines)
-    correct = job.workers.sum(torch.tensor(scores.correct.sum(), device=job.device, dtype=torch.int64))
-    shape = job.val_pool.shape
-    return int(correct) / (len(job.val_pool) * shape.n_way * shape.n_query)
-
-
 def _after_validation(progress: Progress, settings: TrainingSettings, accuracy: float) -> Progress:
     steps = progress.steps_since_validation
     point = ValidationPoint(
@@ -250,7 +239,7 @@ def _after_validation(progress: Progress, settings: TrainingSettings, accuracy: 
 
 
 def episodes_per_s(progress: Progress, settings: TrainingSettings) -> float:
-    """Throughput of the training steps, all workers together."""
+    """Throughput of the training steps, all workers together; batches per second for an objective that has batches."""
     return progress.step * settings.episodes_per_step / max(progress.seconds, 1e-9)
 
 
@@ -269,33 +258,33 @@ def _step_line(progress: Progress, job: TrainingJob) -> str:
     return (
         f"step {progress.step:,}/{settings.n_steps:,}  "
         f"loss {progress.loss_sum / max(progress.steps_since_validation, 1):.4f}  {validated}"
-        f"{rate:.1f} episodes/s  at most {timedelta(seconds=round(left_s))} left  "
+        f"{rate:.1f} {job.objective.unit}/s  at most {timedelta(seconds=round(left_s))} left  "
         f"{peak_memory_bytes(job.device) / 2**30:.2f} GiB"
     )
 
 
-def _validation_line(progress: Progress, settings: TrainingSettings) -> str:
-    point = progress.history[-1]
+def _validation_line(progress: Progress, job: TrainingJob) -> str:
+    point, settings = progress.history[-1], job.settings
     return (
         f"step {point.step:,}/{settings.n_steps:,}  loss {point.loss:.4f}  "
         f"meta_val accuracy {point.val_accuracy:.2%}, best {progress.best_accuracy:.2%}  "
-        f"{episodes_per_s(progress, settings):.1f} episodes/s"
+        f"{episodes_per_s(progress, settings):.1f} {job.objective.unit}/s"
     )
 
 
-def _state(learner: nn.Module, optimizer: Adam, progress: Progress, best_weights: Tensors) -> TrainingState:
+def _state(module: nn.Module, optimizer: Adam, progress: Progress, best_weights: Tensors) -> TrainingState:
     return TrainingState(
-        progress=progress, weights=dict(learner.state_dict()), optimizer=optimizer.state(), best_weights=best_weights
+        progress=progress, weights=dict(module.state_dict()), optimizer=optimizer.state(), best_weights=best_weights
     )
 
 
 def _resume(job: TrainingJob, optimizer: Adam) -> tuple[Progress, Tensors]:
-    """Put the newest checkpoint into the learner and the optimiser, where there is one."""
+    """Put the newest checkpoint into the module and the optimiser, where there is one."""
     state = job.checkpoints.latest()
     if state is None:
-        return Progress(), _copy(job.learner.state_dict())
+        return Progress(), _copy(job.objective.module.state_dict())
     job.lines.say(f"resuming from the checkpoint of step {state.progress.step:,}")
-    job.learner.load_state_dict(state.weights)
+    job.objective.module.load_state_dict(state.weights)
     optimizer.load_state(state.optimizer)
     return state.progress, state.best_weights
 

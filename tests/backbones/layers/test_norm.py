@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from kshot.backbones import Conv4Config
-from kshot.backbones.layers.norm import ReferenceNorm, calibrate, channels_last
+from kshot.backbones.contract import calibrate
+from kshot.backbones.layers.norm import ReferenceNorm, channels_last
 from kshot.errors import ConfigError
 
 

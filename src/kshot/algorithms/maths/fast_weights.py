@@ -1,7 +1,9 @@
-"""Weights of each episode: gradient descent on them, and passes under them."""
+"""Fast weights: those of each episode, how gradient descent moves them, and passes of a network under them.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+Shapes: B episodes, I items of one episode, D features.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,28 +12,60 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from kshot.algorithms.maths.losses import full_precision
+from kshot.backbones.contract import EpisodeWise
+
 Weights = dict[str, Tensor]
+"""(B, *shape) by the parameter's name: the weights of each of B episodes."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdaptedWeights:
-    """Fast weights of B episodes, (B, *shape) by the parameter's name, and the support items (B, S, *item)."""
-
-    weights: Weights
-    support_x: Tensor
-
-    def one_by_one(self) -> Iterator["AdaptedWeights"]:
-        for i, support_x in enumerate(self.support_x):
-            yield AdaptedWeights(
-                weights={name: weight[i : i + 1] for name, weight in self.weights.items()}, support_x=support_x[None]
-            )
+def for_each(parameters: Weights, n_episodes: int) -> Weights:
+    """The same weights for every episode, without a copy."""
+    return {name: weight.expand(n_episodes, *weight.shape) for name, weight in parameters.items()}
 
 
-def forward_one_by_one(backbone: nn.Module, weights: Weights, images: Tensor, n_reference: int) -> Tensor:
+def of_episode(weights: Weights, i: int) -> Weights:
+    """Those of episode i, as weights of one episode."""
+    return {name: weight[i : i + 1] for name, weight in weights.items()}
+
+
+def descend(
+    loss: Callable[[Weights], Tensor], weights: Weights, *, rate: float, n_steps: int, second_order: bool
+) -> Weights:
+    """Weights after `n_steps` of gradient descent on `loss`, the sum over the episodes.
+
+    Runs in full precision. Differentiable with respect to `weights` where gradients are on; with `second_order` through
+    the gradients too.
+    """
+    differentiable = torch.is_grad_enabled()
+    for _ in range(n_steps):
+        with torch.enable_grad(), full_precision(next(iter(weights.values()))):
+            if not differentiable:
+                weights = leaves(weights)
+            create_graph = differentiable and second_order
+            gradients = torch.autograd.grad(loss(weights), list(weights.values()), create_graph=create_graph)
+        weights = {
+            name: torch.add(weight, gradient, alpha=-rate)
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+        }
+    return weights
+
+
+def embed_under(backbone: nn.Module, weights: Weights, items: Tensor, n_reference: int | None) -> Tensor:
+    """Features (B, I, D) of items (B, I, *item), each episode under its own weights of the backbone.
+
+    In one pass where the backbone can, else episode by episode.
+    """
+    if len(items) > 1 and n_reference is not None and isinstance(backbone, EpisodeWise):
+        return backbone.forward_each(weights, items, n_reference)
+    return forward_one_by_one(backbone, weights, items, n_reference)
+
+
+def forward_one_by_one(backbone: nn.Module, weights: Weights, items: Tensor, n_reference: int | None) -> Tensor:
     """What an `EpisodeWise` backbone does in one pass, for any backbone."""
     features = [
         functional_call(backbone, {name: weight[i] for name, weight in weights.items()}, (episode, n_reference))
-        for i, episode in enumerate(images)
+        for i, episode in enumerate(items)
     ]
     return torch.stack(features)
 

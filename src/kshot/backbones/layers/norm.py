@@ -3,9 +3,6 @@
 Shapes: B images of one episode (its support, its query or both), R reference images, C,H,W, D features.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,8 +22,10 @@ class ReferenceNorm(nn.Module):
     def __init__(self, n_channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
+        self.frozen = False
+        """Always the population statistics, which then nothing changes: those of a pretrained network that stays."""
         self.observed = False
-        """While `calibrate` listens: what normalises by other means must then pass its images through here."""
+        """While statistics are recorded: what normalises by other means must then pass its images through here."""
         self.weight = nn.Parameter(torch.ones(n_channels))
         self.bias = nn.Parameter(torch.zeros(n_channels))
         self.population_mean: Tensor
@@ -35,21 +34,27 @@ class ReferenceNorm(nn.Module):
         self.register_buffer("population_var", torch.ones(n_channels))
 
     def forward(self, x: Tensor, n_reference: int | None) -> Tensor:
-        if n_reference is None:
+        if n_reference is None or self.frozen:
             return F.batch_norm(
                 x, self.population_mean, self.population_var, self.weight, self.bias, False, 0, self.eps
             )
         if n_reference == len(x):
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0, self.eps)
-        var, mean = torch.var_mean(at_least_float32(x[:n_reference]), dim=(0, 2, 3), correction=0)
+        var, mean = torch.var_mean(at_least_float32(x[:n_reference]), dim=all_but_channels(x), correction=0)
         scale = self.weight * (var + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+        of_channel = (-1, *[1] * (x.dim() - 2))
+        return x * scale.to(x.dtype).view(of_channel) + shift.to(x.dtype).view(of_channel)
 
     def population_affine(self) -> tuple[Tensor, Tensor]:
         """Scale and shift (C,) that the population statistics amount to."""
         scale = self.weight * (self.population_var + self.eps).rsqrt()
         return scale, self.bias - self.population_mean * scale
+
+
+def all_but_channels(x: Tensor) -> list[int]:
+    """The dimensions of x (B, C, ...) that statistics of a channel run over."""
+    return [dim for dim in range(x.dim()) if dim != 1]
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -60,42 +65,3 @@ def channels_last(images: Tensor) -> Tensor:
     """
     n, c, h, w = images.shape
     return images.contiguous(memory_format=torch.channels_last).as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
-
-
-@torch.no_grad()
-def calibrate(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the population statistics to the mean of those of `batches`, each (B, C, H, W).
-
-    Each batch is normalised by its own statistics on the way, as in training.
-    """
-    norms = [module for module in backbone.modules() if isinstance(module, ReferenceNorm)]
-    if not norms:
-        return
-    with _recording(norms) as seen:
-        for batch in batches:
-            backbone(batch, len(batch))
-    for norm in norms:
-        means, variances = zip(*seen[norm], strict=True)
-        norm.population_mean.copy_(torch.stack(means).mean(0))
-        norm.population_var.copy_(torch.stack(variances).mean(0))
-
-
-@contextmanager
-def _recording(norms: list[ReferenceNorm]) -> Iterator[dict[ReferenceNorm, list[tuple[Tensor, Tensor]]]]:
-    """Mean and variance of everything that enters each norm while the context is open."""
-    seen: dict[ReferenceNorm, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
-
-    def record(norm: nn.Module, inputs: tuple[Tensor, int | None]) -> None:
-        assert isinstance(norm, ReferenceNorm)
-        var, mean = torch.var_mean(at_least_float32(inputs[0]), dim=(0, 2, 3), correction=0)
-        seen[norm].append((mean, var))
-
-    handles = [norm.register_forward_pre_hook(record) for norm in norms]
-    for norm in norms:
-        norm.observed = True
-    try:
-        yield seen
-    finally:
-        for norm, handle in zip(norms, handles, strict=True):
-            norm.observed = False
-            handle.remove()

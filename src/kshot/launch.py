@@ -1,0 +1,204 @@
+"""A training as params.yaml configures it: what the stages that train have in common.
+
+It runs in this process, or in several that torchrun starts; each of these runs the stage's own command.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from pydantic import TypeAdapter
+
+from kshot.algorithms import AlgorithmConfig
+from kshot.algorithms.learner import normalization_mode
+from kshot.backbones.layers.native import native_compiler
+from kshot.config import Params
+from kshot.data.gather import image_gather
+from kshot.data.packed import PackedDataset
+from kshot.episodes.frozen import read_val_pool
+from kshot.errors import KshotError, TrainingError
+from kshot.model import ModelConfig
+from kshot.process import device_name, set_up_process
+from kshot.runtime.files import json_bytes
+from kshot.runtime.lines import LiveLines, silent_lines
+from kshot.runtime.workers import choose_device, in_worker, joined_workers, torchrun_command
+from kshot.seeding import stream_key
+from kshot.training.fit import ModelTraining, Trained, fit
+from kshot.training.loop import TrainingSettings, episodes_per_s
+from kshot.workspace import Workspace
+
+
+def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *, seed: int) -> ModelTraining:
+    """The meta-training that params.yaml describes, from any seed."""
+    settings = params.meta_train
+    return ModelTraining(
+        config=model_config(params, dataset, settings.algorithm),
+        loss=settings.loss,
+        settings=settings.training,
+        task_pool=params.task_pool,
+        seed=seed,
+        init_seed=int(stream_key(seed, "init")) % 2**63,
+        initial=workspace.pretrained_model if settings.initial == "pretrained" else None,
+    )
+
+
+def model_config(params: Params, dataset: PackedDataset, algorithm: AlgorithmConfig) -> ModelConfig:
+    return ModelConfig(
+        algorithm=algorithm,
+        backbone=params.backbone,
+        item=dataset.item,
+        train_shape=params.task_pool.meta_train.shape,
+        n_train_classes=len(dataset.class_ids("meta_train")),
+    )
+
+
+def train(
+    stage: str, training: ModelTraining, params: Params, workspace: Workspace, dataset: PackedDataset
+) -> Trained | None:
+    """Train here, or launch torchrun where several processes are asked for.
+
+    `stage` is NAME or NAME@ITEM. None in a process that is not to write the outputs: where the workers have done it
+    when this returns, and in all workers but the first. Raises TrainingError with the reason of a worker.
+    """
+    set_up_process(params.process)
+    device = choose_device(params.process.device)
+    val_pool = read_val_pool(workspace.output("task_pool"), dataset)
+    if params.process.n_processes > 1 and not in_worker():
+        _train_in_workers(stage, params.process.n_processes, workspace)
+        return None
+    if params.process.native_kernels and native_compiler() is None:
+        _print_line("native kernels: not built here for this processor; training without; next: kshot kernels")
+    checkpoints = workspace.checkpoints / _training_key(stage, training, params, workspace, dataset, val_pool.hash)
+    try:
+        with joined_workers(device) as workers:
+            trained = fit(
+                training,
+                dataset,
+                image_gather(dataset, device),
+                val_pool,
+                device=device,
+                checkpoints=checkpoints,
+                workers=workers,
+                lines=LiveLines(_print_line) if workers.is_first else silent_lines(),
+            )
+    except KshotError as error:
+        if not in_worker():
+            raise
+        workspace.training_refusal.parent.mkdir(exist_ok=True)
+        workspace.training_refusal.write_text(str(error), encoding="utf-8")
+        sys.exit(0)  # torchrun would only try it again
+    return trained if workers.is_first else None
+
+
+def forget_checkpoints(trained: Trained) -> None:
+    """Remove the checkpoints of a training whose model is written."""
+    shutil.rmtree(trained.checkpoints, ignore_errors=True)
+
+
+def write_history(folder: Path, trained: Trained) -> None:
+    """history.parquet and metrics.json. No clock enters them: the same training gives the same bytes."""
+    job, progress = trained.job, trained.progress
+    pq.write_table(pa.Table.from_pylist([asdict(point) for point in progress.history]), folder / "history.parquet")
+    best = max(progress.history, key=lambda point: point.val_accuracy)
+    metrics = {
+        "best_step": best.step,
+        "best_val_accuracy": best.val_accuracy,
+        "steps": progress.step,
+        "val_mode": normalization_mode(trained.model.learner),
+        "processes": job.workers.world_size,
+        "threads": torch.get_num_threads(),
+        "device": device_name(job.device),
+        "stopped_early": progress.step < job.settings.n_steps,
+    }
+    (folder / "metrics.json").write_bytes(json_bytes(metrics))
+
+
+def write_speed(workspace: Workspace, trained: Trained) -> None:
+    """Beside the artifacts and not among them: their bytes are the same on every machine."""
+    speed = {
+        "weights_sha256": sha256(workspace.weights.read_bytes()).hexdigest(),
+        "episodes_per_s": episodes_per_s(trained.progress, trained.job.settings),
+        "peak_memory_bytes": trained.peak_memory_bytes,
+    }
+    workspace.training_speed.parent.mkdir(parents=True, exist_ok=True)
+    workspace.training_speed.write_text(json.dumps(speed, indent=2) + "\n", encoding="utf-8")
+
+
+def _train_in_workers(stage: str, n_processes: int, workspace: Workspace) -> None:
+    refusal = workspace.training_refusal
+    refusal.unlink(missing_ok=True)
+    command, environment = torchrun_command("kshot", n_processes, "stage", *stage.split("@"))
+    code = subprocess.run(command, env=environment, cwd=workspace.root, check=False).returncode
+    if refusal.exists():
+        raise TrainingError(refusal.read_text(encoding="utf-8"))
+    if code != 0:
+        raise TrainingError(f"torchrun with {n_processes} processes exited with {code}; its lines above say why")
+
+
+def _training_key(
+    stage: str,
+    training: ModelTraining,
+    params: Params,
+    workspace: Workspace,
+    dataset: PackedDataset,
+    val_pool_hash: str,
+) -> str:
+    """Names everything that the weights depend on, so that no other run resumes from this one's checkpoints.
+
+    Where and in how many processes is left out: a run may go on elsewhere.
+    """
+    initial = None if training.initial is None else sha256((training.initial / "weights.safetensors").read_bytes())
+    description = {
+        "model": TypeAdapter(ModelConfig).dump_python(training.config, mode="json"),
+        "training": TypeAdapter(TrainingSettings).dump_python(training.settings, mode="json"),
+        "loss": repr(training.loss),
+        "seeds": [training.seed, training.init_seed],
+        "initial": initial and initial.hexdigest(),
+        "train_pool": repr(training.task_pool.meta_train),
+        "val_pool": val_pool_hash,
+        "data": dataset.content_hash,
+        "source": source_hash(stage.split("@")[0], params, workspace),
+        "native_kernels": native_compiler(),
+    }
+    return sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def source_hash(stage: str, params: Params, workspace: Workspace) -> str:
+    """Hash of the source files that dvc.yaml names as dependencies of the stage; without dvc.yaml, of all of kshot."""
+    package = Path(__file__).parent
+    files = {package} if not workspace.graph.exists() else _source_deps(stage, params, workspace)
+    digest = sha256()
+    for path in sorted(file for named in files for file in ([named] if named.is_file() else named.rglob("*"))):
+        if path.suffix in (".py", ".cpp", ".h"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _source_deps(stage: str, params: Params, workspace: Workspace) -> set[Path]:
+    described: dict[str, Any] = yaml.safe_load(workspace.graph.read_text(encoding="utf-8"))["stages"].get(stage, {})
+    described = described.get("do", described)
+    plain = TypeAdapter(Params).dump_python(params, mode="json")
+    named = (re.sub(r"\$\{([\w.]+)\}", partial(_value, plain), dep) for dep in described.get("deps", ()))
+    return {workspace.root / path for path in named if path.startswith("src/")}
+
+
+def _value(params: dict[str, Any], reference: re.Match[str]) -> str:
+    value: Any = params
+    for key in reference[1].split("."):
+        value = value.get(key, {}) if isinstance(value, dict) else value
+    return str(value)
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)

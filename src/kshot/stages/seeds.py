@@ -1,0 +1,39 @@
+"""The same training from another seed, scored on the same episodes: how far results spread by chance alone."""
+
+from functools import partial
+
+from kshot.config import Params
+from kshot.data.gather import image_gather
+from kshot.data.packed import PackedDataset
+from kshot.episodes.frozen import read_frozen
+from kshot.evaluation.grid import Grid, score_model
+from kshot.launch import forget_checkpoints, train, training_of
+from kshot.model import save_model
+from kshot.runtime.files import json_bytes
+from kshot.runtime.lines import LiveLines
+from kshot.runtime.workers import choose_device
+from kshot.workspace import Workspace
+
+
+def run(params: Params, workspace: Workspace, seed: str) -> None:
+    """Write seeds/SEED/model/ and seeds/SEED/metrics.json, with the accuracy of each setting in each mode."""
+    dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
+    training = training_of(params, dataset, workspace, seed=int(seed))
+    trained = train(f"seeds@{seed}", training, params, workspace, dataset)
+    if trained is None:
+        return
+    folder = workspace.output(f"seeds@{seed}")
+    save_model(folder / "model", trained.model)
+    device = choose_device(params.process.device)
+    frozen = read_frozen(workspace.output("task_pool"), dataset, params.task_pool)
+    found = score_model(
+        Grid(dataset=dataset, frozen=frozen, seed=int(seed)),
+        trained.model.on(device),
+        image_gather(dataset, device),
+        baselines={},
+        lines=LiveLines(partial(print, flush=True)),
+    )
+    shown = ("setting", "title", "mode", "accuracy", "ci95")
+    results = [{key: result[key] for key in shown} for result in found.metrics["results"]]
+    (folder / "metrics.json").write_bytes(json_bytes({"seed": int(seed), "results": results}))
+    forget_checkpoints(trained)

@@ -1,0 +1,120 @@
+"""One model, trained as its settings say: what the stages that train have in common."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner
+from kshot.algorithms.maths.losses import LossConfig
+from kshot.data.batches import TrainItems
+from kshot.data.gather import Gather
+from kshot.data.packed import PackedDataset
+from kshot.episodes.frozen import train_pool
+from kshot.episodes.loader import EpisodeLoader
+from kshot.episodes.pools import FrozenPool, TaskPoolSettings
+from kshot.episodes.sampling import EpisodeKind
+from kshot.errors import EpisodeError, TrainingError
+from kshot.evaluation.calibration import fit_temperatures
+from kshot.model import ModelConfig, SavedModel, build_learner, load_model
+from kshot.runtime.lines import LiveLines
+from kshot.runtime.workers import Workers
+from kshot.training.checkpoints import CheckpointFolder
+from kshot.training.loop import Progress, TrainingJob, TrainingSettings, peak_memory_bytes, run_training
+from kshot.training.objectives import Episodic, Objective, Supervised
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTraining:
+    """A model to train: what it is made of, how, on which episodes, and from which seeds.
+
+    `initial` is the folder of a model whose backbone the training starts from; None starts from random weights.
+    `init_seed` draws these, and `seed` the episodes or batches.
+    """
+
+    config: ModelConfig
+    loss: LossConfig
+    settings: TrainingSettings
+    task_pool: TaskPoolSettings
+    seed: int
+    init_seed: int
+    initial: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What came of it: the job, how it went, and the model with its best weights."""
+
+    job: TrainingJob
+    progress: Progress
+    model: SavedModel
+    checkpoints: Path
+    peak_memory_bytes: int
+
+
+def fit(
+    training: ModelTraining,
+    dataset: PackedDataset,
+    gather: Gather,
+    val_pool: FrozenPool,
+    *,
+    device: torch.device,
+    checkpoints: Path,
+    workers: Workers,
+    lines: LiveLines,
+) -> Trained:
+    """One worker's part. The learner's kind says what is minimised: the losses of episodes, or of classification."""
+    learner = build_learner(training.config, training.loss.build(), init_seed=training.init_seed)
+    if training.initial is not None:
+        _start_from(learner, training.initial)
+    learner = learner.to(device)
+    job = TrainingJob(
+        objective=_objective(training, learner, dataset, gather, val_pool),
+        settings=training.settings,
+        checkpoints=CheckpointFolder(checkpoints),
+        workers=workers,
+        lines=lines,
+    )
+    progress = run_training(job)
+    peak = peak_memory_bytes(device)
+    temperatures = fit_temperatures(learner.eval(), val_pool.indices, gather) if workers.is_first else {}
+    model = SavedModel(learner=learner, config=training.config, temperatures=temperatures)
+    return Trained(job=job, progress=progress, model=model, checkpoints=checkpoints, peak_memory_bytes=peak)
+
+
+def check_ways(learner: Learner[Any], kinds: Mapping[str, tuple[EpisodeKind, ...]]) -> None:
+    """Raise EpisodeError when a configured episode has more classes than the learner can tell apart."""
+    for split, shape in ((split, kind.shape) for split, group in kinds.items() for kind in group):
+        if learner.max_way is not None and shape.n_way > learner.max_way:
+            raise EpisodeError(
+                f"{split} asks for {shape}; this learner, trained {learner.max_way}-way, tells at most "
+                f"{learner.max_way} classes apart; next: raise task_pool.meta_train.shape.n_way or take the setting out"
+            )
+
+
+def _objective(
+    training: ModelTraining, learner: Learner[Any], dataset: PackedDataset, gather: Gather, val_pool: FrozenPool
+) -> Objective:
+    if isinstance(learner, TransferLearner):
+        items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
+        return Supervised(learner=learner, train=items, gather=gather, val_pool=val_pool)
+    if isinstance(learner, MetaLearner):
+        pool = train_pool(dataset, training.task_pool, seed=training.seed)
+        return Episodic(learner=learner, train=EpisodeLoader.of_training(pool, gather), val_pool=val_pool)
+    raise TrainingError(
+        f"{training.config.algorithm.name} is neither a MetaLearner nor a TransferLearner; need one to train it"
+    )
+
+
+def _start_from(learner: Learner[Any], folder: Path) -> None:
+    """Give the learner the backbone of the model in `folder`."""
+    initial = load_model(folder)
+    try:
+        learner.backbone.load_state_dict(initial.learner.backbone.state_dict())
+    except RuntimeError as error:
+        raise TrainingError(
+            f"the backbone in {folder} does not fit this one ({str(error).splitlines()[0]}); "
+            "next: run the pretrain stage"
+        ) from error

@@ -1,0 +1,135 @@
+"""What the outer loop minimises, and how it selects a model.
+
+Shapes: B numbers of episodes or of batches, I items, D features.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner
+from kshot.backbones.contract import calibrate
+from kshot.data.batches import TrainItems
+from kshot.data.class_table import Int
+from kshot.data.gather import Gather
+from kshot.episodes.loader import EpisodeLoader
+from kshot.episodes.pools import FrozenPool
+from kshot.evaluation.scoring import score_episodes
+from kshot.runtime.lines import LiveLines
+from kshot.runtime.workers import Workers
+
+_CALIBRATION_EPISODES = 16
+
+
+class Objective(Protocol):
+    """Something to minimise: a sequence of losses by number, each a function of its number alone."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained: those of its parameters that require gradients."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """How many numbers to take together; memory grows with it."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """What a number counts, in the plural: episodes or batches."""
+        ...
+
+    def losses(self, numbers: range, done: float) -> Tensor:
+        """(B,) for consecutive numbers, differentiable. `done`: the part of the training that is over, 0 to 1."""
+        ...
+
+    def score(self, workers: Workers, lines: LiveLines) -> float:
+        """How good the module is now, for model selection: higher is better, and the same on every worker."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodic:
+    """The loss of a meta-learner on the episodes of a pool; its accuracy on frozen meta_val episodes."""
+
+    learner: MetaLearner[Any]
+    train: EpisodeLoader
+    val_pool: FrozenPool
+
+    @property
+    def module(self) -> nn.Module:
+        return self.learner
+
+    @property
+    def at_once(self) -> int:
+        return self.learner.episodes_at_once
+
+    @property
+    def unit(self) -> str:
+        return "episodes"
+
+    def losses(self, numbers: range, done: float) -> Tensor:
+        return self.learner.meta_loss(self.train.load(numbers), done)
+
+    def score(self, workers: Workers, lines: LiveLines) -> float:
+        self.learner.eval()
+        if self.learner.needs_population_statistics:
+            episodes = self.train.load(range(_CALIBRATION_EPISODES))
+            calibrate(self.learner.backbone, torch.cat([episodes.support_x, episodes.query_x], dim=1))
+        return episode_accuracy(self.learner, self.val_pool, self.train.gather, workers, lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """Ordinary classification of the meta_train classes, one batch of items for each number.
+
+    The training of the baseline of Chen et al., "A Closer Look at Few-shot Classification", 2019. A model is selected
+    by its accuracy on the frozen meta_val episodes, like a meta-learner.
+    """
+
+    learner: TransferLearner[Any]
+    train: TrainItems
+    gather: Gather
+    val_pool: FrozenPool
+
+    @property
+    def module(self) -> nn.Module:
+        return self.learner
+
+    @property
+    def at_once(self) -> int:
+        return 1
+
+    @property
+    def unit(self) -> str:
+        return "batches"
+
+    def losses(self, numbers: range, done: float) -> Tensor:
+        return torch.stack([self._loss(self.train.rows(number)) for number in numbers])
+
+    def score(self, workers: Workers, lines: LiveLines) -> float:
+        self.learner.eval()
+        calibrate(self.learner.backbone, self._calibration())
+        return episode_accuracy(self.learner, self.val_pool, self.gather, workers, lines)
+
+    def _loss(self, rows: Int) -> Tensor:
+        logits = self.learner.class_logits(self.gather(self.train.items[rows]))
+        return F.cross_entropy(logits.float(), torch.from_numpy(self.train.labels[rows]).to(logits.device))
+
+    def _calibration(self) -> Iterator[Tensor]:
+        return (self.gather(items) for items in self.train.calibration_batches())
+
+
+def episode_accuracy(
+    learner: Learner[Any], pool: FrozenPool, gather: Gather, workers: Workers, lines: LiveLines
+) -> float:
+    """Mean accuracy over frozen episodes, each scored by one worker."""
+    share = workers.share(range(len(pool)))
+    scores = score_episodes(learner, pool.episodes(share), gather, lines=lines)
+    device = next(learner.parameters()).device
+    correct = workers.sum(torch.tensor(scores.correct.sum(), device=device, dtype=torch.int64))
+    return int(correct) / (len(pool) * pool.shape.n_way * pool.shape.n_query)
