@@ -53,7 +53,7 @@ def ratio_bars(results: Results) -> Figure:
 
 
 def growth_curves(growth: Growth) -> Figure:
-    """Episodes a second against each thing that grows."""
+    """Episodes per second against each thing that grows."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     panels: Sequence[Axes] = figure.subplots(2, 3).flat
     for axes, (axis, title) in zip(panels, GROWTH_AXES.items(), strict=True):

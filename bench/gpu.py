@@ -1,4 +1,4 @@
-"""python -m bench.gpu: kshot's training steps on a GPU. How many episodes a second, and what would make it more.
+"""python -m bench.gpu: kshot's training steps on a GPU. How many episodes per second, and what would make it more.
 
 Each step is queued with torch set to fail where the host waits for the device. Beside it stand bfloat16, episodes
 drawn on the host and copied from pinned memory, the gradient captured in a CUDA graph, and torch.compile. Busy is the

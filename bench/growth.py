@@ -16,7 +16,7 @@ from bench.run import build_kernels, describe, describe_machine
 from bench.workloads import FIVE_WAY, Algorithm, Shape, Workload
 from kshot.runtime.workers import torchrun_command
 
-_EPISODES: dict[Algorithm, int] = {"protonet": 1, "maml": 4}  # a step, where that is not what grows
+_EPISODES: dict[Algorithm, int] = {"protonet": 1, "maml": 4}  # per step, where that is not what grows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Point:
 
 
 def points() -> Iterator[Point]:
-    """Everything that is measured, on random images of 20 a class where nothing else is said."""
+    """Everything that is measured, on random images, 20 per class, where nothing else is said."""
     for algorithm in _EPISODES:
         for n_way in (5, 10, 20, 40, 60):
             yield Point(axis="n_way", value=n_way, workload=_training(algorithm, Shape(n_way=n_way, k_shot=1)))

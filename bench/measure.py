@@ -65,7 +65,7 @@ class Part:
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     name: str
-    episodes: int  # a step
+    episodes: int  # per step
     steps: int
     median_s: float
     p10_s: float
@@ -86,7 +86,7 @@ class Measurement:
 
     @property
     def episode_s(self) -> float:
-        """Seconds an episode, the mean over the parts."""
+        """Seconds per episode, the mean over the parts."""
         return statistics.fmean(timing.episode_s for timing in self.timings)
 
 

@@ -15,7 +15,7 @@ RESULTS = Path(".kshot/bench/results.json")
 GROWTH = Path(".kshot/bench/growth.json")
 DOCS = Path("docs")
 
-_EPISODES_SCORED = 1000  # a setting, in the table of evaluation times
+_EPISODES_SCORED = 1000  # per setting, in the table of evaluation times
 
 _GOALS = {  # against the best peer, and of the step's time in the convolutions alone; float32
     "protonet-5w1s15q": "2.0x, 60%",
@@ -73,7 +73,7 @@ def tables(results: Results) -> str:
     """Every table of numbers, for the page and for the screen."""
     sections = [
         ("Ratios", _ratios_table(results), _RATIOS_NOTE),
-        ("Episodes a second", _speed_table(results), "Whole steps, the median over the rounds."),
+        ("Episodes per second", _speed_table(results), "Whole steps, the median over the rounds."),
         ("Evaluation", _evaluation_table(results), _EVALUATION_NOTE),
         ("Floors", _floors_table(results), _FLOORS_NOTE),
         ("Memory", _memory_table(results), _MEMORY_NOTE),
@@ -90,9 +90,9 @@ _RATIOS_NOTE = (
     "number that other processes disturbed in some round."
 )
 _EVALUATION_NOTE = (
-    f"Seconds for {_EPISODES_SCORED:,} episodes of each setting, 15 queries a class. kshot scores {_EPISODES_SCORED:,} "
-    "episodes on the meta_train classes and embeds every image once; the peers were measured on at least 50 episodes "
-    "of each setting and are scaled."
+    f"Seconds for {_EPISODES_SCORED:,} episodes of each setting, 15 queries per class. kshot scores "
+    f"{_EPISODES_SCORED:,} episodes on the meta_train classes and embeds every image once; the peers were measured "
+    "on at least 50 episodes of each setting and are scaled."
 )
 _FLOORS_NOTE = (
     "Milliseconds for one forward and backward pass of Conv4-64. `plain` is an eager module with torch's defaults, "
@@ -100,7 +100,7 @@ _FLOORS_NOTE = (
     "floor is that of its images, where a second-order inner step counts a support image three times."
 )
 _MEMORY_NOTE = (
-    "Resident memory of the whole process in maml-5step with 32 episodes a step. What is there before the first step "
+    "Resident memory of the whole process in maml-5step with 32 episodes per step. What is there before the first step "
     "is mostly torch and, for kshot, what its package imports."
 )
 _METHOD = (
@@ -123,7 +123,7 @@ _METHOD = (
 def _introduction(results: Results) -> str:
     environments = "`make setup` and `python -m bench.make_peers` make the environments."
     return (
-        f"{_machine_line(results.machine)} {results.rounds} rounds of {results.seconds:g} s a measurement.\n\n"
+        f"{_machine_line(results.machine)} {results.rounds} rounds of {results.seconds:g} s per measurement.\n\n"
         f"```\n{results.command}\n```\n\n{environments} `python -m bench.report` makes this page again."
     )
 
@@ -236,7 +236,7 @@ def growth_section(growth: Growth) -> str:
     parts = [
         "## Growth",
         f"{_machine_line(growth.machine)} kshot alone, float32, on random images; where nothing else is said 5-way "
-        "1-shot with 15 queries, one episode a step for ProtoNet and four for MAML (second order, one inner step). "
+        "1-shot with 15 queries, one episode per step for ProtoNet and four for MAML (second order, one inner step). "
         "Memory is the peak of a process.",
         f"```\n{growth.command}\n```",
         "![How the step grows](growth.png)",
@@ -256,7 +256,7 @@ def growth_section(growth: Growth) -> str:
             if point.axis == axis
         ]
         if rows:
-            titles = ["", title, "ms a step", "episodes/s", "images/s", "MB", "disturbed"]
+            titles = ["", title, "ms per step", "episodes/s", "images/s", "MB", "disturbed"]
             parts.append(f"### By {title}\n\n{_table(titles, rows)}")
     return "\n\n".join(parts)
 

@@ -80,7 +80,7 @@ class Results:
         }
 
     def cost(self, workload: str, driver: str) -> float | None:
-        """Median over rounds of what is to be small: seconds an episode, or MB in the workload `memory`."""
+        """Median over rounds of what is to be small: seconds per episode, or MB in the workload `memory`."""
         values = [_cost(workload, measurement) for measurement in self.measurements(workload, driver).values()]
         return statistics.median(values) if values else None
 
@@ -121,7 +121,7 @@ class GrowthPoint:
     axis: str
     algorithm: str
     value: int
-    images: int  # an episode
+    images: int  # per episode
     measurement: Measurement
 
 

@@ -122,7 +122,7 @@ def _line(record: Record) -> str:
 def describe(measurement: Measurement) -> str:
     share, first = measurement.others_share, measurement.timings[0]
     return (
-        f"{1000 * measurement.episode_s:10.3f} ms an episode  p10..p90 of {first.steps} steps "
+        f"{1000 * measurement.episode_s:10.3f} ms per episode  p10..p90 of {first.steps} steps "
         f"{1000 * first.p10_s:.1f}..{1000 * first.p90_s:.1f} ms  {measurement.peak_rss_mb:.0f} MB  "
         f"others {share:.0%}{' (disturbed)' if share > DISTURBED_SHARE else ''}"
     )

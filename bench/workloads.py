@@ -41,7 +41,7 @@ class Workload:
     kind: Kind = "train"
     algorithm: Algorithm = "protonet"
     shapes: tuple[Shape, ...] = (FIVE_WAY,)
-    episodes: int = 1  # a step
+    episodes: int = 1  # per step
     inner_steps: int = 1
 
     @property

@@ -23,7 +23,7 @@ NOT_PROMOTED = 3  # the exit code: neither a mistake nor a failure
 
 @flow(name="promote", persist_result=False)
 def promote_flow(root: Path = Path(), version: int | None = None, approve: bool = False) -> Promotion:
-    """Decide on `version`, the challenger where None; `approve` is a person's yes."""
+    """Decide on `version`, the challenger where None; `approve` is a person's approval."""
     try:
         promotion = promote(root.resolve(), version, approve, return_state=True).result()
         return completed(str(promotion), promotion)

@@ -29,7 +29,7 @@ DIFFERENT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Rerun:
-    """What came of it, in words, and the page that says more."""
+    """The result in words, and the page with the details."""
 
     words: str
     passed: bool
@@ -120,7 +120,7 @@ def pull(clone: Path, tell: Callable[[str], None]) -> None:
 
 
 def build_kernels(clone: Path, tell: Callable[[str], None]) -> None:
-    """The native kernels of the clone's source, which this environment may lack; a failure is told, no more."""
+    """The native kernels of the clone's source, which this environment may lack; a failure is only reported."""
     run_live([sys.executable, "-m", "kshot", "kernels"], clone, os.environ | _own_source(clone), tell)
 
 

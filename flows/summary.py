@@ -1,4 +1,4 @@
-"""What a run of the train flow came to, as a table on the terminal and in Markdown."""
+"""The result of a run of the train flow, as a table on the terminal and in Markdown."""
 
 import json
 import sys
@@ -52,7 +52,7 @@ class Registered:
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """What the gate came to, and why in words; `waiting` for a person's approval."""
+    """What the gate decided, and why in words; `waiting` means that a person has to approve."""
 
     name: str
     version: int

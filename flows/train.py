@@ -112,7 +112,7 @@ def close_lost_run(root: Path) -> None:
         try:
             state = client.read_flow_run(UUID(before)).state
         except (ObjectNotFound, ValueError):
-            return  # it ran with another server, or the note is torn
+            return  # it ran with another server, or the note is damaged
         if state is not None and not state.is_final():
             client.set_flow_run_state(UUID(before), Crashed(message="its process was killed"), force=True)
 

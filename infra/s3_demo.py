@@ -30,7 +30,7 @@ _CACHE = Path(".dvc/cache")
 
 
 def run(root: Path, console: Console) -> Table:
-    """Push, wipe, pull and rerun against a new S3 server: what each step showed. StageError at the first doubt."""
+    """Push, wipe, pull and rerun against a new S3 server; what each step showed. StageError at the first difference."""
     state = Workspace(root).s3_demo
     aside = state / "aside"
     put_back(root, aside)  # a demo that was killed

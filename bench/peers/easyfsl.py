@@ -10,7 +10,7 @@ from bench.measure import Part, Request, serve
 from bench.plain import Conv4, LabelledImages
 from bench.workloads import Shape
 
-_SCORED_AT_ONCE, _SCORED_STEPS = 10, 5  # episodes a step, and steps at least
+_SCORED_AT_ONCE, _SCORED_STEPS = 10, 5  # episodes per step, and steps at least
 
 
 def mend() -> tuple[str, ...]:

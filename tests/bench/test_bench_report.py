@@ -9,7 +9,7 @@ from tests.bench.fake_results import FakeRun, fake_growth, measurement
 
 @pytest.fixture
 def run() -> FakeRun:
-    """Three rounds in which kshot takes 10 ms an episode and learn2learn 20, 30 and 40."""
+    """Three rounds in which kshot takes 10 ms per episode and learn2learn 20, 30 and 40."""
     made = FakeRun()
     for number in range(3):
         made.add_parts(number, "floor-conv", "floor", {"80": 0.005, "360": 0.02, "400": 0.03})

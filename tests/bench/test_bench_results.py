@@ -53,10 +53,10 @@ def test_a_measurement_is_disturbed_when_others_used_more_than_four_percent() ->
     assert run.results().disturbed("sampling", "easyfsl")
 
 
-def test_seconds_an_episode_are_the_mean_over_the_parts() -> None:
+def test_seconds_per_episode_are_the_mean_over_the_parts() -> None:
     timings = tuple(
         Timing(name=str(n), episodes=n, steps=1, median_s=1, p10_s=1, p90_s=1)
-        for n in (2, 4)  # 1/2 and 1/4 s an episode
+        for n in (2, 4)  # 1/2 and 1/4 s per episode
     )
     whole = Measurement(timings=timings, idle_rss_mb=1, peak_rss_mb=1, others_share=0)
     assert whole.episode_s == 0.375

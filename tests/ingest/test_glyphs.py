@@ -20,7 +20,7 @@ def records() -> list[Record]:
 
 @pytest.fixture(scope="module")
 def images(records: list[Record]) -> NDArray[np.float32]:
-    """(classes, images a class, pixels) ink in 0..1"""
+    """(classes, images per class, pixels) ink in 0..1"""
     stacked = np.stack([one.pixels for one in records]).astype(np.float32) / 255
     return stacked.reshape(-1, glyphs.IMAGES_PER_CLASS, glyphs.ITEM.size_bytes)
 

@@ -18,7 +18,7 @@ class ClassTable(Generic[Ints]):
     """The classes that episodes may draw from, and the items of each.
 
     class_ids (C,) numbers of the classes in the dataset, items (C, M) item indices padded with -1, counts (C,)
-    items a class, groups (C,) position of each class's group in group_sizes, group_sizes (G,) classes a group.
+    items per class, groups (C,) position of each class's group in group_sizes, group_sizes (G,) classes per group.
     """
 
     class_ids: Ints

@@ -1,6 +1,6 @@
 """The episode: an N-way K-shot problem, as a shape and as tensors.
 
-Shapes: B episodes, N way, K shot, Q queries a class, C,H,W one item.
+Shapes: B episodes, N way, K shot, Q queries per class, C,H,W one item.
 """
 
 from collections.abc import Iterator

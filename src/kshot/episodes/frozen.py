@@ -85,7 +85,7 @@ def read_frozen(folder: Path, dataset: PackedDataset, settings: TaskPoolSettings
 
 
 def read_val_pool(folder: Path, dataset: PackedDataset) -> FrozenPool:
-    """The frozen meta_val pool alone: training has no business with the episodes of meta_test."""
+    """The frozen meta_val pool alone: training never reads the episodes of meta_test."""
     return _read_pool(folder, _VAL_POOL, dataset)
 
 

@@ -52,6 +52,6 @@ def load_episodes(indices: EpisodeIndices[Any], gather: Gather) -> EpisodeBatch:
 
 
 def _labels(items: Int | Tensor, device: torch.device) -> Tensor:
-    """(E, N * items a class) int64: position on the N axis is the label."""
+    """(E, N * items per class) int64: position on the N axis is the label."""
     n_episodes, n_way, per_class = items.shape
     return torch.arange(n_way, device=device).repeat_interleave(per_class).expand(n_episodes, -1)

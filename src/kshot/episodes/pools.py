@@ -154,7 +154,7 @@ class SampledPool(Generic[Ints]):
 
 
 class ReadAhead:
-    """A pool whose episodes are drawn a block at a time: many small requests then cost like a few large ones."""
+    """A pool whose episodes are drawn in blocks, so that many small requests cost as little as a few large ones."""
 
     def __init__(self, pool: TaskPool, n_block: int = 64) -> None:
         self._pool, self._n_block = pool, n_block

@@ -1,13 +1,13 @@
 """(labels, shape, seed, episode index) -> item indices. Vectorised over episodes; reads no image.
 
 Every choice is a pure function of the pool's key, the episode index and a counter, so episodes are
-addressable in any order. Few out of many are the first distinct numbers of a random sequence, whose cost
-does not depend on how many there are; else each candidate gets a random key and the smallest are taken.
+addressable in any order. A few out of many are the first distinct numbers of a random sequence, whose cost
+does not depend on how many there are; otherwise each candidate gets a random key and the smallest are taken.
 
 The same lines draw on the host, from a table of NumPy arrays, and on the device of a table of tensors, and
 both draw the same episodes. Nothing here waits for a device.
 
-Shapes: E episodes, N way, K shot, Q queries a class, C classes, M items of the largest class.
+Shapes: E episodes, N way, K shot, Q queries per class, C classes, M items of the largest class.
 """
 
 import math
@@ -213,9 +213,10 @@ def _first_distinct(keys: Ints, sizes: Ints | int, count: int, *, smallest: int)
 
 
 def _surely_enough(count: int, size: int) -> int:
-    """How many numbers below `size` hold `count` distinct ones, but once in 2**64 times.
+    """How many random numbers below `size` hold `count` distinct ones, except once in 2**64 times.
 
-    Else all of them were among some `count` - 1: so likely, at most, as there are such sets times the chance of one.
+    Otherwise all of them lie in some set of `count` - 1 numbers. The chance of that is at most the number of such
+    sets times the chance of one.
     """
     if count == 1:
         return 1

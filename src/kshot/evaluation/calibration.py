@@ -1,6 +1,6 @@
 """How far a confidence can be believed.
 
-Shapes: E episodes, N way, Q queries a class, K bins.
+Shapes: E episodes, N way, Q queries per class, K bins.
 """
 
 import math

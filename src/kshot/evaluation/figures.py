@@ -95,7 +95,7 @@ def _interval_line(axes: Axes, x: list[int], rows: list[dict[str, Any]], *, labe
 
 
 def class_distribution(classes: pd.DataFrame) -> Figure:
-    """Share of classes at or below each accuracy, one line a setting; `classes` as in per_class.parquet."""
+    """Share of classes at or below each accuracy, one line per setting; `classes` as in per_class.parquet."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
     for (setting, mode), rows in classes.groupby(["setting", "mode"], sort=False):

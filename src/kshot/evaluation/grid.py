@@ -58,7 +58,7 @@ def score_model(
 def score_extras(
     grid: Grid, learner: Learner[Any], setting: SettingScores, gather: Gather, *, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """What is worth a plot of its own: the curve over inner steps, and the accuracy on the classes of training."""
+    """Scores with plots of their own: the curve over inner steps, and the accuracy on the classes of training."""
     return {
         "adaptation": list(_adaptation(learner, setting, gather)),
         "held_in": list(_held_in(grid, learner, setting, gather, seed)),

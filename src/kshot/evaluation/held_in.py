@@ -28,7 +28,7 @@ def held_in_and_held_out(
 
     The generalised setting of Chao et al., "An Empirical Study and Analysis of Generalized Zero-Shot Learning
     for Object Recognition in the Wild", 2016, in episodes. The images of the meta_train classes are those of
-    training. Nothing where a class of them has too few images for an episode.
+    training. Yields nothing if a class has too few images for an episode.
     """
     tables = [dataset.class_table(split) for split in ("meta_train", "meta_test")]
     n_query = min(shape.n_query, *(table.smallest_class - shape.k_shot for table in tables))

@@ -1,6 +1,6 @@
 """Answers of a learner to the queries of frozen episodes.
 
-Shapes: E episodes, B episodes scored together, N way, Q queries a class, D features.
+Shapes: E episodes, B episodes scored together, N way, Q queries per class, D features.
 """
 
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ def score_episodes(
     temperature: float = 1.0,
     lines: LiveLines | None = None,
 ) -> EpisodeScores:
-    """`classify(adapt(support), query)` on every episode, saying on `lines` how far it is."""
+    """`classify(adapt(support), query)` on every episode, with progress reported on `lines`."""
     predicted, confidence, tempered = [], [], []
     for logits in episode_logits(learner, indices, gather, lines or silent_lines()):
         predicted.append(logits.argmax(2).cpu().numpy())

@@ -1,4 +1,4 @@
-"""Everything that an evaluation found out, and the tables that it is written as."""
+"""The results of an evaluation, and the tables that they are written as."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 def episode_table(settings: list[SettingScores]) -> pd.DataFrame:
-    """One row an episode; a column for each baseline."""
+    """One row per episode; a column for each baseline."""
     return pd.concat(
         pd.DataFrame(
             {
@@ -71,7 +71,7 @@ def episode_table(settings: list[SettingScores]) -> pd.DataFrame:
 
 
 def class_table(settings: list[SettingScores], dataset: PackedDataset) -> pd.DataFrame:
-    """One row a class and setting: queries asked and the fraction answered right."""
+    """One row per class and setting: queries asked and the fraction answered right."""
     tables = []
     for setting in settings:
         classes, asked, accuracy = class_accuracy(setting.scores)

@@ -3,7 +3,7 @@
 Every byte is the same on every machine: FreeType rasterises in integers, distortions are drawn with
 counter-based bits and applied in fixed-point arithmetic.
 
-Shapes: I images a class, M master pixels a side, S samples a side (two for each of the P pixels).
+Shapes: I images per class, M master pixels per side, S samples per side (two for each of the P pixels).
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ _FACES = (
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 )
 _MASTER_PX, _GLYPH_PX, _SAMPLES = 64, 42, 2 * ITEM.image_size
-_PATCHES = 4  # spline patches a side of the elastic field
+_PATCHES = 4  # spline patches per side of the elastic field
 _CONTROLS = _PATCHES + 3
 
 # Half-widths of the uniform distortions. Lengths are in master pixels.
@@ -268,7 +268,7 @@ def _whole(values: NDArray[np.float64]) -> Int32:
 
 
 def _spline_weights() -> tuple[NDArray[np.float64], int]:
-    """(S, controls) weights of the uniform cubic B-spline as whole numbers, and their sum a row."""
+    """(S, controls) weights of the uniform cubic B-spline as whole numbers, and the sum of each row."""
     samples_a_patch = _SAMPLES // _PATCHES
     patch, within = np.divmod(np.arange(_SAMPLES), samples_a_patch)
     n, u = 2 * samples_a_patch, 2 * within + 1

@@ -55,7 +55,7 @@ class IngestReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRequest:
-    """Splits `given` by class, which come before a CSV's column, and how to draw them when none are."""
+    """Splits `given` by class, which take precedence over a CSV's column, and how to draw them when none are."""
 
     given: Mapping[str, str] = field(default_factory=dict)
     seeded: SeededSplits = field(default_factory=SeededSplits)

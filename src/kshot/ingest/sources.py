@@ -3,7 +3,7 @@ archive of either. Each becomes a list of files with id, class and group, in ord
 
 Layouts of a folder: class/file, or group/class/file, where the class is then called "group/class". A CSV
 at the top of a folder or archive with the columns path and class takes the place of the layout. Names are
-brought to Unicode NFC. Hidden files and the leavings of file managers are ignored.
+brought to Unicode NFC. Hidden files, and files that file managers leave behind, are ignored.
 """
 
 import csv

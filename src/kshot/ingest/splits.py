@@ -64,7 +64,9 @@ def add_given(given: dict[str, str], class_name: str, split: str, *, where: str)
     class_name = unicodedata.normalize("NFC", class_name)
     known = given.setdefault(class_name, _NAMES[split.strip()])
     if known != _NAMES[split.strip()]:
-        raise DataError(f"{where}: class {class_name!r} is in {known} and in {split.strip()}; needed one split a class")
+        raise DataError(
+            f"{where}: class {class_name!r} is in {known} and in {split.strip()}; needed one split per class"
+        )
 
 
 def assign_splits(
@@ -76,10 +78,10 @@ def assign_splits(
 ) -> Splits:
     """Put each class of `class_groups` (class -> group) into exactly one split.
 
-    A class of the dataset as it was `before` keeps its split. A new class goes where it is `given`; when
-    nothing says, in a first ingest as `plan` draws it, and on an append with its group, where all known
-    classes of that group are in one split, else to meta_train. Raise DataError
-    when `given` moves a class, names an unknown one, or covers only some classes of a first ingest.
+    A class of the dataset as it was `before` keeps its split. A new class goes where it is `given`. If
+    nothing is given, a first ingest draws it by `plan`; an append puts it with its group where all known
+    classes of that group are in one split, and into meta_train otherwise. Raise
+    DataError when `given` moves a class, names an unknown one, or covers only some classes of a first ingest.
     """
     _check_known(given, class_groups)
     kept = before.by_class() if before else {}

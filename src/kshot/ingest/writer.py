@@ -169,7 +169,7 @@ class PackedWriter:
         self._source, self._licence = _joined(before.source, self._source), _joined(before.licence, self._licence)
 
     def _manifest_is_ahead(self) -> bool:
-        """Whether the manifest keeps rows of an ingest that did not come to write dataset.json."""
+        """Whether the manifest holds rows of an ingest that ended before it wrote dataset.json."""
         rows: int = pq.read_metadata(self.folder / MANIFEST_FILE).num_rows
         return rows != len(self._known)
 

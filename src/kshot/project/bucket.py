@@ -23,10 +23,10 @@ class Bucket:
 
 
 def ensure_bucket(bucket: Bucket) -> bool:
-    """Make the bucket unless it is there; then write, read back and remove a small object. Whether it was made.
+    """Make the bucket unless it is there; then write, read back and remove a small object.
 
-    Raises ConfigError for a wrong key, name or endpoint address, and StageError for a server that does
-    not answer or that answers with an error; after 50 seconds at the latest.
+    Returns True if it was created. Raises ConfigError for a wrong key, name or endpoint address, and StageError
+    for a server that does not answer or that answers with an error; after 50 seconds at the latest.
     """
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 

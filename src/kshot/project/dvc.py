@@ -61,7 +61,7 @@ _NEXT = (  # what to look at, by what DVC says of the remote
 _LACKING = re.compile("cache files do not exist neither locally nor on remote")
 
 
-_ADVICE = re.compile(  # what DVC tells a person at a prompt, and the flow does itself
+_ADVICE = re.compile(  # hints for a person at a prompt; the flow does this itself
     r"^(Updating lock file|Generating lock file|To track the changes with git|\s*git add |To enable auto staging"
     r"|\s*dvc config core\.autostage|Use `dvc push`|Data and pipelines are up to date|Having any troubles)"
 )
@@ -104,7 +104,7 @@ def stage_order(root: Path) -> tuple[str, ...]:
 
 
 def run_stage(stage: str, root: Path, on_line: Callable[[str], None]) -> StageRun:
-    """Bring one stage up to date, telling `on_line` every line while it runs.
+    """Bring one stage up to date, calling `on_line` with every line while it runs.
 
     Raises RejectedStageError when the stage exits with 2, TransientStageError when it was killed or DVC
     could not get its lock, StageError otherwise; each with the stage's own last line.

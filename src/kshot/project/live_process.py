@@ -1,4 +1,4 @@
-"""A subprocess whose lines are heard while it runs, and which ends with its listener."""
+"""A subprocess whose lines are passed on while it runs, and which ends with the process that reads them."""
 
 import codecs
 import math
@@ -22,7 +22,7 @@ def run_live(
 ) -> int:
     """Run to the end in a process group of its own; the exit code, negative for a signal.
 
-    Whatever interrupts the listening (cancellation, Ctrl-C, an error) ends the whole group first:
+    Whatever interrupts the reading (cancellation, Ctrl-C, an error) ends the whole group first:
     SIGTERM, and SIGKILL for what is left after ten seconds.
     """
     with subprocess.Popen(
@@ -47,7 +47,7 @@ def run_live(
 def lines_of(descriptor: int) -> Iterator[str]:
     """Lines as they come, without empty ones and terminal escapes.
 
-    Progress that redraws its line (carriage returns) is told at most every two seconds, and at its end.
+    Progress that redraws its line (carriage returns) is passed on at most every two seconds, and at its end.
     """
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     pending, told_at = "", -math.inf
@@ -67,7 +67,7 @@ def lines_of(descriptor: int) -> Iterator[str]:
 
 
 def _clean(line: str) -> str:
-    """What a terminal would show last of this line."""
+    """The line as a terminal would show it in the end."""
     return _ESCAPES.sub("", line.rstrip("\r\n").rpartition("\r")[2]).rstrip()
 
 
@@ -80,7 +80,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
-    """Whether anything is left of the group; 0 only asks."""
+    """Send a signal to the group; whether any process of it is left. The signal 0 only asks."""
     process.poll()  # a leader that ended counts as left until it is waited for
     try:
         os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""What is looked at before a run starts, because a late stage alone would find it."""
+"""Checks before a run starts, of what otherwise only a late stage would find."""
 
 from kshot.config import Params
 from kshot.data.packed import PackedDataset

@@ -14,7 +14,7 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Whether something there says 200."""
+    """Whether a server there answers with status 200."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  # an http address made here or by `make ui`
             return bool(answer.status == 200)

@@ -22,7 +22,7 @@ Verdict = Literal["first", "better", "no difference", "worse", "not comparable"]
 
 @dataclass(frozen=True, kw_only=True)
 class GateCheck:
-    """One condition of promotion; `found` and `needed` are words for a person."""
+    """One condition of promotion; `found` and `needed` are texts for the reader."""
 
     name: str
     passed: bool
@@ -32,7 +32,7 @@ class GateCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionDecision:
-    """`promote` is what the checks came to, whatever the mode; `difference` is challenger minus champion."""
+    """`promote` is whether all checks passed, whatever the mode; `difference` is challenger minus champion."""
 
     verdict: Verdict
     promote: bool
@@ -51,7 +51,7 @@ class PromotionDecision:
 
 
 def decide(challenger: Scorecard, champion: Scorecard | None, thresholds: PromotionSettings) -> PromotionDecision:
-    """Compare on the same episodes and check every threshold. No champion: the absolute ones alone."""
+    """Compare on the same episodes and check every threshold. Without a champion, only the absolute ones count."""
     verdict: Verdict
     if champion is None:
         verdict, difference = "first", None

@@ -41,7 +41,7 @@ Result = Literal["promoted", "refused", "waits for approval", "dry run", "champi
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of considering a version. `decision` is None where nothing was to decide."""
+    """The outcome for a version. `decision` is None where there was nothing to decide."""
 
     name: str
     version: int
@@ -69,7 +69,7 @@ def consider(
 ) -> Outcome:
     """Decide whether `version` (the challenger, where None) becomes champion, store why, and move the alias if so.
 
-    `approved` is a person's yes where params.register.promotion asks for one. Raises ModelError for a model,
+    `approved` is a person's approval, where params.register.promotion asks for one. Raises ModelError for a model,
     version or file that is not there, StageError when the champion changed meanwhile or a smoke test fails;
     the champion stays as it was.
     """
@@ -172,6 +172,6 @@ def _rescored(
 
 
 def _times(model: RegisteredModel, root: Path) -> dict[str, float | None]:
-    """Of adapting and of classifying, as they were measured when the version was registered."""
+    """Milliseconds for adapting and for classifying, measured when the version was registered."""
     metrics = run_metrics(model.mlflow_run_id, root)
     return {name: metrics.get(f"{COST}{name}") for name in ("adapt_ms", "classify_ms")}

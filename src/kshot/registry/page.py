@@ -91,7 +91,7 @@ def write_run_report(name: str, version: int, root: Path) -> Path:
 
 
 def renew_run_reports(name: str, versions: Iterable[int | None], root: Path, tell: Callable[[str], None]) -> None:
-    """The pages of versions whose state may have changed; one that cannot be made is told, and stops nothing."""
+    """The pages of versions whose state may have changed; one that cannot be made is reported, and stops nothing."""
     for version in versions:
         try:
             if version is not None:

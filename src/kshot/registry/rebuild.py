@@ -145,7 +145,7 @@ def check_weights_of(recorded: Recorded, folder: Path) -> None:
 
 
 def compare_rebuilt(recorded: Recorded, folder: Path, device: str) -> Verdict:
-    """Hold the stages' new outputs in `folder` against what is recorded of the version."""
+    """Compare the stages' new outputs in `folder` with what is recorded of the version."""
     weights = Workspace(folder).weights
     same_weights = _sha256(weights) == recorded.model.weights_sha256
     tables = [pd.read_parquet(path / EPISODES) for path in (recorded.evaluation, Workspace(folder).output("evaluate"))]

@@ -145,7 +145,7 @@ def read_finished_run(root: Path, params: Params) -> FinishedRun:
 
 
 def input_example(item: ItemSpec) -> dict[str, NDArray[Any]]:
-    """Noise in the shape of a call: 2 support images, one a class, and 1 query."""
+    """Noise in the shape of a call: 2 support images, one per class, and 1 query."""
     draw = generator(0, "input_example")
     return {
         "support_images": draw.integers(0, 256, (2, *item.shape), dtype=np.uint8),
@@ -279,7 +279,7 @@ def _metrics(run: FinishedRun, cost: Cost) -> dict[str, float]:
 
 
 def _cost(root: Path, params: Params, dataset: PackedDataset) -> Cost:
-    """Of the first setting, measured here and now: an artifact would have to be the same everywhere."""
+    """The cost in the first setting, measured here and now: an artifact would have to be the same everywhere."""
     kind = next(iter(params.task_pool.meta_test.kinds().values()))
     return measure_cost(load_model(Workspace(root).model).learner, dataset.item, kind.shape)
 

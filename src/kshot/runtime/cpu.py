@@ -1,4 +1,4 @@
-"""Settings of allocators and of OpenMP that torch's training loop on a CPU wants, for one process."""
+"""Settings of the allocators and of OpenMP that make training on a CPU fast, for one process."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ _SPIN_COUNT = "10000"
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep what is freed, for this process; say whether it did.
+    """Make glibc keep freed memory, for this process; return whether it did.
 
     By default every activation above 32 MB is mapped, zeroed and unmapped again at each step, which
     costs a 60-way episode up to half of its time on a CPU. The process's memory stays at its peak.
@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
 
 
 def cpu_name() -> str:
-    """The processor's own name where Linux tells it, else its architecture."""
+    """The processor's own name where Linux gives it, else its architecture."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -31,7 +31,7 @@ def cpu_name() -> str:
 
 
 def prepare_environment() -> None:
-    """Set what GNU OpenMP and Arrow read when they are loaded. Call before torch is imported; a set value stands.
+    """Set what GNU OpenMP and Arrow read when they are loaded. Call before torch is imported; values that are set stay.
 
     GNU OpenMP spins for milliseconds by default: where another process takes one of the cores, a step
     is several times slower than its work. Arrow's own allocator keeps 15 MB more than the system's.

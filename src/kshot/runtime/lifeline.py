@@ -1,7 +1,7 @@
 """Processes that end with the one that started them.
 
-A flow runs a stage through DVC, and DVC through a shell. Killing the flow outright tells none of
-them: training would go on and write beside the next run. So a stage watches its own ancestors.
+A flow runs a stage through DVC, and DVC through a shell. If the flow is killed outright, none of
+them notices: training would go on and write beside the next run. So a stage watches its own ancestors.
 """
 
 import os
@@ -42,7 +42,7 @@ def _watch(parent: int, guardian: int | None) -> None:
 
 
 def _open(pid: int) -> int | None:
-    """A handle that stays with this process even if its number is given away; None where there are no such handles."""
+    """A handle that stays with this process even if its number is used again; None where there are no such handles."""
     try:
         return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
     except OSError:

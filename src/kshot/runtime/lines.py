@@ -1,4 +1,4 @@
-"""Lines for a person who waits: often enough to see that it goes on, not more."""
+"""Progress lines, at most one every two seconds."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ _EVERY_S = 2.0
 
 
 class LiveLines:
-    """Hands lines to `write`: every one that must be seen, and of the others one in two seconds."""
+    """Hands lines to `write`: every important one, and of the others at most one every two seconds."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -18,7 +18,7 @@ class LiveLines:
         self._last = time.monotonic()
 
     def mention(self, line: Callable[[], str]) -> None:
-        """Say what `line` returns, unless something was said within the last two seconds."""
+        """Write what `line` returns, unless a line was written within the last two seconds."""
         if time.monotonic() - self._last >= _EVERY_S:
             self.say(line())
 

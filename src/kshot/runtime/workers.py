@@ -33,7 +33,7 @@ class Workers:
         return self.rank == 0
 
     def share(self, numbers: range) -> range:
-        """This worker's part of `numbers`: those of all workers, one after the other, are `numbers`."""
+        """This worker's part of `numbers`; the parts of all workers, in order, make up `numbers`."""
         each, first_with_less = divmod(len(numbers), self.world_size)
         start = self.rank * each + min(self.rank, first_with_less)
         return numbers[start : start + each + (self.rank < first_with_less)]
@@ -82,7 +82,7 @@ class PairwiseSum:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called auto, cpu or cuda; auto is the GPU where there is one, each worker has its own."""
+    """The device called auto, cpu or cuda; auto is a GPU where there is one, another for each worker."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("process.device is cuda; found no GPU that torch can use; next: set it to auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():

@@ -68,7 +68,7 @@ class FewShotClassifier:
 
     @classmethod
     def load(cls, folder: Path, *, weights_sha256: str | None = None) -> "FewShotClassifier":
-        """The model in `folder`. Raises ModelError unless its weights have the SHA-256 given, when one is."""
+        """The model in `folder`. Raises ModelError if a SHA-256 is given and the weights have another."""
         if weights_sha256 is not None:
             check_weights(folder / "weights.safetensors", weights_sha256)
         return cls(load_model(folder))

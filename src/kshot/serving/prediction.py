@@ -1,4 +1,4 @@
-"""Images on disk in, one predicted class for each query image out: what `kshot predict` does."""
+"""What `kshot predict` does: from image files to one predicted class per query image."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Hold the dataset against what the configured episodes need, with a Great Expectations suite built here.
+"""Check the dataset against what the configured episodes need, with a Great Expectations suite.
 
 Critical failures stop the pipeline: nothing is left under artifacts/validate, so that no later stage can
 run on refused data. Warnings go into the report. Report and facts are also kept in .kshot/validate, where

@@ -34,7 +34,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 _ENTRY = "champion_history."
-_DECISIONS = "promotion"  # a folder of the run: one file a decision, named by its time
+_DECISIONS = "promotion"  # a folder of the run: one file per decision, named by its time
 _VERDICT_TAG, _REASON_TAG = "promotion", "promotion_reason"
 _TAG_LENGTH = 5000  # what the registry's column holds on a server database
 _TOLERANCE = 1e-4  # of a probability: another CPU rounds otherwise
@@ -152,7 +152,7 @@ def _move(
 
 
 def _carry_out(client: MlflowClient, name: str, moves: tuple[Move, ...]) -> Move:
-    """The writes of the last entry; where one fails, the aliases as they were."""
+    """Carry out the writes of the last entry; if one fails, put the aliases back."""
     entry, before = moves[-1], aliases(client, name)
     moved = replace(entry, outcome="moved")
     try:
@@ -185,7 +185,7 @@ def _smoke_test(version: ModelVersion) -> None:
 
 
 def _settled_history(client: MlflowClient, name: str) -> tuple[Move, ...]:
-    """The history after what was begun is carried out, and what was done by other means is noted."""
+    """The history, with entries that were begun carried out, and moves by other means noted."""
     moves = _read(client, name)
     if moves and moves[-1].outcome == "begun":
         moves = (*moves[:-1], _carry_out(client, name, moves))

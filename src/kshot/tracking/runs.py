@@ -150,7 +150,7 @@ class Registration:
 def register(record: RunRecord, tracking_uri: str | None = None) -> Registration:
     """Log the run and make it one version of the registered model, unless that was done before.
 
-    `tracking_uri` goes before MLFLOW_TRACKING_URI, and that before the SQLite file of `record.root`.
+    `tracking_uri` takes precedence over MLFLOW_TRACKING_URI, and that over the SQLite file of `record.root`.
     """
     with open_store(record.root, tracking_uri) as client:
         version = _find_version(client, record)
@@ -168,7 +168,7 @@ def register(record: RunRecord, tracking_uri: str | None = None) -> Registration
 
 
 def _find_version(client: MlflowClient, record: RunRecord) -> ModelVersion | None:
-    """The version of this run, when an earlier call came that far."""
+    """The version of this run, if an earlier call got that far."""
     found = client.search_model_versions(f"tags.{KEY_TAG} = '{record.dvc_lock_sha256}'")
     ours = [version for version in found if version.name == record.model_name]
     return min(ours, key=lambda version: int(version.version), default=None)
@@ -314,7 +314,7 @@ def _version_tags(record: RunRecord) -> dict[str, str]:
 
 
 def _settle_alias(client: MlflowClient, version: ModelVersion) -> str | None:
-    """Make a new version the challenger; of a complete one, only say which alias it has."""
+    """Make a new version the challenger; for a complete one, only return which alias it has."""
     name, number = version.name, str(version.version)
     if _STATE_TAG not in version.tags:
         client.set_registered_model_alias(name, CHALLENGER, number)
@@ -324,7 +324,7 @@ def _settle_alias(client: MlflowClient, version: ModelVersion) -> str | None:
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    """Version by alias. Searching for versions does not tell: its answers come without aliases."""
+    """Version by alias. A search for versions does not help: its answers come without aliases."""
     return {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
 
 

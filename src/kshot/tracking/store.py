@@ -1,4 +1,4 @@
-"""The tracking store and how to be alone with it. Importing mlflow takes seconds; its settings come first."""
+"""The tracking store, used by one process at a time. Importing mlflow takes seconds; its settings come first."""
 
 import logging
 import os
@@ -47,12 +47,12 @@ def prepare_store(root: Path, tracking_uri: str | None = None) -> str:
 
 @contextmanager
 def open_store(root: Path, tracking_uri: str | None = None) -> Iterator[MlflowClient]:
-    """A client of the tracking store, alone among those who ask for one.
+    """A client of the tracking store, for one process at a time.
 
-    `tracking_uri` goes before MLFLOW_TRACKING_URI, and that before the SQLite file of `root`. The lock keeps
+    `tracking_uri` takes precedence over MLFLOW_TRACKING_URI, and that over the SQLite file of `root`. The lock keeps
     two first starts from migrating one database at once, two registrations of one run from making two
     versions, and two promotions from moving one alias: MLflow's own write of an alias is last writer wins.
-    MLflow's fluent calls read a global address: it is put back after.
+    MLflow's fluent calls read a global address: it is put back afterwards.
     """
     outer_uri, outer_path = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
     address = tracking_uri or outer_uri or default_tracking_uri(root)
@@ -76,8 +76,8 @@ def open_store(root: Path, tracking_uri: str | None = None) -> Iterator[MlflowCl
 def _alone(address: str, root: Path) -> Iterator[None]:
     """Hold the lock of a store: a file beside a SQLite database, an advisory lock of a PostgreSQL one.
 
-    A tracking server shows no lock of its database: there the file of the project folder has to do, which
-    keeps apart the processes of one machine only.
+    A tracking server shows no lock of its database: there a file in the project folder is locked,
+    which keeps apart the processes of one machine only.
     """
     if address.startswith(_POSTGRES):
         with _advisory_lock(address):

@@ -66,7 +66,7 @@ class ValidationPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far training is, beside its tensors."""
+    """How far the training has come, without its tensors."""
 
     step: int = 0
     loss_sum: float = 0.0  # over the steps since the last validation
@@ -201,7 +201,7 @@ def gradient_and_loss(job: TrainingJob, step: int, numbers: range) -> Tensor:
 
 
 def _steps_until_a_look(job: TrainingJob, progress: Progress) -> int:
-    """Steps to give the device before the host waits for their losses; never beyond the next validation."""
+    """Steps to queue before reading their losses back; never beyond the next validation."""
     if job.device.type == "cpu":
         return 1
     every = job.settings.validate_every

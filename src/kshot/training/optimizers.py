@@ -16,7 +16,7 @@ def cosine_decay(step: int, n_steps: int) -> float:
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """All their numbers one after the other, each tensor's in row order."""
+    """All numbers of the tensors as one vector, each tensor in row order."""
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 

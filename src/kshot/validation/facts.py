@@ -239,7 +239,7 @@ def _item_table(dataset: PackedDataset, measured: _Measured, settings: FactSetti
 
 
 def _with_sharing(items: pd.DataFrame) -> pd.DataFrame:
-    """Who else holds an item's pixels. Blank items are all alike and are reported as blank, once."""
+    """How many classes, splits and items hold the same pixels. Blank items are alike and are reported as blank only."""
     items[["classes_sharing", "splits_sharing", "copies"]] = 1
     repeated = items[items["readable"] & ~items["blank"] & items.duplicated("pixel_sha256", keep=False)]
     alike = repeated.groupby("pixel_sha256", sort=False)

@@ -23,7 +23,7 @@ Hashes = NDArray[np.uint64]
 _FLAT_LEVELS = 2  # a smaller step between neighbours is noise: flat areas stay 0 when a copy is re-encoded
 _THUMBNAIL_SIZE = 32
 _CONFIRM_AT_ONCE = 2**11  # pairs
-_CANDIDATE_LIMIT = 5_000_000  # pairs; beyond it the set is one big near duplicate and counting on tells no more
+_CANDIDATE_LIMIT = 5_000_000  # pairs; beyond it nearly all items are near duplicates, and counting on is useless
 
 
 @dataclass(frozen=True, kw_only=True)

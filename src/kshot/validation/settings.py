@@ -10,7 +10,7 @@ from kshot.settings import STRICT
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class FactSettings:
-    """What to look for in a dataset, and how much of it to put up with."""
+    """What to look for in a dataset, and how much of it to tolerate."""
 
     blank_std: Annotated[float, Field(ge=0, le=128)] = 1.0  # an item is blank below this spread of its pixels
     max_blank_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # critical beyond it

@@ -1,4 +1,4 @@
-"""The Great Expectations suite that a dataset is held against. The only importer of great_expectations."""
+"""The Great Expectations suite that a dataset is checked against. The only importer of great_expectations."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ _NAMED_IN_ERROR = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One expectation on one table, and how to tell what fails it.
+    """One expectation on one table, and how to name what fails it.
 
     `found` is set where the table is a single row about the whole set. Otherwise the failing rows are
     counted as `noun`s that are `wrong`, and `tell` names each.

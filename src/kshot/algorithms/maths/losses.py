@@ -68,7 +68,7 @@ def focal(logits: Tensor, episodes: EpisodeBatch, *, gamma: float) -> Tensor:
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """Autocast off, for what follows the backbone: distances and inner steps want float32."""
+    """Autocast off, for what follows the backbone: distances and inner steps need float32."""
     return torch.autocast(like.device.type, enabled=False)
 
 

@@ -66,7 +66,7 @@ def _apply(function: type[Function], *inputs: Any) -> Tensor:
 
 
 def _are_images(x: Tensor, groups: int) -> bool:
-    """Whether x are images, which want no gradient and have few channels."""
+    """Whether x are images, which need no gradient and have few channels."""
     return not x.requires_grad and x.shape[1] <= _MAX_IMAGE_CHANNELS * groups
 
 

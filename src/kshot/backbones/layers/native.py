@@ -30,7 +30,7 @@ _FLAGS_OF_CPU = {  # by torch's name for it: what torch has found the processor 
     "AVX2": ("-mavx2", "-mfma"),
 }
 _TYPE_NAMES = {torch.float32: "float32", torch.float64: "float64"}
-_SHOWN_OF_COMPILER = 300  # characters of its complaint
+_SHOWN_OF_COMPILER = 300  # characters of its error message
 
 _Function = Callable[..., None]
 _loaded: ctypes.CDLL | None = None
@@ -80,7 +80,7 @@ def build_native() -> Path:
 
 
 def use_native_kernels(wanted: bool = True) -> bool:
-    """Let this process's blocks use the library, where it has been built, or torch alone; say whether they do."""
+    """Let this process's blocks use the library where it has been built, or torch alone; return True if they use it."""
     global _loaded
     _functions.clear()
     _loaded = _load(native_library()) if wanted and native_library().exists() else None
