@@ -81,6 +81,15 @@ def test_every_page_of_the_guide_is_listed_in_its_contents() -> None:
     assert [page.name for page in guide.glob("*.md") if page.name != "README.md" and page.name not in contents] == []
 
 
+def test_the_tree_in_the_readme_is_the_tree_of_the_repository() -> None:
+    tree = next(block for block in blocks_of(REPOSITORY / "README.md") if block.startswith("params.yaml"))
+    inner = {name for line in tree.splitlines() if line.startswith("  ") for name in tree_entries(line)}
+    outer = {name for line in tree.splitlines() if not line.startswith("  ") for name in tree_entries(line)}
+    assert [name for name in outer if not (REPOSITORY / name).exists()] == []
+    source = [path for path in (REPOSITORY / "src" / "kshot").iterdir() if not path.name.startswith("__")]
+    assert inner == {f"{path.name}/" if path.is_dir() else path.name for path in source if path.name != "py.typed"}
+
+
 def test_the_readme_fits_on_a_few_screens() -> None:
     assert len(text_of(REPOSITORY / "README.md").splitlines()) <= 150
 
@@ -107,7 +116,7 @@ def test_a_page_is_read_as_lines_of_blocks_without_a_language_and_spans_of_sente
     page.write_text(
         "# A\n\n`one` and `two`\n\n```\nmake demo\n```\n\n```yaml\nseed: 1\n```\n`three`\n", encoding="utf-8"
     )
-    assert list(lines_of(page)) == ["make demo"]
+    assert lines_of(page) == ["make demo"]
     assert spans_of(page) == ["one", "two", "three"]
 
 
@@ -127,11 +136,20 @@ def headings(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def lines_of(document: Path) -> Iterator[str]:
-    """The lines of fenced blocks without a language: commands, and what they print."""
+def blocks_of(document: Path) -> Iterator[str]:
+    """Fenced blocks without a language: commands, and what they print."""
     for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text_of(document), flags=re.M | re.S):
         if not language:
-            yield from block.splitlines()
+            yield block
+
+
+def lines_of(document: Path) -> list[str]:
+    return [line for block in blocks_of(document) for line in block.splitlines()]
+
+
+def tree_entries(line: str) -> list[str]:
+    """Files and folders in a line of a tree: what stands at its beginning or behind a gap."""
+    return re.findall(r"(?:^|\s{2,})([\w./]+(?:/|\.py|\.yaml|\.dvc))(?=\s|$)", line)
 
 
 def yaml_blocks_of(document: Path) -> list[str]:

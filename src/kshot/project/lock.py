@@ -31,10 +31,10 @@ def hold_workspace(root: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 
 def drop_dead_dvc_lock(root: Path) -> None:
-    """Remove DVC's list of who reads and writes which file when it is torn, or names no living DVC.
+    """Remove DVC's list of who reads and writes which file when it is damaged, or names no living DVC.
 
-    DVC writes the list in place, so a kill can tear it; and DVC takes whatever process has the number
-    now for the one that was killed, which after a restart of a container is likely.
+    DVC writes the list in place, so a kill can damage it. DVC also mistakes a process that has the same number by now
+    for the one that was killed, which is likely after a restart of a container.
     """
     path = root / ".dvc" / "tmp" / "rwlock"
     try:
