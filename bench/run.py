@@ -21,7 +21,7 @@ from bench.results import DISTURBED_SHARE, Machine, Record, Results, save
 from bench.workloads import WORKLOADS, Workload
 from kshot.backbones.layers.native import build_native
 from kshot.errors import KshotError
-from kshot.runtime.cpu import cpu_name
+from kshot.runtime.cpu import cpu_name, usable_cores
 
 PARTIAL_RESULTS = Path(".kshot/bench/partial.json")
 IMAGES = Path(".kshot/bench/images.npy")
@@ -74,7 +74,7 @@ def prepare_images(dataset_folder: Path) -> None:
 def describe_machine() -> Machine:
     return Machine(
         cpu=cpu_name(),
-        cores=os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         system=f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",
         python=platform.python_version(),

@@ -30,6 +30,7 @@ from kshot.episodes.frozen import read_val_pool
 from kshot.errors import KshotError, TrainingError
 from kshot.model import ModelConfig
 from kshot.process import device_name, set_up_process
+from kshot.runtime.cpu import check_bfloat16
 from kshot.runtime.files import json_bytes
 from kshot.runtime.lines import LiveLines, silent_lines
 from kshot.runtime.workers import choose_device, in_worker, joined_workers, torchrun_command
@@ -73,6 +74,8 @@ def train(
     """
     set_up_process(params.process)
     device = choose_device(params.process.device)
+    if training.settings.precision == "bfloat16" and device.type == "cpu":
+        _print_line(check_bfloat16(forced=params.process.force_precision))
     val_pool = read_val_pool(workspace.output("task_pool"), dataset)
     if params.process.n_processes > 1 and not in_worker():
         _train_in_workers(stage, params.process.n_processes, workspace)

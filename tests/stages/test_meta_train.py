@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from kshot.backbones.layers.native import build_native
 from kshot.config import load_params
-from kshot.errors import DataError, EpisodeError
+from kshot.errors import ConfigError, DataError, EpisodeError
 from kshot.stages import meta_train, task_pool
 from kshot.workspace import Workspace
 from tests.processes import wait_until_gone
@@ -253,3 +253,18 @@ def test_training_without_kernels_is_asked_for_by_params_and_by_the_environment(
         assert re.fullmatch("cpu with native kernels by .+", device(True))
     monkeypatch.setenv("KSHOT_WITHOUT_KERNELS", "1")
     assert device(True) == "cpu"
+
+
+def test_bfloat16_where_no_instruction_carries_it_is_refused_before_training_unless_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # read anew by kshot; oneDNN itself may have read it before
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    root = project(tmp_path, n_processes=1, device="cpu", training={"precision": "bfloat16"})
+    params = load_params(root / "params.yaml")
+    with pytest.raises(ConfigError, match="next: set precision to float32, or process.force_precision to true"):
+        meta_train.run(params, Workspace(root))
+    assert not (root / "artifacts/meta_train").exists()
+    meta_train.run(replace(params, process=replace(params.process, force_precision=True)), Workspace(root))
+    assert "bfloat16: no instructions of this processor carry it" in capsys.readouterr().out
+    assert weights(root)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from kshot.errors import DataError
 from kshot.ingest.sources import Source, SourceFile, check_class_names, open_source
 from kshot.ingest.splits import SeededSplits, assign_splits
 from kshot.ingest.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_atomically
+from kshot.runtime.cpu import usable_cores
 
 Progress = Callable[[int, int], None]  # items done, items in all
 
@@ -172,7 +172,7 @@ def _decoders(item: ItemSpec) -> Iterator[Decode]:
         except DataError as refusal:
             return str(refusal)
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as threads:
 
         def decode(files: tuple[SourceFile, ...]) -> Iterator[tuple[SourceFile, DecodedItem | str]]:
             for start in range(0, len(files), _FILES_AT_ONCE):

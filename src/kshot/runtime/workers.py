@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from kshot.errors import ConfigError
+from kshot.runtime.cpu import usable_cores
 
 _GROUP_TIMEOUT_S = 60
 _MAX_RESTARTS = 3
@@ -123,6 +124,6 @@ def torchrun_command(module: str, n_processes: int, *arguments: str) -> tuple[li
         module,
         *arguments,
     ]
-    threads = max(1, (os.cpu_count() or 1) // n_processes)
+    threads = max(1, usable_cores() // n_processes)
     own_store_after_restart = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return command, os.environ | own_store_after_restart | {"OMP_NUM_THREADS": str(threads)}
