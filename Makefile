@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train omniglot omniglot-maml rerun test check format ui s3-demo bench bench-gpu bench-peers clean moved
+.PHONY: help setup demo train omniglot omniglot-maml rerun test check format ui s3-demo bench bench-avx2 bench-gpu bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -74,6 +74,9 @@ s3-demo: setup  ## The run of params.yaml on a real S3 server: push, wipe, pull,
 bench: setup $(GLYPHS)  ## kshot's speed beside the peers' and the convolutions' alone: docs/benchmarks.md, about an hour
 	@$(BIN)/python -m bench.run
 	@$(BIN)/python -m bench.growth
+
+bench-avx2: setup $(GLYPHS)  ## The same steps with everything held to AVX2, for the same page
+	@$(BIN)/python -m bench.run --isa avx2
 
 bench-gpu: setup $(GLYPHS)  ## The training steps on a GPU, eager, in a CUDA graph and compiled
 	@$(BIN)/python -m bench.gpu

@@ -25,8 +25,8 @@ def measured(results: Results) -> list[Workload]:
     return [workload for name, workload in WORKLOADS.items() if name in names and workload.kind != "floor"]
 
 
-def ratio_bars(results: Results) -> Figure:
-    """Speed as a multiple of the best peer's, with the extremes over the rounds."""
+def ratio_bars(results: Results, hardware: str) -> Figure:
+    """Speed as a multiple of the best peer's, with the extremes over the rounds; `hardware` is the title."""
     rows: list[tuple[Workload, str, Ratio]] = []
     for workload in reversed(measured(results)):
         best = results.best(workload.name, PEERS)
@@ -45,7 +45,7 @@ def ratio_bars(results: Results) -> Figure:
         )
     axes.set_yticks(range(len(rows)), [f"{w.name}{', bf16' * (d == 'kshot-bf16')}" for w, d, _ in rows])
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", xlabel="times as fast as the best peer (memory: times as small)")
+    axes.set(xscale="log", title=hardware, xlabel="times as fast as the best peer (memory: times as small)")
     axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     axes.minorticks_off()
     axes.set_xlim(0.8, 1.7 * max([ratio.high for _, _, ratio in rows], default=1))

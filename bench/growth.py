@@ -92,7 +92,7 @@ def main() -> int:
             points=tuple(measured),
         )
         save(growth, report.GROWTH)
-        if report.RESULTS.is_file():
+        if report.saved_results():
             return report.main()
         print("next: python -m bench.run, which puts this on the page")
     return 0

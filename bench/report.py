@@ -7,12 +7,13 @@ from statistics import median
 
 from bench.drivers import DRIVERS, PEERS
 from bench.figures import GROWTH_AXES, growth_curves, measured, ratio_bars
+from bench.instructions import SHOWN
 from bench.measure import Measurement
 from bench.results import DISTURBED_SHARE, Growth, Machine, Ratio, Results, load
 from bench.workloads import FLOOR_SIZES, WORKLOADS, Workload
 
-RESULTS = Path(".kshot/bench/results.json")
-GROWTH = Path(".kshot/bench/growth.json")
+FOLDER = Path(".kshot/bench")
+GROWTH = FOLDER / "growth.json"
 DOCS = Path("docs")
 
 _EPISODES_SCORED = 1000  # per setting, in the table of evaluation times
@@ -32,34 +33,49 @@ _GOALS = {  # against the best peer, and of the step's time in the convolutions 
 
 
 def main() -> int:
-    results = load(Results, RESULTS)
-    if results is None:
-        print(f"error: no {RESULTS}; next: python -m bench.run", file=sys.stderr)
+    runs = saved_results()
+    if not runs:
+        print(f"error: no results in {FOLDER}; next: python -m bench.run", file=sys.stderr)
         return 2
-    write(results)
+    write(runs)
     return 0
 
 
-def write(results: Results, docs: Path = DOCS, growth_file: Path = GROWTH) -> None:
+def results_file(instructions: str, folder: Path = FOLDER) -> Path:
+    """Where the whole run with a set of instructions is kept."""
+    return folder / f"results-{instructions}.json"
+
+
+def saved_results(folder: Path = FOLDER) -> list[Results]:
+    """The last whole run with each set of instructions, the widest set first."""
+    others = sorted(path.stem.removeprefix("results-") for path in folder.glob("results-*.json"))
+    runs = (load(Results, results_file(name, folder)) for name in dict.fromkeys([*SHOWN, *others]))
+    return [results for results in runs if results is not None]
+
+
+def write(runs: Sequence[Results], docs: Path = DOCS, growth_file: Path = GROWTH) -> None:
     """The page and its pictures; growth is in it where it was measured."""
     growth = load(Growth, growth_file)
     docs.mkdir(exist_ok=True)
-    (docs / "benchmarks.md").write_text(page(results, growth), encoding="utf-8")
-    ratio_bars(results).savefig(docs / "benchmarks.png", dpi=120)
+    (docs / "benchmarks.md").write_text(page(runs, growth), encoding="utf-8")
+    for results in runs:
+        ratio_bars(results, _hardware(results)).savefig(docs / _picture(runs, results), dpi=120)
     if growth is not None:
         growth_curves(growth).savefig(docs / "growth.png", dpi=120)
 
 
-def page(results: Results, growth: Growth | None) -> str:
+def page(runs: Sequence[Results], growth: Growth | None) -> str:
+    """`runs` has one or more, each with its own set of instructions."""
     return (
         "\n\n".join(
             [
                 "# Benchmarks",
-                _introduction(results),
-                "![kshot's speed as a multiple of the best peer's](benchmarks.png)",
-                tables(results),
+                *map(_introduction, runs),
+                _AGAIN,
+                *(f"![{_PICTURE_TITLE}, {_hardware(results)}]({_picture(runs, results)})" for results in runs),
+                tables(runs),
                 "## The libraries",
-                _peers_table(results),
+                _peers_table(runs),
                 "## How it is measured",
                 _METHOD,
                 *([] if growth is None else [growth_section(growth)]),
@@ -69,23 +85,40 @@ def page(results: Results, growth: Growth | None) -> str:
     )
 
 
-def tables(results: Results) -> str:
-    """Every table of numbers, for the page and for the screen."""
-    sections = [
-        ("Ratios", _ratios_table(results), _RATIOS_NOTE),
-        ("Episodes per second", _speed_table(results), "Whole steps, the median over the rounds."),
-        ("Evaluation", _evaluation_table(results), _EVALUATION_NOTE),
-        ("Floors", _floors_table(results), _FLOORS_NOTE),
-        ("Memory", _memory_table(results), _MEMORY_NOTE),
+def tables(runs: Sequence[Results]) -> str:
+    """Every table of numbers, for the page and for the screen: one of ratios, the others for each run."""
+    sections: list[tuple[str, str, str]] = [
+        ("Ratios", _ratios_table(runs), _RATIOS_NOTE),
+        ("Episodes per second", _for_each(runs, _speed_table), "Whole steps, the median over the rounds."),
+        ("Evaluation", _for_each(runs, _evaluation_table), _EVALUATION_NOTE),
+        ("Floors", _for_each(runs, _floors_table), _FLOORS_NOTE),
+        ("Memory", _for_each(runs, _memory_table), _MEMORY_NOTE),
     ]
     return "\n\n".join(f"## {title}\n\n{note}\n\n{table}" for title, table, note in sections if table)
+
+
+def _for_each(runs: Sequence[Results], table: Callable[[Results], str]) -> str:
+    """The tables of the runs below one another, each under its processor and instructions where there are several."""
+    made = [(_hardware(results), table(results)) for results in runs]
+    return "\n\n".join(f"{name}:\n\n{text}" if len(runs) > 1 else text for name, text in made if text)
+
+
+def _hardware(results: Results) -> str:
+    """The processor and the instructions that everything was held to."""
+    return f"{results.machine.cpu}, {SHOWN.get(results.instructions, results.instructions)}"
+
+
+def _picture(runs: Sequence[Results], results: Results) -> str:
+    """The file of the ratios of a run; the first has the plain name."""
+    return "benchmarks.png" if results is runs[0] else f"benchmarks-{results.instructions}.png"
 
 
 _RATIOS_NOTE = (
     "How many times as fast as a peer kshot is: the median over the rounds, and in brackets the lowest and the "
     "highest. The best peer is the fastest of all that do the workload. `torch alone` is kshot without its native "
     "kernels, as where there is no C++ compiler, and `bf16` kshot in that arithmetic, both beside the best peer. In "
-    "the row `memory` the ratio is that of peak memory. The floor is the time that torch's convolutions alone would "
+    "the row `memory` the ratio is that of peak memory. Where a processor has newer instructions than are named beside "
+    "it, kshot and the peers were held back from them. The floor is the time that torch's convolutions alone would "
     "take, in float32; kshot's native kernels convolve in fewer operations, so a whole step may take less. `*` marks a "
     "number that other processes disturbed in some round."
 )
@@ -116,15 +149,26 @@ _METHOD = (
     "- Peers do what their own examples do, accuracy of the step included. higher's first-order variant takes the "
     "gradients at the fast weights.\n"
     "- The images are the embedded glyphs; their content does not change the time of a step.\n"
-    "- bf16 is other arithmetic: read it beside float32, not instead of it."
+    "- bf16 is other arithmetic: read it beside float32, not instead of it. It is left out where no instructions carry "
+    "it: kshot refuses it there.\n"
+    "- `--isa avx2` holds oneDNN, ATen, MKL and the native kernels to AVX2, for kshot and the peers alike, through "
+    "the environment of their processes; NumPy and the C library stay free. A processor that has no more than AVX2 may "
+    "do other things slower too."
+)
+
+
+_PICTURE_TITLE = "kshot's speed as a multiple of the best peer's"
+_AGAIN = (
+    "`make setup` and `python -m bench.make_peers` make the environments. `python -m bench.report` makes this page "
+    "again from the last run with each set of instructions."
 )
 
 
 def _introduction(results: Results) -> str:
-    environments = "`make setup` and `python -m bench.make_peers` make the environments."
+    instructions = f"{SHOWN.get(results.instructions, results.instructions)} instructions"
     return (
-        f"{_machine_line(results.machine)} {results.rounds} rounds of {results.seconds:g} s per measurement.\n\n"
-        f"```\n{results.command}\n```\n\n{environments} `python -m bench.report` makes this page again."
+        f"{_machine_line(results.machine)} {instructions}, {results.rounds} rounds of {results.seconds:g} s per "
+        f"measurement.\n\n```\n{results.command}\n```"
     )
 
 
@@ -135,25 +179,28 @@ def _machine_line(machine: Machine) -> str:
     )
 
 
-def _ratios_table(results: Results) -> str:
-    rows = []
-    for workload in measured(results):
-        best = results.best(workload.name, PEERS)
-        share = _floor_share(results, workload)
-        rows.append(
-            [
-                workload.name,
-                _times(results, workload, "kshot", best),
-                best or "",
-                _times(results, workload, "kshot", "learn2learn"),
-                _times(results, workload, "kshot-torch", best),
-                _times(results, workload, "kshot-bf16", best),
-                f"{share.median:.0%}" if share else "",
-                _GOALS.get(workload.name, ""),
-            ]
-        )
-    titles = ["workload", "to the best peer", "which is", "to learn2learn", "torch alone", "bf16"]
+def _ratios_table(runs: Sequence[Results]) -> str:
+    """The rows of a workload stand together, one for each run that has it."""
+    names = [name for name in WORKLOADS if any(workload.name == name for run in runs for workload in measured(run))]
+    rows = [_ratios_row(run, WORKLOADS[name]) for name in names for run in runs if WORKLOADS[name] in measured(run)]
+    titles = ["workload", "processor", "to the best peer", "which is", "to learn2learn", "torch alone", "bf16"]
     return _table([*titles, "floor / step", "goal"], rows)
+
+
+def _ratios_row(results: Results, workload: Workload) -> list[str]:
+    best = results.best(workload.name, PEERS)
+    share = _floor_share(results, workload)
+    return [
+        workload.name,
+        _hardware(results),
+        _times(results, workload, "kshot", best),
+        best or "",
+        _times(results, workload, "kshot", "learn2learn"),
+        _times(results, workload, "kshot-torch", best),
+        _times(results, workload, "kshot-bf16", best),
+        f"{share.median:.0%}" if share else "",
+        _GOALS.get(workload.name, ""),
+    ]
 
 
 def _floor_share(results: Results, workload: Workload) -> Ratio | None:
@@ -212,10 +259,11 @@ def _floors_table(results: Results) -> str:
     return _table(["ms", *(f"{n} images" for n in FLOOR_SIZES)], rows)
 
 
-def _peers_table(results: Results) -> str:
+def _peers_table(runs: Sequence[Results]) -> str:
+    """As the first run found them installed, and what they did in all runs."""
     rows = []
-    for installation in results.installations:
-        records = [record for record in results.records if record.driver == installation.peer]
+    for installation in runs[0].installations:
+        records = [record for run in runs for record in run.records if record.driver == installation.peer]
         notes = {note for record in records if record.measurement for note in record.measurement.notes}
         errors = {f"{r.workload}: {r.error}" for r in records if r.error} if installation.error is None else set()
         ran = {record.workload for record in records if record.measurement}

@@ -68,6 +68,7 @@ class Results:
     rounds: int
     seconds: float
     machine: Machine
+    instructions: str  # the widest that kshot and the peers could use, as torch names them, in lower case
     installations: tuple[Installation, ...]
     records: tuple[Record, ...]
 

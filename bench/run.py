@@ -1,6 +1,7 @@
 """python -m bench.run: every workload by every driver, interleaved over rounds; then the report.
 
-A run of some workloads or drivers prints its tables and leaves docs/ alone.
+With --isa avx2 all of it without newer instructions; the report sets both runs side by side. A run of some workloads
+or drivers prints its tables and leaves docs/ alone.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from bench import report
 from bench.drivers import DRIVERS, Driver, in_turn
+from bench.instructions import HELD, hold
 from bench.make_peers import installations
 from bench.measure import Measurement, Request
 from bench.processes import MAX_REPEATS, DriverError, quietest, run_driver
@@ -32,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (options.data / "dataset.json").is_file():
         print(f"error: no dataset at {options.data}; next: kshot ingest glyphs", file=sys.stderr)
         return 2
+    try:
+        instructions = hold(options.isa)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     build_kernels()
     prepare_images(options.data)
     results = Results(
@@ -39,15 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rounds=options.rounds,
         seconds=options.seconds,
         machine=describe_machine(),
+        instructions=instructions,
         installations=installations(),
         records=tuple(_measure_all(options)),
     )
     whole = set(options.only) == set(WORKLOADS) and set(options.drivers) == set(DRIVERS)
-    save(results, report.RESULTS if whole else PARTIAL_RESULTS)
+    save(results, report.results_file(instructions) if whole else PARTIAL_RESULTS)
     if whole:
-        report.write(results)
+        report.write(report.saved_results())
     else:
-        print(report.tables(results))
+        print(report.tables([results]))
     return 0
 
 
@@ -140,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         return parse
 
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    parser.add_argument("--isa", choices=[*HELD], help="hold kshot and the peers to these instructions")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of repeated steps in a measurement")
     parser.add_argument("--only", type=names([*WORKLOADS]), default=[*WORKLOADS], metavar="WORKLOAD,...")

@@ -3,7 +3,8 @@
 import sys
 
 from bench.measure import Request, serve
-from kshot.runtime.cpu import keep_freed_memory, prepare_environment
+from kshot.errors import ConfigError
+from kshot.runtime.cpu import check_bfloat16, keep_freed_memory, prepare_environment
 
 
 def main() -> None:
@@ -18,6 +19,8 @@ def main() -> None:
 
         serve(floor_steps.prepare)
     else:
+        if request.precision == "bfloat16":
+            refuse_slow_bfloat16()
         from bench.drivers import kshot_steps
         from kshot.backbones.layers.native import use_native_kernels
 
@@ -25,6 +28,14 @@ def main() -> None:
             sys.exit("error: the native kernels are not built; next: kshot kernels")
         with kshot_steps.prepared() as prepare:
             serve(prepare)
+
+
+def refuse_slow_bfloat16() -> None:
+    """As the stage that trains does."""
+    try:
+        check_bfloat16()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

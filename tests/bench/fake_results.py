@@ -42,12 +42,13 @@ class FakeRun:
     def fail(self, number: int, workload: str, driver: str, error: str) -> None:
         self.records.append(Record(round=number, workload=workload, driver=driver, error=error))
 
-    def results(self) -> Results:
+    def results(self, instructions: str = "avx512") -> Results:
         return Results(
             command="python -m bench.run",
             rounds=3,
             seconds=3,
             machine=MACHINE,
+            instructions=instructions,
             installations=tuple(self.installations),
             records=tuple(self.records),
         )

@@ -46,7 +46,8 @@ def native_library() -> Path:
     """Where the library of this source, environment and kind of processor is, or would be.
 
     Another source or a processor with other instructions has another name, so that no process loads
-    what it cannot run.
+    what it cannot run. ATEN_CPU_CAPABILITY=avx2 holds torch to older instructions than the processor's, and
+    so has the library that such a processor would have.
     """
     digest = sha256(repr(_flags()).encode())
     for path in native_sources():
