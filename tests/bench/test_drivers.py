@@ -38,6 +38,13 @@ def test_kshot_takes_a_step_in_bfloat16() -> None:
     kshot_steps.prepare(request("maml-1step", precision="bfloat16"))[0].step()
 
 
+def test_kshot_is_not_measured_in_bfloat16_where_it_would_refuse_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    with pytest.raises(DriverError, match=r"^error: meta_train.training.precision is bfloat16; found .*; need "):
+        run_driver(DRIVERS["kshot-bf16"], request("maml-1step", precision="bfloat16"))
+
+
 def test_kshot_draws_its_episodes_from_the_dataset(tmp_path: Path) -> None:
     folder = tiny_dataset(n_classes=5, n_images=16).write(tmp_path / "tiny")
     episodes = kshot_steps.prepare(request("sampling", noise=None, dataset=str(folder)))[0].step()
