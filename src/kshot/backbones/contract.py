@@ -111,7 +111,7 @@ def _norms(backbone: nn.Module) -> Iterator[tuple[str, ReferenceNorm]]:
 
 def _recorder(seen: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, tuple[Tensor, int | None]], None]:
     def record(_: nn.Module, inputs: tuple[Tensor, int | None]) -> None:
-        x = at_least_float32(inputs[0])
+        x = at_least_float32(inputs[0].detach())
         var, mean = torch.var_mean(x, dim=all_but_channels(x), correction=0)
         seen.append((mean, var))
 

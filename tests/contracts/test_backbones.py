@@ -1,0 +1,161 @@
+"""What every backbone promises. A new name in `BackboneConfig` is tested here without a further line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kshot.backbones import BackboneConfig
+from kshot.backbones.adopted import Adopted
+from kshot.backbones.contract import Backbone, calibrate, items_at_once, recorded_statistics
+from kshot.backbones.layers.norm import ReferenceNorm
+from kshot.data.packed import ItemSpec
+from kshot.errors import ConfigError
+
+ITEM = ItemSpec(image_size=16, channels=1)
+
+
+def plain_network() -> nn.Module:
+    """A network as people write it: batch normalisation that is called with the items alone."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(4),
+        nn.Conv2d(6, 4, 3),
+        nn.BatchNorm2d(4),
+    )
+
+
+def configs() -> list[Any]:
+    union = get_args(BackboneConfig)
+    return [one() for one in (get_args(union[0]) if union else (BackboneConfig,))]
+
+
+MAKERS: dict[str, Callable[[], Backbone]] = {
+    **{config.name: (lambda config=config: built(config)) for config in configs()},
+    "adopted": lambda: Adopted(plain_network(), items(1)),
+}
+every_backbone = pytest.mark.parametrize("name", MAKERS)
+
+
+def built(config: Any) -> Backbone:
+    backbone: Backbone = config.build(channels=ITEM.channels, image_size=ITEM.image_size)
+    return backbone
+
+
+def made(name: str) -> Backbone:
+    torch.manual_seed(0)
+    return MAKERS[name]()
+
+
+def items(n: int, seed: int = 1) -> Tensor:
+    return torch.rand(n, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+@every_backbone
+def test_features_are_vectors_of_the_length_that_is_promised(name: str) -> None:
+    backbone = made(name)
+    features = backbone(items(5), 5)
+    assert features.shape == (5, backbone.n_features)
+    assert features.dtype == torch.float32
+    if backbone.map_shape is not None:
+        channels, height, width = backbone.map_shape
+        assert channels * height * width == backbone.n_features
+
+
+@every_backbone
+def test_reference_items_alone_set_the_statistics(name: str) -> None:
+    backbone = made(name)
+    reference = items(4)
+    queries = backbone(torch.cat([reference, items(3, seed=2)]), 4)[:4]
+    others = backbone(torch.cat([reference, 9 * items(3, seed=3)]), 4)[:4]
+    torch.testing.assert_close(queries, others)
+    torch.testing.assert_close(queries, backbone(reference, 4), atol=1e-5, rtol=1e-4)
+
+
+@every_backbone
+def test_without_reference_each_item_is_embedded_alone(name: str) -> None:
+    backbone = made(name).eval()
+    calibrate(backbone, [items(8, seed=5), items(8, seed=6)])
+    together = backbone(items(4), None)
+    alone = torch.cat([backbone(one[None], None) for one in items(4)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+@every_backbone
+def test_a_call_under_other_weights_uses_them(name: str) -> None:
+    backbone = made(name)
+    weights = {key: torch.zeros_like(weight) for key, weight in backbone.named_parameters()}
+    assert not functional_call(backbone, weights, (items(3), 3)).any()
+    assert backbone(items(3), 3).any()
+
+
+@every_backbone
+def test_features_are_float32_also_under_autocast(name: str) -> None:
+    backbone = made(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = backbone(items(4), 4)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, backbone(items(4), 4), atol=0.2, rtol=0.1)
+
+
+@every_backbone
+def test_the_state_survives_saving_and_loading(name: str, tmp_path: Path) -> None:
+    backbone = made(name).eval()
+    calibrate(backbone, [items(8, seed=5)])
+    torch.save(backbone.state_dict(), tmp_path / "state")
+    torch.manual_seed(9)
+    other = MAKERS[name]().eval()
+    assert not torch.equal(other(items(3), None), backbone(items(3), None))
+    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert torch.equal(other(items(3), None), backbone(items(3), None))
+
+
+@every_backbone
+def test_recorded_statistics_normalise_like_the_items_they_were_recorded_on(name: str) -> None:
+    backbone = made(name).eval()
+    reference, queries = items(6), items(3, seed=2)
+    with recorded_statistics(backbone) as statistics:
+        backbone(reference, len(reference))
+    found = functional_call(backbone, statistics(), (queries, None))
+    torch.testing.assert_close(found, backbone(torch.cat([reference, queries]), 6)[6:], atol=1e-4, rtol=1e-3)
+
+
+@every_backbone
+def test_more_items_fit_into_more_memory_and_at_least_one_always(name: str) -> None:
+    backbone = made(name)
+    assert backbone.bytes_per_item >= 4 * 6 * 16 * 16
+    assert items_at_once(backbone, 1) == 1
+    assert items_at_once(backbone, 100 * backbone.bytes_per_item) == 100
+
+
+def test_an_adopted_network_answers_like_the_network_itself() -> None:
+    network = plain_network()
+    network.train()
+    network(3 * items(16))
+    expected = network.eval()(items(5)).flatten(1)
+    torch.testing.assert_close(Adopted(network, items(1)).eval()(items(5), None), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_adopted_network_in_batch_mode_normalises_by_its_batch_as_in_training() -> None:
+    network = plain_network()
+    expected = network.train()(items(5)).flatten(1)
+    torch.testing.assert_close(Adopted(network, items(1))(items(5), 5), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_statistics_that_are_kept_change_neither_with_the_batch_nor_by_calibration() -> None:
+    adopted = Adopted(plain_network(), items(1), keep_statistics=True)
+    before = adopted(items(5), None)
+    calibrate(adopted, [9 * items(8)])
+    torch.testing.assert_close(adopted(items(5), 5), before)
+    assert all(module.frozen for module in adopted.modules() if isinstance(module, ReferenceNorm))
+
+
+def test_a_network_with_dropout_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"the network has dropout \(1\); need none.*next: set its p to 0"):
+        Adopted(nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(256, 4)), items(1))
