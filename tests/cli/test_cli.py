@@ -1,8 +1,10 @@
 """The command line: its frozen surface, its one-line errors and exit codes."""
 
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,14 @@ import typer
 import yaml
 from PIL import Image
 
-from kshot.cli import app, main
+from kshot.cli.app import app, main
+from kshot.config import load_params
+from kshot.stages import task_pool
+from kshot.workspace import Workspace
 from tests.registry.test_gate import add_version
 from tests.tiny_project import tiny_params, write_project
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ def test_commands_and_options_are_these() -> None:
     ingest = ["image_size", "invert", "licence", "mode", "name", "rotations", "seed", "source", "split_by", "splits"]
     assert found == {
         "ingest": ingest,
+        "stage": ["item", "name"],
         "validate": [],
         "pool": [],
         "train": [],
@@ -121,6 +127,45 @@ def test_debug_shows_the_trace(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_stage_of_dvc_yaml_is_run_by_its_name(kshot: Kshot, tmp_path: Path) -> None:
+    root = write_project(tmp_path, tiny_params())
+    done = kshot(root, "stage", "task_pool")
+    assert done.returncode == 0, done.stderr
+    assert (root / "artifacts/task_pool/pools.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("pool",), "no stage 'pool'; known: validate, task_pool,"),
+        (("cross_domain",), "the stage cross_domain was given no item; need one of cross_domain in dvc.yaml"),
+        (("task_pool", "maps"), "the stage task_pool was given the item 'maps'; need none"),
+    ],
+)
+def test_an_unknown_stage_and_an_item_too_few_or_too_many_are_refused(
+    kshot: Kshot, tmp_path: Path, arguments: tuple[str, ...], error: str
+) -> None:
+    done = kshot(write_project(tmp_path, tiny_params()), "stage", *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: {error}")
+
+
+def test_ctrl_c_ends_with_130_and_without_a_trace(tmp_path: Path) -> None:
+    params = tiny_params()
+    params["meta_train"]["training"] |= {"n_steps": 100_000, "validate_every": 100_000, "patience": 1}
+    root = write_project(tmp_path, params)
+    task_pool.run(load_params(root / "params.yaml"), Workspace(root))
+    command = [sys.executable, "-m", "kshot", "train"]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while not list((root / ".kshot/checkpoints").glob("*/step-?????????")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
 
 
 def test_a_preset_replaces_a_preset_but_never_the_users_edits(kshot: Kshot, tmp_path: Path) -> None:

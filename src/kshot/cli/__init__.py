@@ -1,0 +1,1 @@
+"""The command line: parse, call, turn errors into one line and an exit code."""

@@ -1,0 +1,60 @@
+"""`kshot ...`: the table of the commands, and how an error ends one.
+
+Settings of a run live in params.yaml alone; the options here say which files to use. The heavy
+packages are imported by the commands that need them.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from kshot.cli import data, machine, registry, stages
+from kshot.errors import KshotError
+
+_COMMANDS = (
+    data.ingest,
+    data.preset,
+    stages.stage,
+    stages.validate,
+    stages.pool,
+    stages.train,
+    stages.evaluate,
+    stages.cross_domain,
+    registry.register,
+    registry.promote,
+    registry.rollback,
+    registry.history,
+    registry.compare,
+    registry.report,
+    registry.predict,
+    machine.doctor,
+    machine.kernels,
+)
+
+app = typer.Typer(
+    help="Few-shot meta-learning: from a dataset to a registered model. Settings: params.yaml.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _command in _COMMANDS:
+    app.command()(_command)
+_debug = False
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False) -> None:
+    global _debug
+    _debug = debug
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    try:
+        app(standalone_mode=True)
+    except KshotError as error:
+        if _debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,31 @@
+"""Commands on this machine and its environment."""
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def doctor() -> None:
+    """Say what is missing on this machine and how to get it."""
+    from kshot.project.doctor import checks
+
+    results = checks(Path.cwd())
+    table = Table("", "check")
+    for column in ("found", "needed", "next"):
+        table.add_column(column, overflow="fold")
+    for check in results:
+        mark = "[green]ok[/]" if check.ok else "[red]missing[/]"
+        table.add_row(mark, *map(escape, (check.name, check.found, check.needed, check.fix)))
+    Console().print(table)
+    if not all(check.ok for check in results):
+        raise typer.Exit(1)
+
+
+def kernels() -> None:
+    """Compile the native kernels for this environment and processor; training goes on without them, slower."""
+    from kshot.backbones.layers.native import build_native
+
+    typer.echo(f"native kernels: {build_native()}")

@@ -1,0 +1,131 @@
+"""Commands on registered versions: make, promote, compare, use."""
+
+import getpass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kshot.workspace import Workspace
+
+_WORKSPACE = Workspace(Path())
+_NOT_PROMOTED = 3  # neither a mistake nor a failure
+
+
+def register() -> None:
+    """Make the finished run a version of the registered model, once."""
+    from kshot.config import load_params
+    from kshot.registry.page import renew_run_reports
+    from kshot.registry.registration import register_run
+
+    done = register_run(Path.cwd(), load_params(_WORKSPACE.params), None)
+    renew_run_reports(done.name, (done.version,), Path.cwd(), _warn)
+    typer.echo(f"{done.name} version {done.version}: {'registered' if done.created else 'already there'}")
+    typer.echo("next: kshot promote")
+
+
+def promote(
+    version: Annotated[int | None, typer.Option(help="Of register.model_name; the challenger where not given.")] = None,
+    approve: Annotated[bool, typer.Option("--approve", help="The yes that approval: required waits for.")] = False,
+) -> None:
+    """Decide whether a version becomes champion, and move the alias if so; exit code 3 where it does not."""
+    from kshot.config import load_params
+    from kshot.registry.gate import consider
+    from kshot.registry.page import renew_run_reports
+
+    params = load_params(_WORKSPACE.params)
+    outcome = consider(Path.cwd(), params, by=_user(), version=version, approved=approve, tell=typer.echo)
+    typer.echo(f"{outcome.name}: {outcome}")
+    renew_run_reports(outcome.name, (outcome.version, outcome.champion), Path.cwd(), _warn)
+    if not outcome.is_champion:
+        raise typer.Exit(_NOT_PROMOTED)
+
+
+def rollback(
+    reason: Annotated[str, typer.Option(help="Kept in the history.")],
+    model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
+) -> None:
+    """Make the champion before this one champion again."""
+    from kshot.registry.page import renew_run_reports
+    from kshot.tracking import rollback as roll_back
+
+    name = _model_name(model)
+    move = roll_back(name, Path.cwd(), reason=reason, by=_user())
+    renew_run_reports(name, (move.version, move.champion), Path.cwd(), _warn)
+    typer.echo(f"version {move.version} is champion again, in place of version {move.champion}")
+
+
+def history(
+    model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
+) -> None:
+    """Every move of the champion, and every refused one."""
+    from kshot.tracking import history as moves_of
+
+    for move in moves_of(_model_name(model), Path.cwd()):
+        place = f" in place of version {move.champion}" if move.champion else ""
+        typer.echo(f"{move.number}  {move.time}  {move.action} version {move.version}{place}: {move.outcome}")
+        typer.echo(f"   {move.reason} (by {move.by})")
+
+
+def compare(
+    before: Annotated[int, typer.Argument(help="A version.")],
+    after: Annotated[int, typer.Argument(help="Another one.")],
+    model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
+) -> None:
+    """Two versions side by side: settings, data, code, and accuracy on the same episodes."""
+    from kshot.registry.comparison import compare as compare_versions
+    from kshot.registry.comparison_table import to_terminal
+
+    Console().print(to_terminal(compare_versions(_model_name(model), before, after, Path.cwd())))
+
+
+def report(
+    version: Annotated[int, typer.Argument(help="A registered version.")],
+    model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
+) -> None:
+    """Make the page of a version again: results, decision, what changed since the champion, lineage."""
+    from kshot.registry.page import write_run_report
+
+    typer.echo(write_run_report(_model_name(model), version, Path.cwd()))
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/VERSION, or a model folder.")],
+    support: Annotated[Path, typer.Argument(help="Folder of class folders with the K examples of each class.")],
+    queries: Annotated[list[Path], typer.Argument(help="Images, or folders of images, to classify.")],
+) -> None:
+    """Classify images into the classes shown by a few examples each."""
+    from kshot.serving.prediction import predict_files
+
+    report = predict_files(model, support, queries, root=Path.cwd())
+    table = Table(title=f"{report.model}: {len(report.classes)} classes", title_justify="left")
+    table.add_column("image", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("probability", justify="right", no_wrap=True)
+    for row in report.predicted:
+        table.add_row(escape(str(row.file)), escape(row.class_name), f"{row.probability:.1%}")
+    Console().print(table)
+    for refused in report.refused:
+        typer.echo(f"refused: {refused.file}: {refused.reason}", err=True)
+    if report.refused:
+        raise typer.Exit(2)
+
+
+def _model_name(given: str) -> str:
+    from kshot.config import load_params
+
+    return given or load_params(_WORKSPACE.params).register.model_name
+
+
+def _warn(words: str) -> None:
+    typer.echo(f"warning: {words}", err=True)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except OSError:  # a container whose user has no name
+        return "unknown"

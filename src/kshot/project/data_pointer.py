@@ -1,0 +1,50 @@
+"""data.dvc, which DVC keeps: it points at the datasets under data/, whose bytes lie in the cache and the remote."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from kshot.errors import StageError
+from kshot.workspace import Workspace
+
+_FILES_OF_A_SMALL_DATASET = 3  # dataset.json, manifest and one shard: the embedded glyphs, which can be made again
+
+
+def track_data(workspace: Workspace, warn: Callable[[str], None]) -> None:
+    """Point data.dvc at what data/ holds now; without a DVC project only warn that nothing is versioned."""
+    if not (workspace.root / ".dvc").is_dir():
+        warn(f"no DVC project here: {workspace.data} is not versioned; next: dvc init")
+        return
+    done = _dvc(workspace, "add", workspace.data)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise StageError(f"dvc add {workspace.data} exited with {done.returncode}: {last}")
+
+
+def fetch_data(workspace: Workspace) -> None:
+    """In a fresh clone, get what data.dvc points at, because the pointer will be made anew from what is there.
+
+    Raises StageError where the remote does not give it, unless it is as small as the embedded glyphs.
+    """
+    pointer = workspace.data_pointer
+    if not pointer.exists() or workspace.data.exists() or _dvc(workspace, "pull", pointer).returncode == 0:
+        return
+    n_files = sum(out.get("nfiles", 1) for out in yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"])
+    if n_files > _FILES_OF_A_SMALL_DATASET:
+        raise StageError(
+            f"data.dvc points at {n_files} files that the remote does not give; need them, or this ingest "
+            "would drop them from the pointer; next: dvc pull data.dvc, or rm data.dvc to begin anew"
+        )
+
+
+def _dvc(workspace: Workspace, command: str, path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", "--quiet", "--wait-for-lock", command, str(path.relative_to(workspace.root))],
+        cwd=workspace.root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
