@@ -8,8 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
 
-from kshot.errors import KshotError, StageError
-from kshot.project.dvc import StageRun, TransientStageError, run_stage
+from kshot.errors import KshotError, StageError, TransientStageError
+from kshot.project.dvc import StageRun, run_stage
 
 RETRY_DELAYS_S = [1.0, 10.0]
 T = TypeVar("T")

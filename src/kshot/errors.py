@@ -10,6 +10,8 @@ KshotError                    exit 1
 ├── CheckpointError           exit 1: no intact checkpoint where one was expected
 ├── TrainingError             exit 1: meta-training cannot go on (NaN loss, lost worker)
 └── StageError                exit 1: a pipeline stage or an outside command failed
+    ├── TransientStageError   exit 1: it may pass by itself: killed from outside, a network or lock time-out
+    └── RejectedStageError    exit 2: the stage refused its input or settings; running it again changes nothing
 
 A message states the value found, the value needed and, where there is one, the next command.
 """
@@ -53,3 +55,11 @@ class TrainingError(KshotError, RuntimeError):
 
 class StageError(KshotError, RuntimeError):
     pass
+
+
+class TransientStageError(StageError):
+    pass
+
+
+class RejectedStageError(StageError):
+    exit_code = 2

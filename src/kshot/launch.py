@@ -31,6 +31,7 @@ from kshot.errors import KshotError, TrainingError
 from kshot.model import ModelConfig
 from kshot.process import device_name, set_up_process
 from kshot.runtime.cpu import check_bfloat16
+from kshot.runtime.error_file import error_file, leave_error
 from kshot.runtime.files import json_bytes
 from kshot.runtime.lines import LiveLines, silent_lines
 from kshot.runtime.workers import choose_device, in_worker, joined_workers, torchrun_command
@@ -70,7 +71,7 @@ def train(
     """Train here, or launch torchrun where several processes are asked for.
 
     `stage` is NAME or NAME@ITEM. None in a process that is not to write the outputs: where the workers have done it
-    when this returns, and in all workers but the first. Raises TrainingError with the reason of a worker.
+    when this returns, and in all workers but the first. Raises the error that a worker left.
     """
     set_up_process(params.process)
     device = choose_device(params.process.device)
@@ -98,8 +99,7 @@ def train(
     except KshotError as error:
         if not in_worker():
             raise
-        workspace.training_refusal.parent.mkdir(exist_ok=True)
-        workspace.training_refusal.write_text(str(error), encoding="utf-8")
+        leave_error(error)
         sys.exit(0)  # torchrun would only try it again
     return trained if workers.is_first else None
 
@@ -139,12 +139,12 @@ def write_speed(workspace: Workspace, trained: Trained) -> None:
 
 
 def _train_in_workers(stage: str, n_processes: int, workspace: Workspace) -> None:
-    refusal = workspace.training_refusal
-    refusal.unlink(missing_ok=True)
     command, environment = torchrun_command("kshot", n_processes, "stage", *stage.split("@"))
-    code = subprocess.run(command, env=environment, cwd=workspace.root, check=False).returncode
-    if refusal.exists():
-        raise TrainingError(refusal.read_text(encoding="utf-8"))
+    with error_file() as file:
+        code = subprocess.run(command, env=environment | file.environment, cwd=workspace.root, check=False).returncode
+        left = file.read()
+    if left is not None and (error := left.as_error()) is not None:  # a fault may be one that a restart overcame
+        raise error
     if code != 0:
         raise TrainingError(f"torchrun with {n_processes} processes exited with {code}; its lines above say why")
 

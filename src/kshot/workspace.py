@@ -103,11 +103,6 @@ class Workspace:
         return self.state / "meta_train" / "speed.json"
 
     @property
-    def training_refusal(self) -> Path:
-        """Why a worker process would not train."""
-        return self.state / "training-refused.txt"
-
-    @property
     def registry_database(self) -> Path:
         return self.state / "mlflow.db"
 

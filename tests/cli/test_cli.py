@@ -17,6 +17,7 @@ from PIL import Image
 
 from kshot.cli.app import app, main
 from kshot.config import load_params
+from kshot.runtime.error_file import error_file
 from kshot.stages import task_pool
 from kshot.workspace import Workspace
 from tests.registry.test_gate import add_version
@@ -150,6 +151,18 @@ def test_an_unknown_stage_and_an_item_too_few_or_too_many_are_refused(
     done = kshot(write_project(tmp_path, tiny_params()), "stage", *arguments)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"error: {error}")
+
+
+def test_an_error_is_also_left_in_the_file_that_the_environment_names(
+    kshot: Kshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with error_file() as file:
+        monkeypatch.setenv("KSHOT_ERROR_FILE", str(file.path))
+        done = kshot(tmp_path, "stage", "task_pool")
+        left = file.read()
+    assert left is not None
+    assert (left.kind, left.exit_code) == ("ConfigError", 2)
+    assert done.stderr == f"error: {left.message}\n"
 
 
 def test_ctrl_c_ends_with_130_and_without_a_trace(tmp_path: Path) -> None:

@@ -97,8 +97,10 @@ def test_a_changed_file_reruns_what_reads_it_and_no_more(checked: Path, registra
 
 
 def test_a_rejecting_stage_stops_the_flow_at_once_with_its_own_line(checked: Path, registrations: list[Path]) -> None:
-    counting = "open('tries', 'a').write('x'); "
-    (checked / "fit.py").write_text(counting + "import sys; print('error: no classes', file=sys.stderr); sys.exit(2)")
+    (checked / "fit.py").write_text(
+        "import sys; from kshot.errors import DataError; from kshot.runtime.error_file import leave_error\n"
+        "open('tries', 'a').write('x'); leave_error(DataError('no classes')); sys.exit(2)"
+    )
     state = _run(checked)
     assert state.message == "fit failed: no classes"
     with pytest.raises(StageError, match=r"^fit failed: no classes$") as raised:

@@ -11,9 +11,9 @@ import pytest
 
 from infra.s3_demo import dvc_remote_at, file_hashes, put_back, set_aside
 from infra.s3_server import s3_server
-from kshot.errors import ConfigError, StageError
+from kshot.errors import ConfigError, StageError, TransientStageError
 from kshot.project.bucket import Bucket, ensure_bucket
-from kshot.project.dvc import TransientStageError, run_dvc, run_stage
+from kshot.project.dvc import run_dvc, run_stage
 from kshot.project.servers import free_port
 
 REPOSITORY = Path(__file__).parents[2]

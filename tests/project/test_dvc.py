@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kshot.errors import StageError
-from kshot.project.dvc import RejectedStageError, TransientStageError, failure, push, run_dvc, run_stage, stage_order
+from kshot.errors import RejectedStageError, StageError, TransientStageError
+from kshot.project.dvc import failure, push, run_dvc, run_stage, stage_order
+from kshot.runtime.error_file import LeftError
 from tests.processes import wait_for_text, wait_until_gone
 
 HEAD = ["Running stage 'fit':", "> python fit.py"]
@@ -43,49 +44,78 @@ def test_outputs_restored_from_an_earlier_run_count_as_cached(checked: Path) -> 
 
 
 def test_a_stage_that_rejects_its_input_says_why_in_its_own_words(checked: Path) -> None:
-    (checked / "fit.py").write_text("import sys; print('error: 3 classes; need 5', file=sys.stderr); sys.exit(2)")
+    (checked / "fit.py").write_text(
+        "import sys; from kshot.errors import DataError; from kshot.runtime.error_file import leave_error\n"
+        "leave_error(DataError('3 classes; need 5')); print('the last line'); sys.exit(2)"
+    )
     with pytest.raises(RejectedStageError, match=r"^fit failed: 3 classes; need 5$"):
         run_stage("fit", checked, print)
 
 
-def test_a_stage_that_is_killed_may_be_tried_again(checked: Path) -> None:
-    (checked / "fit.py").write_text("import os; print('step 7', flush=True); os.kill(os.getpid(), 9)")
-    with pytest.raises(TransientStageError, match=r"^fit was stopped by SIGKILL.*step 7$"):
+def test_a_stage_that_leaves_no_error_is_reported_by_its_exit_code(checked: Path) -> None:
+    (checked / "fit.py").write_text("import sys; print('out of ink'); sys.exit(3)")
+    with pytest.raises(StageError, match=r"^fit failed: exit code 3; its lines above say why$"):
         run_stage("fit", checked, print)
 
 
+def test_the_error_of_an_earlier_run_is_not_taken_for_that_of_a_later_one(checked: Path) -> None:
+    (checked / "fit.py").write_text(
+        "import sys; from kshot.errors import DataError; from kshot.runtime.error_file import leave_error\n"
+        "import os; sys.exit(3) if os.path.exists('second') else open('second', 'w').close()\n"
+        "leave_error(DataError('first')); sys.exit(2)"
+    )
+    with pytest.raises(RejectedStageError, match="first"):
+        run_stage("fit", checked, print)
+    with pytest.raises(StageError, match="exit code 3"):
+        run_stage("fit", checked, print)
+
+
+def test_a_stage_that_is_killed_may_be_tried_again(checked: Path) -> None:
+    (checked / "fit.py").write_text("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(TransientStageError, match=r"^fit was stopped by SIGKILL, often because memory ran out"):
+        run_stage("fit", checked, print)
+
+
+DATA_ERROR = LeftError(kind="DataError", message="no", exit_code=2)
+FAILED = "ERROR: failed to reproduce 'fit': failed to run: x, exited with"
+
+
 @pytest.mark.parametrize(
-    ("lines", "kind", "message"),
+    ("lines", "left", "kind", "message"),
     [
+        ([*HEAD, "no", f"{FAILED} 1"], None, StageError, "exit code 1"),
+        ([*HEAD, f"{FAILED} 2"], DATA_ERROR, RejectedStageError, "fit failed: no"),
+        ([*HEAD, f"{FAILED} 2"], None, RejectedStageError, "exit code 2"),
         (
-            [*HEAD, "ValueError: no", "ERROR: failed to reproduce 'fit': failed to run: x, exited with 1"],
-            StageError,
-            "no",
-        ),
-        ([*HEAD, "ERROR: failed to reproduce 'fit': failed to run: x, exited with 3"], StageError, "exit code 3"),
-        (
-            [*HEAD, "ERROR: failed to reproduce 'fit': failed to run: x, exited with 137"],
+            [*HEAD, f"{FAILED} 1"],
+            LeftError(kind="TransientStageError", message="away", exit_code=1),
             TransientStageError,
-            "SIGKILL",
+            "fit failed: away",
         ),
-        (["ERROR: failed to reproduce 'fit': [Errno 2] No such file: 'a'"], StageError, "No such file: 'a'"),
-        (["ERROR: failed to push: Read timed out"], TransientStageError, "timed out"),
+        ([*HEAD, f"{FAILED} 137"], None, TransientStageError, "SIGKILL"),
+        ([*HEAD, f"{FAILED} -15"], DATA_ERROR, TransientStageError, "SIGTERM"),
+        (["ERROR: failed to reproduce 'fit': [Errno 2] No such file: 'a'"], None, StageError, "No such file: 'a'"),
+        (["ERROR: failed to push: Read timed out"], None, TransientStageError, "timed out"),
         (
             ["ERROR: unexpected error - Please reduce your request rate: SlowDown (503)"],
+            None,
             TransientStageError,
             "SlowDown",
         ),
         (
             ["ERROR: unexpected error - Forbidden: An error occurred (403) when calling"],
+            None,
             StageError,
             "next: check access_key_id",
         ),
-        (["ERROR: Unable to acquire lock."], TransientStageError, "lock"),
-        ([], TransientStageError, "without a word"),
+        (["ERROR: Unable to acquire lock."], None, TransientStageError, "lock"),
+        ([], None, TransientStageError, "without an error message"),
     ],
 )
-def test_only_faults_that_may_pass_are_transient(lines: list[str], kind: type[StageError], message: str) -> None:
-    error = failure("fit", lines)
+def test_only_faults_that_may_pass_are_transient(
+    lines: list[str], left: LeftError | None, kind: type[StageError], message: str
+) -> None:
+    error = failure("fit", lines, left)
     assert type(error) is kind
     assert message in str(error)
     assert "\n" not in str(error)

@@ -11,6 +11,7 @@ import typer
 
 from kshot.cli import data, machine, registry, stages
 from kshot.errors import KshotError
+from kshot.runtime.error_file import leave_error
 
 _COMMANDS = (
     data.ingest,
@@ -50,11 +51,15 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the whole
 
 
 def main() -> None:
-    """Run the command that the arguments name."""
+    """Run the command that the arguments name. Every error is also left for the process that started this one."""
     try:
         app(standalone_mode=True)
     except KshotError as error:
+        leave_error(error)
         if _debug:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        leave_error(error)
+        raise

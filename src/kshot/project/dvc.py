@@ -18,63 +18,50 @@ from typing import Any, Literal
 
 import yaml
 
-from kshot.errors import StageError
+from kshot.errors import RejectedStageError, StageError, TransientStageError
 from kshot.project.live_process import run_live
+from kshot.runtime.error_file import LeftError, error_file
 from kshot.runtime.lifeline import GUARDIAN_PID
 from kshot.workspace import Workspace
 
 _TAIL_LINES = 40
-
-
 _CUT_SHORT = (signal.SIGKILL, signal.SIGTERM)  # out of memory, a machine that shuts down: not the stage's own doing
+_OUTS = ("outs", "metrics", "plots")
 
-
-_EXITED = re.compile(r"exited with (-?\d+)$")
-
-
-_ERROR = re.compile(r"^ERROR: (?:failed to reproduce '[^']*': )?")
-
-
-_NOT_ITS_OWN = re.compile(r"^(>|Running stage '|(Killed|Terminated)$)")  # from DVC, and from the shell between
-
-
-_TRANSIENT = re.compile(
+# A stage leaves its error in a file (kshot.runtime.error_file). The words below are DVC's own, which has no other way
+# to say how the command of a stage ended, and what became of its lock, its remote and the network.
+_ERROR = "ERROR: "
+_EXITED = ", exited with "
+_LACKING = "cache files do not exist neither locally nor on remote"
+_TRANSIENT = re.compile(  # an expression, because every storage library behind DVC has its own spelling of a time-out
     r"timed? ?out|connection (was )?(reset|refused|closed|aborted)|could not connect|connection attempts failed"
     r"|temporary failure in name resolution|slow ?down|service ?unavailable|internal ?(server ?)?error"
     r"|too many requests|\(5\d\d\)|unable to acquire lock|it is being blocked by",
     re.IGNORECASE,
 )
-
-
-_NEXT = (  # what to look at, by what DVC says of the remote
-    (
-        re.compile(
-            r"Forbidden|Access ?Denied|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|Unable to locate cred"
-        ),
-        "check access_key_id and secret_access_key of the DVC remote, in .dvc/config.local or the environment",
-    ),
-    (re.compile(r"NoSuchBucket"), "check the url of the DVC remote, or make the bucket"),
-    (re.compile(r"[Cc]ould not connect"), "check the endpointurl of the DVC remote, and that its server runs"),
+_KEYS = "check access_key_id and secret_access_key of the DVC remote, in .dvc/config.local or the environment"
+_NEXT = {  # what to look at, by what DVC says of the remote
+    "Forbidden": _KEYS,
+    "AccessDenied": _KEYS,
+    "Access Denied": _KEYS,
+    "SignatureDoesNotMatch": _KEYS,
+    "InvalidAccessKeyId": _KEYS,
+    "ExpiredToken": _KEYS,
+    "Unable to locate cred": _KEYS,
+    "NoSuchBucket": "check the url of the DVC remote, or make the bucket",
+    "ould not connect": "check the endpointurl of the DVC remote, and that its server runs",
+}
+_ADVICE = (  # what DVC advises a person at a prompt, and the flow does itself
+    "Updating lock file",
+    "Generating lock file",
+    "To track the changes with git",
+    "git add ",
+    "To enable auto staging",
+    "dvc config core.autostage",
+    "Use `dvc push`",
+    "Data and pipelines are up to date",
+    "Having any troubles",
 )
-
-
-_LACKING = re.compile("cache files do not exist neither locally nor on remote")
-
-
-_ADVICE = re.compile(  # hints for a person at a prompt; the flow does this itself
-    r"^(Updating lock file|Generating lock file|To track the changes with git|\s*git add |To enable auto staging"
-    r"|\s*dvc config core\.autostage|Use `dvc push`|Data and pipelines are up to date|Having any troubles)"
-)
-
-
-class TransientStageError(StageError):
-    """A fault that may pass by itself: a process killed from outside, a network or lock time-out."""
-
-
-class RejectedStageError(StageError):
-    """The stage refused its input or settings; running it again changes nothing."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,21 +91,21 @@ def stage_order(root: Path) -> tuple[str, ...]:
 
 
 def run_stage(stage: str, root: Path, on_line: Callable[[str], None]) -> StageRun:
-    """Bring one stage up to date, calling `on_line` with every line while it runs.
+    """Bring one stage up to date, passing every line to `on_line` while it runs.
 
     Raises RejectedStageError when the stage exits with 2, TransientStageError when it was killed or DVC
-    could not get its lock, StageError otherwise; each with the stage's own last line.
+    could not get its lock, StageError otherwise; each with the message that the stage left.
     """
     started = time.monotonic()
-    announcement = f"Running stage '{stage}':"
+    start_line = f"Running stage '{stage}':"
     ran = False
 
-    def hear(line: str) -> None:
+    def note(line: str) -> None:
         nonlocal ran
-        ran = ran or line == announcement
+        ran = ran or line == start_line
         on_line(line)
 
-    run_dvc(["repro", "--single-item", stage], root, hear, doing=stage)
+    run_dvc(["repro", "--single-item", stage], root, note, doing=stage)
     return StageRun(stage=stage, outcome="ran" if ran else "cached", seconds=time.monotonic() - started)
 
 
@@ -136,14 +123,15 @@ def run_dvc(
     """
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
-    def hear(line: str) -> None:
+    def note(line: str) -> None:
         tail.append(line)
-        if not _ADVICE.match(line):
+        if not line.lstrip().startswith(_ADVICE):
             on_line(line)
 
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    if run_live(command, root, {**_environment(), **environment}, hear):
-        raise failure(doing, list(tail))
+    with error_file() as file:
+        if run_live(command, root, {**_environment(), **file.environment, **environment}, note):
+            raise failure(doing, list(tail), file.read())
 
 
 def push(root: Path, on_line: Callable[[str], None]) -> None:
@@ -154,12 +142,12 @@ def push(root: Path, on_line: Callable[[str], None]) -> None:
     """
     lacking: list[str] = []
 
-    def hear(line: str) -> None:
-        if lacking or _LACKING.search(line):
+    def note(line: str) -> None:
+        if lacking or _LACKING in line:
             lacking.append(line)
         on_line(line)
 
-    run_dvc(["push", "--run-cache"], root, hear, doing="dvc push")
+    run_dvc(["push", "--run-cache"], root, note, doing="dvc push")
     hashes = [line.removeprefix("md5: ") for line in lacking if line.startswith("md5: ")]
     if lacking:
         raise StageError(
@@ -168,24 +156,34 @@ def push(root: Path, on_line: Callable[[str], None]) -> None:
         )
 
 
-def failure(doing: str, lines: Sequence[str]) -> StageError:
-    """The error that the last lines of a failed DVC command amount to."""
+def failure(doing: str, lines: Sequence[str], left: LeftError | None) -> StageError:
+    """The error of a failed DVC command, from its last lines and from what the stage left, where it left something."""
     lines = [line.strip() for line in lines if line.strip()]
-    last = max((i for i, line in enumerate(lines) if _ERROR.match(line)), default=None)
-    if last is None:
-        return TransientStageError(f"{doing}: DVC ended without a word{_quoted(lines[-1:])}; next: run it again")
-    exited = _EXITED.search(lines[last])
-    if exited is None:
-        message = _ERROR.sub("", lines[last]).removeprefix("unexpected error - ")
-        message += next((f"; next: {advice}" for pattern, advice in _NEXT if pattern.search(message)), "")
-        return (TransientStageError if _TRANSIENT.search(message) else StageError)(f"{doing} failed: {message}")
-    code = int(exited[1])
-    own = [line.removeprefix("error: ") for line in lines[:last] if not _NOT_ITS_OWN.match(line)][-1:]
-    if -code in _CUT_SHORT or code - 128 in _CUT_SHORT:
-        name = signal.Signals(-code if code < 0 else code - 128).name
-        return TransientStageError(f"{doing} was stopped by {name}, often for want of memory{_quoted(own)}")
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    if not errors:
+        last = "".join(f": {line}" for line in lines[-1:])
+        return TransientStageError(f"{doing}: DVC ended without an error message{last}; next: run it again")
+    _, exited, code = errors[-1].rpartition(_EXITED)
+    is_of_the_stage = exited and code.lstrip("-").isdigit()
+    return _failed_stage(doing, int(code), left) if is_of_the_stage else _failed_dvc(doing, errors[-1])
+
+
+def _failed_stage(doing: str, code: int, left: LeftError | None) -> StageError:
+    number = -code if code < 0 else code - 128  # as Python or as a shell reports a signal
+    if number in _CUT_SHORT:
+        name = signal.Signals(number).name
+        return TransientStageError(f"{doing} was stopped by {name}, often because memory ran out; next: run it again")
+    if left is not None and left.kind == TransientStageError.__name__:
+        return TransientStageError(f"{doing} failed: {left.message}")
     kind = RejectedStageError if code == RejectedStageError.exit_code else StageError
-    return kind(f"{doing} failed: {own[0] if own else f'exit code {code} without a word'}")
+    return kind(f"{doing} failed: {left.message if left else f'exit code {code}; its lines above say why'}")
+
+
+def _failed_dvc(doing: str, message: str) -> StageError:
+    message = message.removeprefix(f"failed to reproduce '{doing}': ").removeprefix("unexpected error - ")
+    kind = TransientStageError if _TRANSIENT.search(message) else StageError
+    advice = next((f"; next: {advice}" for words, advice in _NEXT.items() if words in message), "")
+    return kind(f"{doing} failed: {message}{advice}")
 
 
 def _expanded(name: str, stage: dict[str, Any], root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -198,9 +196,6 @@ def _expanded(name: str, stage: dict[str, Any], root: Path) -> Iterator[tuple[st
         items = items[key]
     for item in items:
         yield f"{name}@{item}", yaml.safe_load(yaml.safe_dump(stage["do"]).replace("${item}", item))
-
-
-_OUTS = ("outs", "metrics", "plots")
 
 
 def _paths(entries: list[str | dict[str, Any]] | None) -> list[PurePosixPath]:
@@ -221,7 +216,3 @@ def _environment() -> dict[str, str]:
         "COLUMNS": "200",
         GUARDIAN_PID: str(os.getpid()),
     }
-
-
-def _quoted(lines: Sequence[str]) -> str:
-    return "".join(f": {line}" for line in lines)
