@@ -19,9 +19,13 @@ def is_transient(_task: Any, _task_run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.data, TransientStageError)
 
 
-def run_as_task(stage: str, root: Path) -> StageRun:
-    """`run_stage` as a Prefect task of the stage's name, tried again after transient faults."""
-    return stage_task.with_options(name=stage, task_run_name=stage)(stage, root, return_state=True).result()
+def run_as_task(stage: str, root: Path, *, is_unchanged: bool = False) -> StageRun:
+    """`run_stage` as a Prefect task of the stage's name, tried again after transient faults.
+
+    DVC is not started for a stage that `is_unchanged`.
+    """
+    named = stage_task.with_options(name=stage, task_run_name=stage)
+    return named(stage, root, is_unchanged=is_unchanged, return_state=True).result()
 
 
 @task(
@@ -31,8 +35,10 @@ def run_as_task(stage: str, root: Path) -> StageRun:
     retry_delay_seconds=RETRY_DELAYS_S,
     retry_condition_fn=is_transient,
 )
-def stage_task(stage: str, root: Path) -> StageRun:
+def stage_task(stage: str, root: Path, *, is_unchanged: bool) -> StageRun:
     """`run_stage` as a task, with `ran` or `cached` in the message of its state."""
+    if is_unchanged:
+        return completed("cached", StageRun(stage=stage, outcome="cached", seconds=0.0))
     try:
         done = run_stage(stage, root, get_run_logger().info)
     except StageError as error:

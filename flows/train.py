@@ -4,6 +4,10 @@ python -m flows.train runs it here, with a Prefect server of its own where none 
 """
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from uuid import UUID
 
@@ -41,7 +45,7 @@ def train_flow(root: Path = Path()) -> Summary:
         with hold_workspace(root, get_run_logger().info):
             close_lost_run(root)
             _check(root)
-            stages = tuple(run_as_task(stage, root) for stage in stage_order(root))
+            stages = bring_up_to_date(root)
             push(root, return_state=True).result()
             registered = register(root, return_state=True).result()
             promotion_state = promote(root, registered.version, False, return_state=True)
@@ -52,6 +56,13 @@ def train_flow(root: Path = Path()) -> Summary:
             return completed(f"{registered}; {promotion}", summary)
     except KshotError as error:
         return failed(error, Summary)
+
+
+def bring_up_to_date(root: Path) -> tuple[StageRun, ...]:
+    """Every stage as a task, also one that is only found to be cached: DVC is started for the others alone."""
+    order = stage_order(root)
+    unchanged = dvc.unchanged_stages(order, root, get_run_logger().info)
+    return tuple(run_as_task(stage, root, is_unchanged=stage in unchanged) for stage in order)
 
 
 @task(
@@ -121,7 +132,7 @@ def main() -> int:
     root = Path.cwd()
     console = terminal()
     try:
-        with prefect_api(root, console.print):
+        with imported_meanwhile(), prefect_api(root, console.print):
             summary = train_flow(root, return_state=True).result()
     except KshotError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -131,6 +142,29 @@ def main() -> int:
         return 130
     console.print(to_terminal(summary, root))
     return 0
+
+
+@contextmanager
+def imported_meanwhile() -> Iterator[None]:
+    """Import torch and MLflow beside the start of the server, which takes another core as long.
+
+    An error while importing is left for the task that needs the module.
+    """
+
+    def load() -> None:
+        with suppress(Exception):
+            for module in ("kshot.registry.registration", "kshot.registry.gate", "kshot.registry.page"):
+                import_module(module)
+            from kshot.tracking import load_database_stores
+
+            load_database_stores()
+
+    thread = threading.Thread(target=load, name="imports", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()  # an interpreter that ends within an import of torch may crash
 
 
 def _check(root: Path) -> None:

@@ -84,7 +84,7 @@ def test_stages_run_in_order_then_are_pushed_and_registered_and_a_second_run_onl
 
     receipt = (workspace / "dvc.lock").read_bytes()
     second = _run(workspace)
-    assert [run.outcome for run in second.result().stages] == ["cached"] * 3
+    assert [(run.outcome, run.seconds) for run in second.result().stages] == [("cached", 0.0)] * 3
     assert second.message == "toy version 1, already registered; version 1 promoted: first"
     assert (workspace / "dvc.lock").read_bytes() == receipt
     assert "| protonet, non-transductive | 91.00 ± 0.40 |" in to_markdown(second.result())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kshot.errors import RejectedStageError, StageError, TransientStageError
-from kshot.project.dvc import failure, push, run_dvc, run_stage, stage_order
+from kshot.project.dvc import failure, push, run_dvc, run_stage, stage_order, unchanged_stages
 from kshot.runtime.error_file import LeftError
 from tests.processes import wait_for_text, wait_until_gone
 
@@ -33,6 +33,24 @@ def test_a_stage_runs_once_then_is_cached_and_its_lines_are_heard(checked: Path)
     assert run_stage("fit", checked, heard.append).outcome == "ran"
     assert heard == ["Running stage 'fit':", "> python fit.py", "fitted"]
     assert run_stage("fit", checked, heard.append).outcome == "cached"
+
+
+def test_one_call_names_the_stages_that_have_nothing_to_do_up_to_the_first_that_has(checked: Path) -> None:
+    order = stage_order(checked)
+    assert unchanged_stages(order, checked, print) == ("check",)
+    run_dvc(["repro"], checked, print, doing="dvc repro")
+    assert unchanged_stages(order, checked, print) == order
+    (checked / "fit.py").write_text((checked / "fit.py").read_text() + "\n")
+    assert unchanged_stages(order, checked, print) == ("check",)  # score has its own turn after fit
+    shutil.rmtree(checked / "artifacts/check")
+    assert unchanged_stages(order, checked, print) == ()
+
+
+def test_where_dvc_does_not_answer_no_stage_counts_as_unchanged(checked: Path) -> None:
+    (checked / "dvc.lock").write_text("torn: [")
+    lines: list[str] = []
+    assert unchanged_stages(("check", "fit", "score"), checked, lines.append) == ()
+    assert any("dvc.lock" in line for line in lines)
 
 
 def test_outputs_restored_from_an_earlier_run_count_as_cached(checked: Path) -> None:

@@ -9,14 +9,6 @@ import pandas as pd
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.data.packed import PackedDataset
-from kshot.evaluation.figures import (
-    accuracy_bars,
-    adaptation_curve,
-    class_distribution,
-    reliability,
-    shot_curves,
-    training_curves,
-)
 from kshot.evaluation.tables import Evaluation, SettingScores, confusion_table
 from kshot.pages.page import figure_uri, image_uri, markup, render
 
@@ -26,6 +18,15 @@ _PICTURE_PX = 56
 
 def write_report(folder: Path, found: Evaluation, dataset: PackedDataset, trained: Path, *, n_worst: int) -> None:
     """Write plots/, sections.html and report.html into `folder`; `trained` is the folder of the meta_train stage."""
+    from kshot.evaluation.figures import (  # matplotlib, which whoever reads a report can do without
+        accuracy_bars,
+        adaptation_curve,
+        class_distribution,
+        reliability,
+        shot_curves,
+        training_curves,
+    )
+
     figures = {
         "accuracy": accuracy_bars(found.metrics["results"]),
         "classes": class_distribution(found.classes),

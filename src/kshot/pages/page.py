@@ -4,15 +4,16 @@ import base64
 import io
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _INK = "#7d838c"  # reads on light and on dark paper
@@ -28,11 +29,13 @@ def markup(html: str) -> Markup:
     return Markup(html)  # noqa: S704  made by the same templates, which escape what they are given
 
 
-def figure_uri(figure: Figure, kind: Literal["svg", "png"] = "svg") -> str:
+def figure_uri(figure: "Figure", kind: Literal["svg", "png"] = "svg") -> str:
     """The figure as a data URI for an image's src, on transparent ground, the same bytes for the same figure.
 
     Changes the figure: its text and lines take an ink that reads in light and in dark mode.
     """
+    import matplotlib  # half a second, for which a page without figures need not wait
+
     _take_ink(figure)
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "kshot"}):
@@ -63,7 +66,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _take_ink(figure: Figure) -> None:
+def _take_ink(figure: "Figure") -> None:
     figure.patch.set_alpha(0)
     legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
     for legend in legends:

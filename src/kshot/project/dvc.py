@@ -3,6 +3,7 @@
 DVC is a command here, never an import: its locks tell processes apart, not threads.
 """
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal
@@ -88,6 +90,22 @@ def stage_order(root: Path) -> tuple[str, ...]:
         for name, stage in stages.items()
     }
     return tuple(TopologicalSorter(graph).static_order())
+
+
+def unchanged_stages(order: Sequence[str], root: Path, on_line: Callable[[str], None]) -> tuple[str, ...]:
+    """The first stages of `order` that DVC, asked once for all, has nothing to do for; none where it does not answer.
+
+    A stage behind a changed one is never among them: whether it changes is known only once that one has run.
+    """
+    lines: list[str] = []
+    try:
+        run_dvc(["status", "--json"], root, lines.append, doing="dvc status")
+        changed = json.loads(next(line for line in lines if line.startswith("{")))
+    except (StageError, StopIteration, ValueError):
+        for line in lines:
+            on_line(line)
+        return ()  # the stage's own run says what is wrong
+    return tuple(takewhile(lambda stage: stage not in changed, order))
 
 
 def run_stage(stage: str, root: Path, on_line: Callable[[str], None]) -> StageRun:

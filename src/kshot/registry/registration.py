@@ -40,6 +40,7 @@ from kshot.tracking import (
     TrainingData,
     flatten,
     register,
+    registered,
 )
 from kshot.workspace import Workspace
 
@@ -89,6 +90,8 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
     the one that dvc.lock names.
     """
     run = read_finished_run(root, params)
+    if known := registered(params.register.model_name, run.lock_sha256, root):
+        return known  # before what is measured, which takes longer than all the rest
     tags = _lineage(root, params, run, flow_run_id)
     evaluation, example, cost = run.evaluation, input_example(run.dataset.item), _cost(root, params, run.dataset)
     record = RunRecord(

@@ -14,9 +14,10 @@ from kshot.tracking.runs import (
     TrainingData,
     flatten,
     register,
+    registered,
     serving_requirements,
 )
-from kshot.tracking.store import default_tracking_uri, prepare_store
+from kshot.tracking.store import default_tracking_uri, load_database_stores, prepare_store
 from kshot.tracking.versions import RegisteredModel, attach, fetch_model, fetch_run_files, run_metrics, version_with
 
 __all__ = [
@@ -39,10 +40,12 @@ __all__ = [
     "flatten",
     "history",
     "last_decision",
+    "load_database_stores",
     "move_champion",
     "prepare_store",
     "record_decision",
     "register",
+    "registered",
     "rollback",
     "run_metrics",
     "serving_requirements",

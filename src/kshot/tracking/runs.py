@@ -153,24 +153,31 @@ def register(record: RunRecord, tracking_uri: str | None = None) -> Registration
     `tracking_uri` takes precedence over MLFLOW_TRACKING_URI, and that over the SQLite file of `record.root`.
     """
     with open_store(record.root, tracking_uri) as client:
-        version = _find_version(client, record)
-        created = version is None
-        if version is None:
-            version = _create_version(client, record)
-        alias = _settle_alias(client, version)
-        return Registration(
-            name=record.model_name,
-            version=int(version.version),
-            alias=alias,
-            created=created,
-            mlflow_run_id=version.run_id or "",
-        )
+        known = _find_version(client, record.model_name, record.dvc_lock_sha256)
+        return _settled(client, known or _create_version(client, record), created=known is None)
 
 
-def _find_version(client: MlflowClient, record: RunRecord) -> ModelVersion | None:
+def registered(name: str, dvc_lock_sha256: str, root: Path, tracking_uri: str | None = None) -> Registration | None:
+    """The version of `name` that the run of this dvc.lock became, with its alias settled; None where there is none."""
+    with open_store(root, tracking_uri) as client:
+        known = _find_version(client, name, dvc_lock_sha256)
+        return None if known is None else _settled(client, known, created=False)
+
+
+def _settled(client: MlflowClient, version: ModelVersion, *, created: bool) -> Registration:
+    return Registration(
+        name=version.name,
+        version=int(version.version),
+        alias=_settle_alias(client, version),
+        created=created,
+        mlflow_run_id=version.run_id or "",
+    )
+
+
+def _find_version(client: MlflowClient, name: str, dvc_lock_sha256: str) -> ModelVersion | None:
     """The version of this run, if an earlier call got that far."""
-    found = client.search_model_versions(f"tags.{KEY_TAG} = '{record.dvc_lock_sha256}'")
-    ours = [version for version in found if version.name == record.model_name]
+    found = client.search_model_versions(f"tags.{KEY_TAG} = '{dvc_lock_sha256}'")
+    ours = [version for version in found if version.name == name]
     return min(ours, key=lambda version: int(version.version), default=None)
 
 

@@ -39,6 +39,12 @@ def default_tracking_uri(root: Path) -> str:
     return f"{_SQLITE}{Workspace(root.resolve()).registry_database}"
 
 
+def load_database_stores() -> None:
+    """Import what MLflow itself imports at the first question to a database, so that it can be done ahead."""
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 def prepare_store(root: Path, tracking_uri: str | None = None) -> str:
     """Create or migrate the tracking database where needed, once among processes; return its address."""
     with open_store(root, tracking_uri):
