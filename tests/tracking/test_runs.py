@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from kshot.tracking import (
     register,
     serving_requirements,
 )
+from kshot.tracking.store import all_pages
 from tests.tracking.toy_runs import call
 
 
@@ -292,6 +294,28 @@ def test_unknown_model_is_refused_with_the_known_ones(record: RunRecord, name: s
     register(record)
     with pytest.raises(ModelError, match=message):
         fetch_model(name, record.root)
+
+
+def test_a_model_is_found_among_more_models_than_one_answer_of_the_registry_holds(
+    record: RunRecord, client: MlflowClient
+) -> None:
+    others = [f"other-{number:03}" for number in range(101)]  # the registry answers with 100, in order of their names
+    for other in others:
+        client.create_registered_model(other)
+    register(record)
+    assert "toy" not in [model.name for model in client.search_registered_models()]
+    assert fetch_model("models:/toy/1", record.root).version == 1
+    with pytest.raises(ModelError, match=r"no registered model 'none'; known: 92 more, other-092, .*, other-100, toy;"):
+        fetch_model("models:/none/1", record.root)
+
+
+def test_a_search_goes_on_to_the_last_page(record: RunRecord, client: MlflowClient) -> None:
+    client.create_registered_model("toy")
+    for _ in range(5):
+        client.create_model_version("toy", source=str(record.root / "model"))
+    search = partial(client.search_model_versions, max_results=2)
+    assert len(search("name = 'toy'")) == 2
+    assert sorted(int(version.version) for version in all_pages(search, "name = 'toy'")) == [1, 2, 3, 4, 5]
 
 
 def test_version_that_was_registered_by_other_means_is_refused(record: RunRecord, client: MlflowClient) -> None:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from kshot.errors import StageError
-from kshot.tracking.store import MOVED, default_tracking_uri, open_store
+from kshot.tracking.store import MOVED, all_pages, default_tracking_uri, open_store
 from kshot.workspace import Workspace
 
 import mlflow  # isort: skip  # after store.py, which settles what it reads while it is imported
@@ -176,7 +177,7 @@ def _settled(client: MlflowClient, version: ModelVersion, *, created: bool) -> R
 
 def _find_version(client: MlflowClient, name: str, dvc_lock_sha256: str) -> ModelVersion | None:
     """The version of this run, if an earlier call got that far."""
-    found = client.search_model_versions(f"tags.{KEY_TAG} = '{dvc_lock_sha256}'")
+    found = all_pages(client.search_model_versions, f"tags.{KEY_TAG} = '{dvc_lock_sha256}'")
     ours = [version for version in found if version.name == name]
     return min(ours, key=lambda version: int(version.version), default=None)
 
@@ -222,7 +223,7 @@ def _experiment(client: MlflowClient, record: RunRecord) -> str:
 
 def _finished_run(client: MlflowClient, experiment_id: str, record: RunRecord) -> tuple[str, str] | None:
     """Run and model of an earlier call that died before it made the version; others are closed as FAILED."""
-    runs = client.search_runs([experiment_id], f"tags.{KEY_TAG} = '{record.dvc_lock_sha256}'")
+    runs = list(all_pages(partial(client.search_runs, [experiment_id]), f"tags.{KEY_TAG} = '{record.dvc_lock_sha256}'"))
     finished = None
     for run in runs:
         if run.info.status == "RUNNING":

@@ -3,10 +3,11 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -20,12 +21,14 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 _LOCK_TIMEOUT_S = 600.0
 _SQLITE, _POSTGRES = "sqlite:///", "postgresql"
+T = TypeVar("T")
 _LOCK_KEY = int.from_bytes(sha256(b"kshot registry").digest()[:8], signed=True)
 
 MOVED = (
@@ -76,6 +79,15 @@ def open_store(root: Path, tracking_uri: str | None = None) -> Iterator[MlflowCl
                 sys.path[:] = outer_path  # checking a logged model puts its temporary code folder here
     except MlflowException as error:
         raise StageError(f"MLflow refused: {first_line(error)}; next: kshot doctor") from error
+
+
+def all_pages(search: Callable[..., PagedList[T]], *filters: str) -> Iterator[T]:
+    """Everything that a search of MLflow's client finds, page by page: one answer holds no more than the first page."""
+    page = search(*filters)
+    yield from page
+    while page.token:
+        page = search(*filters, page_token=page.token)
+        yield from page
 
 
 @contextmanager

@@ -2,19 +2,22 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kshot.errors import ModelError
 from kshot.tracking.runs import CHAMPION, aliases
-from kshot.tracking.store import MOVED, default_tracking_uri, first_line, open_store
+from kshot.tracking.store import MOVED, all_pages, default_tracking_uri, first_line, open_store
 from kshot.workspace import Workspace
 
 import mlflow  # isort: skip
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+
+_NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
+_NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,29 +87,33 @@ def check_registry(root: Path, tracking_uri: str | None = None) -> None:
 
 
 def check_name(client: MlflowClient, name: str) -> None:
-    """Raise ModelError, with the names that are known, where there is no registered model of this one."""
-    known = sorted(model.name for model in client.search_registered_models())
-    if name not in known:
-        raise ModelError(f"no registered model {name!r}; known: {', '.join(known) or 'none'}; next: kshot register")
+    """Raise ModelError, with names that are known, where there is no registered model of this one."""
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != _NOT_THERE:
+            raise
+        known = sorted(model.name for model in all_pages(client.search_registered_models))
+        raise ModelError(f"no registered model {name!r}; known: {_listed(known)}; next: kshot register") from None
 
 
 def find_version(client: MlflowClient, name: str, alias: str | None, number: str | None) -> ModelVersion:
-    """The version with this alias or number. Raises ModelError with the names that are known."""
+    """The version with this alias or number. Raises ModelError with the ones that are known."""
     check_name(client, name)
     by_alias = aliases(client, name)
     if alias is not None and alias not in by_alias:
         raise ModelError(
-            f"{name} has no alias {alias!r}; known: {', '.join(sorted(by_alias)) or 'none'}; "
+            f"{name} has no alias {alias!r}; known: {_listed(sorted(by_alias))}; "
             f"next: models:/{name}/VERSION, or kshot register"
         )
     wanted = by_alias[alias] if alias is not None else str(number)
-    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
-    if wanted not in versions:
-        raise ModelError(
-            f"{name} has no version {wanted}; known: {', '.join(sorted(versions, key=int)) or 'none'}; "
-            f"next: models:/{name}@{CHAMPION}"
-        )
-    return versions[wanted]
+    try:
+        return client.get_model_version(name, wanted)
+    except MlflowException as error:
+        if error.error_code != _NOT_THERE:
+            raise
+    known = sorted(int(version.version) for version in all_pages(client.search_model_versions, f"name = '{name}'"))
+    raise ModelError(f"{name} has no version {wanted}; known: {_listed(known)}; next: models:/{name}@{CHAMPION}")
 
 
 def download(uri: str, target: Path | None) -> Path:
@@ -116,7 +123,7 @@ def download(uri: str, target: Path | None) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if target is None else str(target)))
     except (OSError, MlflowException) as error:
-        advice = MOVED if _is_local() else "next: kshot doctor"
+        advice = MOVED if is_local() else "next: kshot doctor"
         raise ModelError(f"the files of {uri} cannot be fetched ({first_line(error)}); {advice}") from error
 
 
@@ -140,8 +147,15 @@ def _weights_sha256(version: ModelVersion) -> str:
 def _download(model_uri: str, root: Path) -> Path:
     """The folder of a model's files: where they lie when that is on this machine, else a copy under .kshot."""
     here = Workspace(root.resolve()).fetched_models / model_uri.removeprefix("models:/").replace("/", "-")
-    return download(model_uri, None if _is_local() else here)
+    return download(model_uri, None if is_local() else here)
 
 
-def _is_local() -> bool:
+def is_local() -> bool:
+    """Whether the files of the open store lie on this machine."""
     return mlflow.get_tracking_uri().startswith("sqlite:")
+
+
+def _listed(known: Sequence[object]) -> str:
+    """The last few in full: of versions these are the newest."""
+    more = f"{len(known) - _NAMES_SHOWN} more, " if len(known) > _NAMES_SHOWN else ""
+    return more + (", ".join(map(str, known[-_NAMES_SHOWN:])) or "none")
