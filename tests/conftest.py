@@ -34,6 +34,24 @@ def project(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyP
     return tmp_path
 
 
+@pytest.fixture
+def smoke_test_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smoke tests load the model in this process, which spares the five seconds that a fresh interpreter takes.
+
+    For tests about something else; `tracking/test_smoke_test.py` has the real one.
+    """
+    from kshot.errors import StageError
+    from kshot.tracking import ask_model, smoke_test
+
+    def answer(arguments: list[str], folder: Path) -> None:
+        try:
+            ask_model.main(*map(Path, arguments[1:]))
+        except Exception as error:
+            raise StageError(str(error)) from error
+
+    monkeypatch.setattr(smoke_test, "_run", answer)
+
+
 @pytest.fixture(autouse=True)
 def _torch_alone_again() -> Iterator[None]:
     """Whether native kernels run belongs to the process, and a stage that a test runs turns them on."""

@@ -215,6 +215,7 @@ def test_the_presets_include_the_default_params() -> None:
     assert (REPOSITORY / "params.yaml").read_bytes() == (REPOSITORY / "presets/demo.yaml").read_bytes()
 
 
+@pytest.mark.usefixtures("smoke_test_here")
 def test_a_champion_is_promoted_taken_back_and_the_history_told(kshot: Kshot, project: Path) -> None:
     write_project(project, tiny_params())
     versions = [add_version(project, key, accuracy=accuracy) for key, accuracy in (("1", 0.5), ("2", 0.4), ("3", 0.6))]

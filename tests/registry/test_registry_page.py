@@ -16,6 +16,8 @@ from tests.registry.test_gate import add_version, decided
 from tests.tiny_dataset import noise, tiny_dataset
 from tests.tiny_project import tiny_params, write_project
 
+pytestmark = pytest.mark.usefixtures("smoke_test_here")
+
 
 @pytest.fixture
 def params(project: Path) -> Params:

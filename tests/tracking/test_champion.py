@@ -24,6 +24,8 @@ from kshot.tracking import (
 )
 from kshot.tracking.store import open_store
 
+pytestmark = pytest.mark.usefixtures("smoke_test_here")
+
 
 class Killed(BaseException):
     """Stands for the end of the process: nothing may catch it."""
@@ -176,7 +178,7 @@ from pathlib import Path
 from kshot.errors import StageError
 from kshot.tracking import champion, move_champion, version_with
 
-champion._smoke_test = lambda version: None  # a hundred loads of a model say nothing more
+champion.smoke_test = lambda version: None  # a hundred loads of a model say nothing more
 root, version = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 for line in sys.stdin:

@@ -1,7 +1,7 @@
 """Which version is champion: moved only here, as a transaction, with a history that loses nothing.
 
 A move holds the lock of the store. It goes on only while the champion is the one that the decision was
-made against, and only with a version that answers its smoke test. Its steps, in order:
+made against, and only with a version that passes its smoke test. Its steps, in order:
 
     entry      in the history, as begun
     previous   the way back
@@ -20,24 +20,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import numpy as np
-from safetensors.numpy import load_file
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from kshot.errors import KshotError, ModelError, StageError
-from kshot.tracking.runs import CHALLENGER, CHAMPION, EXPECTED, PREVIOUS, SMOKE_TEST, aliases
+from kshot.errors import ModelError, StageError
+from kshot.tracking.runs import CHALLENGER, CHAMPION, PREVIOUS, aliases
+from kshot.tracking.smoke_test import smoke_test
 from kshot.tracking.store import first_line, open_store
 from kshot.tracking.versions import check_name, check_registry, download, find_version
-
-import mlflow  # isort: skip
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 _ENTRY = "champion_history."
 _DECISIONS = "promotion"  # a folder of the run: one file per decision, named by its time
 _VERDICT_TAG, _REASON_TAG = "promotion", "promotion_reason"
 _TAG_LENGTH = 5000  # what the registry's column holds on a server database
-_TOLERANCE = 1e-4  # of a probability: another CPU rounds otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +138,7 @@ def _move(
             )
         if champion == version:
             raise StageError(f"version {version} is the champion of {name} already")
-        _smoke_test(client.get_model_version(name, str(version)))
+        smoke_test(client.get_model_version(name, str(version)))
     except StageError as error:
         _write(client, name, replace(entry, outcome="refused", reason=str(error)))
         raise
@@ -167,21 +162,6 @@ def _carry_out(client: MlflowClient, name: str, moves: tuple[Move, ...]) -> Move
         raise
     _write(client, name, moved)
     return moved
-
-
-def _smoke_test(version: ModelVersion) -> None:
-    where = f"version {version.version} of {version.name}"
-    try:
-        with TemporaryDirectory() as folder:
-            call = load_file(download(f"runs:/{version.run_id}/{SMOKE_TEST}", Path(folder)))
-        expected = call.pop(EXPECTED)
-        found = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}").predict(call)
-    except (KshotError, OSError, MlflowException) as error:
-        raise StageError(f"{where} fails its smoke test: {first_line(error)}") from error
-    if found.shape != expected.shape or not np.allclose(found, expected, atol=_TOLERANCE):
-        raise StageError(
-            f"{where} fails its smoke test: it answers {_numbers(found)}; need {_numbers(expected)}, as at registration"
-        )
 
 
 def _settled_history(client: MlflowClient, name: str) -> tuple[Move, ...]:
@@ -250,10 +230,6 @@ def _holder(client: MlflowClient, name: str, alias: str) -> int | None:
 
 def _words(version: int | None) -> str:
     return "none" if version is None else f"version {version}"
-
-
-def _numbers(values: Any) -> str:
-    return np.array2string(np.asarray(values), precision=4, threshold=4)
 
 
 def _now() -> str:
