@@ -77,28 +77,28 @@ def main() -> int:
     return 0 if done.passed else DIFFERENT
 
 
-def _rerun(root: Path, model: str, version: int, from_scratch: bool, tell: Callable[[str], None]) -> Rerun:
+def _rerun(root: Path, model: str, version: int, from_scratch: bool, report: Callable[[str], None]) -> Rerun:
     from kshot.config import load_params
     from kshot.pages.page import render
     from kshot.process import CPU, CPU_WITH_KERNELS, WITHOUT_KERNELS
-    from kshot.registry import rebuild  # here and not above: these import torch and mlflow
+    from kshot.registry import rebuild, receipt  # here and not above: these import torch and mlflow
 
     name = model or load_params(Workspace(root).params).register.model_name
     folder = Workspace(root).rerun(name, version)
     clone, files = folder / "clone", folder / "recorded"
     recorded = rebuild.recorded_version(name, version, root, files)
-    tell(f"cloning commit {recorded.commit[:12]} ...")
+    report(f"cloning commit {recorded.commit[:12]} ...")
     rebuild.clean_clone(root, recorded, files, clone)
-    pull(clone, tell)
-    n_files = rebuild.check_hashes(clone)
+    pull(clone, report)
+    n_files = receipt.check_recorded_bytes(clone)
     rebuild.check_weights_of(recorded, clone)
     words = f"{n_files} files and folders pulled into an empty cache, every hash as recorded"
-    tell(words)
+    report(words)
     verdict = None
     if from_scratch:
         if recorded.device.startswith(CPU_WITH_KERNELS):
-            build_kernels(clone, tell)
-        run_again(clone, tell, {WITHOUT_KERNELS: "1"} if recorded.device == CPU else {})
+            build_kernels(clone, report)
+        run_again(clone, report, {WITHOUT_KERNELS: "1"} if recorded.device == CPU else {})
         trained = json.loads((Workspace(clone).output("meta_train") / "metrics.json").read_text(encoding="utf-8"))
         verdict = rebuild.compare_rebuilt(recorded, clone, str(trained["device"]))
         words = str(verdict)
@@ -109,28 +109,28 @@ def _rerun(root: Path, model: str, version: int, from_scratch: bool, tell: Calla
     return Rerun(words=words, passed=verdict is None or verdict.passed, page=page)
 
 
-def pull(clone: Path, tell: Callable[[str], None]) -> None:
+def pull(clone: Path, report: Callable[[str], None]) -> None:
     """Everything that data.dvc and dvc.lock name, from the remote. StageError, naming the first, where one is lost."""
     try:
-        run_dvc(["pull"], clone, tell, doing="dvc pull")
+        run_dvc(["pull"], clone, report, doing="dvc pull")
     except StageError as error:
         raise StageError(
             f"{error}; need every file of the version in the remote; next: dvc push, where they are"
         ) from error
 
 
-def build_kernels(clone: Path, tell: Callable[[str], None]) -> None:
+def build_kernels(clone: Path, report: Callable[[str], None]) -> None:
     """The native kernels of the clone's source, which this environment may lack; a failure is only reported."""
-    run_live([sys.executable, "-m", "kshot", "kernels"], clone, os.environ | _own_source(clone), tell)
+    run_live([sys.executable, "-m", "kshot", "kernels"], clone, os.environ | _own_source(clone), report)
 
 
-def run_again(clone: Path, tell: Callable[[str], None], environment: Mapping[str, str]) -> None:
+def run_again(clone: Path, report: Callable[[str], None], environment: Mapping[str, str]) -> None:
     """Every stage, by the clone's own source, whatever is there already."""
     for stage in stage_order(clone):
         run_dvc(
             ["repro", "--single-item", "--force", "--no-run-cache", stage],
             clone,
-            tell,
+            report,
             doing=stage,
             environment={**_own_source(clone), **environment},
         )

@@ -4,12 +4,12 @@ Nothing is at risk: cache, data and artifacts are set aside meanwhile, and put b
 """
 
 import hashlib
+import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from infra.s3_server import s3_server
 from kshot.errors import KshotError, StageError
 from kshot.project.bucket import Bucket, ensure_bucket
 from kshot.project.dvc import push, run_dvc
+from kshot.project.remote import Remote, set_default_remote
 from kshot.workspace import ARTIFACTS, DATA, Workspace
 
 _TRACKED = (DATA, ARTIFACTS)
@@ -69,33 +70,27 @@ def run(root: Path, console: Console) -> Table:
 def dvc_remote_at(bucket: Bucket, root: Path) -> Iterator[None]:
     """Point this workspace's default remote at the bucket, and back again.
 
-    Keys go into .dvc/config.local alone, which git ignores. The file that was there waits beside it:
-    should this process be killed, the next one still finds what to put back.
+    The keys are in the environment of this process alone. What is set in .dvc/config.local waits beside it: should
+    this process be killed, the next one still finds what to put back.
     """
     local = root / ".dvc" / "config.local"
     waiting = local.with_name("config.local.before-s3-demo")
     if not waiting.exists():
         waiting.write_bytes(local.read_bytes() if local.exists() else b"")
         waiting.chmod(0o600)
+    keys = {"AWS_ACCESS_KEY_ID": bucket.access_key_id, "AWS_SECRET_ACCESS_KEY": bucket.secret_access_key}
+    outer = {name: os.environ.get(name) for name in keys}
+    os.environ.update(keys)
     try:
-        config = ConfigParser(interpolation=None)
-        config.read_string(waiting.read_text(encoding="utf-8"))
-        config.read_dict(
-            {
-                "core": {"remote": "s3"},
-                "'remote \"s3\"'": {
-                    "url": f"s3://{bucket.name}",
-                    "endpointurl": bucket.endpoint_url or "",
-                    "access_key_id": bucket.access_key_id,
-                    "secret_access_key": bucket.secret_access_key,
-                },
-            }
-        )
-        local.touch(mode=0o600)
-        with local.open("w", encoding="utf-8") as content:
-            config.write(content)
+        remote = Remote(name="s3", url=f"s3://{bucket.name}", endpoint_url=bucket.endpoint_url)
+        set_default_remote(root, remote)
         yield
     finally:
+        for name, value in outer.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
         if waiting.stat().st_size:
             waiting.replace(local)
         else:

@@ -1,5 +1,6 @@
 """DVC and boto3 against a real S3 server with signed requests."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -109,20 +110,24 @@ def test_a_server_that_is_away_may_come_back(workspace: Path, bucket: Bucket, mo
         _dvc(["push"], workspace)
 
 
-def test_the_remote_is_what_it_was_and_keys_never_reach_the_tracked_config(workspace: Path, bucket: Bucket) -> None:
-    tracked = (workspace / ".dvc/config").read_bytes()
+def test_the_remote_is_what_it_was_and_keys_never_reach_a_file(workspace: Path, bucket: Bucket) -> None:
+    tracked, outer_key = (workspace / ".dvc/config").read_bytes(), os.environ.get("AWS_SECRET_ACCESS_KEY")
     local = workspace / ".dvc/config.local"
     with dvc_remote_at(bucket, workspace):
-        assert bucket.secret_access_key in local.read_text()
-        assert local.stat().st_mode & 0o077 == 0
+        assert f"s3://{bucket.name}" in local.read_text()
+        assert os.environ["AWS_SECRET_ACCESS_KEY"] == bucket.secret_access_key
+        assert not [p for p in (workspace / ".dvc").glob("config*") if bucket.secret_access_key in p.read_text()]
         ignored = subprocess.run(["git", "check-ignore", "-q", str(local)], cwd=workspace, check=False)
         assert ignored.returncode == 0
     assert not local.exists()
+    assert os.environ.get("AWS_SECRET_ACCESS_KEY") == outer_key
     assert (workspace / ".dvc/config").read_bytes() == tracked
-    local.write_text("[core]\n    site_cache_dir = /tmp/cache\n")
+    mine = "[core]\n    site_cache_dir = /tmp/cache\n['remote \"s3\"']\n    access_key_id = mine\n"
+    local.write_text(mine)
     with dvc_remote_at(bucket, workspace):
         assert "site_cache_dir" in local.read_text()
-    assert local.read_text() == "[core]\n    site_cache_dir = /tmp/cache\n"
+        assert "mine" not in local.read_text(), "a key of another bucket would go before the environment's"
+    assert local.read_text() == mine
 
 
 def test_what_a_killed_demo_set_aside_is_put_back(workspace: Path) -> None:

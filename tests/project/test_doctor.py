@@ -2,13 +2,13 @@ import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 from pathlib import Path
 
 import pytest
 
 from kshot.project import doctor
-from kshot.project.doctor import Check, checks
+from kshot.project.doctor import Finding, checks
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def lock(root: Path, *lines: str) -> None:
     (root / "requirements.lock").write_text(text)
 
 
-def check(root: Path, name: str) -> Check:
+def check(root: Path, name: str) -> Finding:
     [found] = [one for one in checks(root) if one.name == name]
     return found
 
@@ -54,7 +54,7 @@ def test_every_failed_check_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_locked_packages_are_compared_with_the_installed_ones(folder: Path) -> None:
-    assert check(folder, "packages") == Check(
+    assert check(folder, "packages") == Finding(
         name="packages", ok=True, found="1 of 1 as locked", needed="every package at the version in requirements.lock"
     )
 
@@ -118,6 +118,14 @@ def test_s3_server_of_the_remote_must_answer(folder: Path, listening: str) -> No
     assert (found.ok, found.found) == (False, "s3://kshot at http://127.0.0.1:1")
 
 
+def test_settings_that_dvc_cannot_read_are_found(folder: Path) -> None:
+    remote(folder, "[broken")
+    found = check(folder, "dvc remote")
+    assert not found.ok
+    assert "dvc config --list failed: configuration error" in found.found
+    assert found.fix == "correct .dvc/config and .dvc/config.local"
+
+
 def test_remote_without_settings_counts_as_none(folder: Path) -> None:
     remote(folder, "[core]\n    remote = gone\n")
     assert check(folder, "dvc remote").found == "none configured"
@@ -167,7 +175,7 @@ def test_tracking_server_must_answer(folder: Path, listening: str, monkeypatch: 
 def test_python_outside_the_supported_versions_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.python_version", lambda: "3.10.2")
     found = check(folder, "python")
-    assert (found.ok, found.found, found.needed) == (False, "3.10.2", ">=3.11,<3.15")
+    assert (found.ok, found.found, found.needed) == (False, "3.10.2", metadata("kshot")["Requires-Python"])
 
 
 def test_full_disk_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,12 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -16,9 +17,8 @@ from kshot.config import Params, load_params, params_from
 from kshot.data.packed import PackedDataset
 from kshot.errors import DataError, StageError
 from kshot.model import ModelConfig, SavedModel, build_learner, save_model
-from kshot.registry.registration import dvc_hash, register_run
+from kshot.registry.registration import register_run
 from kshot.tracking import default_tracking_uri
-from tests.conftest import REPOSITORY
 from tests.tiny_dataset import tiny_dataset
 
 PARAMS: dict[str, Any] = {
@@ -48,20 +48,61 @@ PARAMS: dict[str, Any] = {
 LOCKED = {
     "validate": ("dataset", "task_pool", "validate"),
     "task_pool": ("dataset", "seed", "task_pool"),
-    "meta_train": ("dataset", "meta_train", "seed"),
+    "pretrain": ("backbone", "dataset", "pretrain", "seed"),
+    "meta_train": ("backbone", "dataset", "meta_train", "seed"),
     "evaluate": ("dataset", "evaluate", "seed"),
 }
 
 
-def write_run(root: Path, *, accuracy: float = 0.75, with_queries: bool = False) -> Params:
-    """A finished run as the four stages leave it, with the results given, and its dvc.lock."""
+WriteRun = Callable[..., Params]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
+    """A folder with a finished run, and its receipt as DVC writes it."""
+
+    @cache
+    def make(with_queries: bool) -> Path:
+        root = tmp_path_factory.mktemp("finished") / "project"
+        root.mkdir()
+        write_artifacts(root, with_queries=with_queries)
+        (root / ".dvc").mkdir()
+        (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+        stages: dict[str, Any] = {
+            name: {"cmd": f"python -m kshot {name}", "params": list(keys), "outs": [f"artifacts/{name}"]}
+            for name, keys in LOCKED.items()
+        }
+        stages["cross_domain"] = {
+            "foreach": "${cross_domain}",
+            "do": {"cmd": "python -m kshot cross-domain ${item}", "outs": ["artifacts/cross_domain/${item}"]},
+        }
+        (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+        subprocess.run([sys.executable, "-m", "dvc", "commit", "--quiet", "--force"], cwd=root, check=True)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def write_run(finished: Callable[[bool], Path], project: Path) -> WriteRun:
+    """Puts a finished run into `project`."""
+
+    def copy(*, with_queries: bool = False) -> Params:
+        shutil.copytree(finished(with_queries), project, ignore=shutil.ignore_patterns("tmp"), dirs_exist_ok=True)
+        return load_params(project / "params.yaml")
+
+    return copy
+
+
+def write_artifacts(root: Path, *, accuracy: float = 0.75, with_queries: bool = False) -> None:
+    """A finished run as the stages leave it, with the results given."""
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     params = load_params(root / "params.yaml")
     if not (root / "data").exists():
         tiny_dataset().write(root / "data" / "tiny")
     dataset = PackedDataset.open(root / "data" / "tiny")
     artifacts = root / "artifacts"
-    for name in ("validate", "task_pool", "meta_train", "evaluate/plots"):
+    for name in ("validate", "task_pool", "pretrain", "meta_train", "evaluate/plots"):
         (artifacts / name).mkdir(parents=True, exist_ok=True)
     config = ModelConfig(
         algorithm=params.meta_train.algorithm,
@@ -81,6 +122,7 @@ def write_run(root: Path, *, accuracy: float = 0.75, with_queries: bool = False)
     for name, content in {
         "validate/facts.json": {"checks": [check("ids are unique", True), check("near duplicates", False)]},
         "task_pool/pools.json": {"data_hash": dataset.content_hash},
+        "pretrain/metrics.json": {},
         "meta_train/metrics.json": {
             "best_step": 20,
             "best_val_accuracy": 0.6,
@@ -108,20 +150,6 @@ def write_run(root: Path, *, accuracy: float = 0.75, with_queries: bool = False)
     ):
         (artifacts / name).write_text(name)
     (root / "data.dvc").write_text("outs: []\n")
-    write_lock(root)
-    return params
-
-
-def write_lock(root: Path) -> None:
-    stages = {
-        name: {
-            "cmd": f"python -m kshot {name}",
-            "params": {"params.yaml": {key: PARAMS[key] for key in keys}},
-            "outs": [{"path": f"artifacts/{name}", "hash": "md5", "md5": dvc_hash(root / "artifacts" / name)}],
-        }
-        for name, keys in LOCKED.items()
-    }
-    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
 
 
 def result(n_way: int, k_shot: int, accuracy: float, mode: str = "non-transductive") -> dict[str, Any]:
@@ -155,8 +183,10 @@ def git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def test_finished_run_becomes_a_version_with_its_whole_lineage(project: Path, client: MlflowClient) -> None:
-    params = write_run(project, with_queries=True)
+def test_finished_run_becomes_a_version_with_its_whole_lineage(
+    project: Path, write_run: WriteRun, client: MlflowClient
+) -> None:
+    params = write_run(with_queries=True)
     git(project, "init")
     git(project, "add", "params.yaml", "dvc.lock", "mlflow")
     git(project, "commit", "-m", "a run")
@@ -213,8 +243,10 @@ def files(client: MlflowClient, run_id: str, folder: str = "") -> set[str]:
     return {entry.path for entry in entries if not entry.is_dir}.union(*below)
 
 
-def test_model_card_states_results_with_intervals_and_what_is_served(project: Path, client: MlflowClient) -> None:
-    register_run(project, write_run(project, with_queries=True), None)
+def test_model_card_states_results_with_intervals_and_what_is_served(
+    project: Path, write_run: WriteRun, client: MlflowClient
+) -> None:
+    register_run(project, write_run(with_queries=True), None)
     card = client.get_model_version("toy", "1").description
     for line in (
         "# toy",
@@ -229,15 +261,17 @@ def test_model_card_states_results_with_intervals_and_what_is_served(project: Pa
     assert "ids are unique" not in card
 
 
-def test_registering_again_changes_nothing(project: Path, client: MlflowClient) -> None:
-    params = write_run(project)
+def test_registering_again_changes_nothing(project: Path, write_run: WriteRun, client: MlflowClient) -> None:
+    params = write_run()
     first = register_run(project, params, None)
     assert register_run(project, params, "another-flow-run") == replace(first, created=False)
     assert len(client.search_model_versions()) == 1
 
 
-def test_uncommitted_change_of_a_tracked_file_is_recorded(project: Path, client: MlflowClient) -> None:
-    params = write_run(project)
+def test_uncommitted_change_of_a_tracked_file_is_recorded(
+    project: Path, write_run: WriteRun, client: MlflowClient
+) -> None:
+    params = write_run()
     git(project, "init")
     git(project, "add", "mlflow", "dvc.lock")
     git(project, "commit", "-m", "a run")
@@ -246,8 +280,10 @@ def test_uncommitted_change_of_a_tracked_file_is_recorded(project: Path, client:
     assert client.get_model_version("toy", "1").tags["git_dirty"] == "true"
 
 
-def test_a_source_file_that_git_does_not_know_is_an_uncommitted_change(project: Path, client: MlflowClient) -> None:
-    params = write_run(project)
+def test_a_source_file_that_git_does_not_know_is_an_uncommitted_change(
+    project: Path, write_run: WriteRun, client: MlflowClient
+) -> None:
+    params = write_run()
     git(project, "init")
     git(project, "add", "mlflow", "dvc.lock")
     git(project, "commit", "-m", "a run")
@@ -261,15 +297,15 @@ def test_a_source_file_that_git_does_not_know_is_an_uncommitted_change(project: 
 @pytest.mark.parametrize(
     "missing", ["dvc.lock", "artifacts/evaluate/metrics.json", "artifacts/validate/report.html", "mlflow/model.py"]
 )
-def test_missing_part_is_named_with_the_next_command(project: Path, missing: str) -> None:
-    params = write_run(project)
+def test_missing_part_is_named_with_the_next_command(project: Path, write_run: WriteRun, missing: str) -> None:
+    params = write_run()
     (project / missing).unlink()
     with pytest.raises(StageError, match=rf"^no {missing} in .*; next: make demo, or python -m flows\.train$"):
         register_run(project, params, None)
 
 
-def test_run_that_did_not_reach_the_end_is_refused(project: Path) -> None:
-    params = write_run(project)
+def test_run_that_did_not_reach_the_end_is_refused(project: Path, write_run: WriteRun) -> None:
+    params = write_run()
     lock = yaml.safe_load((project / "dvc.lock").read_text())
     del lock["stages"]["evaluate"]
     (project / "dvc.lock").write_text(yaml.safe_dump(lock))
@@ -277,60 +313,55 @@ def test_run_that_did_not_reach_the_end_is_refused(project: Path) -> None:
         register_run(project, params, None)
 
 
-def test_artifact_that_the_receipt_does_not_name_is_refused(project: Path) -> None:
-    params = write_run(project)
+def test_artifact_that_the_receipt_does_not_name_is_refused(project: Path, write_run: WriteRun) -> None:
+    params = write_run()
     weights = project / "artifacts" / "meta_train" / "model" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes() + b"\0")
-    with pytest.raises(StageError, match=r"artifacts/meta_train is not what stage meta_train of dvc\.lock wrote"):
+    message = r"^artifacts/meta_train, which stage meta_train wrote, is modified; need it .*; next: make"
+    with pytest.raises(StageError, match=message):
         register_run(project, params, None)
 
 
-def test_setting_changed_after_the_run_is_refused(project: Path) -> None:
-    write_run(project)
+def test_artifact_that_cannot_be_compared_is_refused(project: Path, write_run: WriteRun) -> None:
+    params = write_run()
+    shutil.rmtree(project / ".dvc" / "cache")
+    message = (
+        r"^artifacts/validate, which stage validate wrote, is not in cache \(5 such in all\); need .*; next: dvc fetch"
+    )
+    with pytest.raises(StageError, match=message):
+        register_run(project, params, None)
+
+
+def test_setting_changed_after_the_run_is_refused(project: Path, write_run: WriteRun) -> None:
+    write_run()
     changed = params_from(PARAMS | {"seed": 2}, source="params.yaml")
     with pytest.raises(StageError, match=r"params\.yaml has seed = 2; this run was made with 1"):
         register_run(project, changed, None)
 
 
-def test_new_model_name_needs_no_new_run(project: Path) -> None:
-    write_run(project)
+def test_new_model_name_needs_no_new_run(project: Path, write_run: WriteRun) -> None:
+    write_run()
     renamed = params_from(PARAMS | {"register": {"model_name": "renamed"}}, source="params.yaml")
     assert register_run(project, renamed, None).name == "renamed"
 
 
-def test_a_dataset_that_is_listed_no_more_is_left_out_of_the_receipt(project: Path) -> None:
-    params = write_run(project)
+def test_a_dataset_that_is_listed_no_more_is_left_out_of_the_receipt(project: Path, write_run: WriteRun) -> None:
+    params = write_run()
     lock = yaml.safe_load((project / "dvc.lock").read_text())
     gone = {"path": "artifacts/cross_domain/other", "hash": "md5", "md5": "0" * 32}
     lock["stages"]["cross_domain@other"] = {"cmd": "python -m kshot cross-domain other", "outs": [gone]}
     (project / "dvc.lock").write_text(yaml.safe_dump(lock))
     assert register_run(project, params, None).created
-    with pytest.raises(StageError, match=r"artifacts/cross_domain/other"):
+    (project / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"cross_domain": ["other"]}))
+    with pytest.raises(StageError, match=r"artifacts/cross_domain/other, which stage .* wrote, is not in cache"):
         register_run(project, replace(params, cross_domain=("other",)), None)
 
 
-def test_data_changed_after_the_run_is_refused(project: Path) -> None:
-    params = write_run(project)
+def test_data_changed_after_the_run_is_refused(project: Path, write_run: WriteRun) -> None:
+    params = write_run()
     shutil.rmtree(project / "data")
     with pytest.raises(DataError, match=r"no dataset at"):
         register_run(project, params, None)
     tiny_dataset(n_images=6).write(project / "data" / "tiny")
     with pytest.raises(StageError, match=r"data/tiny has content hash \w{12}; this run used"):
         register_run(project, params, None)
-
-
-def test_hash_of_an_output_is_that_of_dvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    folder = tmp_path / "out"
-    for name in ("b.txt", "a/z.txt", "a-b/c.txt", "a.txt", "ä/ö.txt"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
-    np.save(folder / "numbers.npy", np.arange(3))
-    (folder / "a" / "__pycache__").mkdir()
-    (folder / "a" / "__pycache__" / "z.pyc").write_text("left out")
-    shutil.copyfile(REPOSITORY / ".dvcignore", tmp_path / ".dvcignore")
-    command = [sys.executable, "-W", "ignore", "-m", "dvc"]
-    for arguments in (("init", "--no-scm", "--quiet"), ("add", "out", "--quiet")):
-        subprocess.run([*command, *arguments], cwd=tmp_path, check=True)
-    [pointer] = yaml.safe_load((tmp_path / "out.dvc").read_text())["outs"]
-    assert dvc_hash(folder) == pointer["md5"]

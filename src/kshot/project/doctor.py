@@ -3,16 +3,14 @@
 Versions come from package metadata, not from imports, so that a broken package does not break the check.
 """
 
-import configparser
 import os
 import platform
 import shutil
 import socket
 import sqlite3
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from importlib.metadata import PackageNotFoundError, distributions, metadata, requires, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,21 +18,22 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from kshot.errors import KshotError
+from kshot.errors import KshotError, StageError
 from kshot.project.git import ask_git
+from kshot.project.remote import read_remotes
 from kshot.workspace import Workspace
 
-_PYTHON = ">=3.11,<3.15"
 _FREE_BYTES = 2 * 2**30
 _CONNECT_TIMEOUT_S, _COMMAND_TIMEOUT_S = 1.0, 5.0
+_SETUP = "make setup"
 _INSTALL = "pip install --require-hashes -r requirements.lock"
 _OMNIGLOT_FILES = ("images_background.zip", "images_evaluation.zip")
 _NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """One finding; `fix` is the next command or step, "" where `ok`."""
+class Finding:
+    """What one check found; `fix` is the next command or step, "" where `ok`."""
 
     name: str
     ok: bool
@@ -43,7 +42,7 @@ class Check:
     fix: str = ""
 
 
-def checks(root: Path) -> tuple[Check, ...]:
+def checks(root: Path) -> tuple[Finding, ...]:
     """Every check of the project folder `root` and of this environment; never raises for what it finds."""
     params = _params(root)
     return (
@@ -51,9 +50,9 @@ def checks(root: Path) -> tuple[Check, ...]:
         _packages(root / "requirements.lock"),
         _torch_pair(),
         _git(root),
-        params.check,
+        params.finding,
         _data(root, params.dataset),
-        _dvc_remote(root / ".dvc"),
+        _dvc_remote(root),
         _disk(root),
         _gpu(),
         _kernels(),
@@ -67,19 +66,25 @@ def checks(root: Path) -> tuple[Check, ...]:
 class _ParamsFinding:
     """The check of params.yaml, and the name of the dataset in it where it could be read."""
 
-    check: Check
+    finding: Finding
     dataset: str | None
 
 
-def _python() -> Check:
+def _python() -> Finding:
     found = platform.python_version()
-    return _check("python", found in SpecifierSet(_PYTHON), found, _PYTHON, "install Python 3.11 and make a new .venv")
+    try:
+        needed = metadata("kshot")["Requires-Python"]
+    except PackageNotFoundError:
+        return _finding(
+            "python", False, f"{found}, and no kshot among the installed packages", "kshot installed", _SETUP
+        )
+    return _finding("python", found in SpecifierSet(needed), found, needed, f"install a Python {needed}, then {_SETUP}")
 
 
-def _packages(lock: Path) -> Check:
+def _packages(lock: Path) -> Finding:
     needed = "every package at the version in requirements.lock"
     if not lock.is_file():
-        return _check("packages", False, f"no {lock}", needed, "run in the project folder")
+        return _finding("packages", False, f"no {lock}", needed, "run in the project folder")
     installed = {canonicalize_name(d.name): d.version.partition("+")[0] for d in distributions()}
     locked = _locked_versions(lock)
     wrong = [
@@ -90,7 +95,7 @@ def _packages(lock: Path) -> Check:
     more = f" and {len(wrong) - _NAMES_SHOWN} more" if len(wrong) > _NAMES_SHOWN else ""
     found = f"{len(locked) - len(wrong)} of {len(locked)} as locked"
     details = f"; {', '.join(wrong[:_NAMES_SHOWN])}{more}" if wrong else ""
-    return _check("packages", not wrong, found + details, needed, _INSTALL)
+    return _finding("packages", not wrong, found + details, needed, _INSTALL)
 
 
 def _locked_versions(lock: Path) -> dict[str, str]:
@@ -108,24 +113,24 @@ def _locked_versions(lock: Path) -> dict[str, str]:
     return versions
 
 
-def _torch_pair() -> Check:
+def _torch_pair() -> Finding:
     needed = "torchvision made for the torch that is installed"
     try:
         torch, torchvision = version("torch"), version("torchvision")
         wanted = [Requirement(text) for text in requires("torchvision") or ()]
     except PackageNotFoundError as error:
-        return _check("torch and torchvision", False, f"no {error.name}", needed, _INSTALL)
+        return _finding("torch and torchvision", False, f"no {error.name}", needed, _INSTALL)
     fits = all(torch in requirement.specifier for requirement in wanted if requirement.name == "torch")
-    return _check("torch and torchvision", fits, f"torch {torch}, torchvision {torchvision}", needed, _INSTALL)
+    return _finding("torch and torchvision", fits, f"torch {torch}, torchvision {torchvision}", needed, _INSTALL)
 
 
-def _git(root: Path) -> Check:
+def _git(root: Path) -> Finding:
     needed = "git, and the project folder in a repository"
     if shutil.which("git") is None:
-        return _check("git", False, "no git on PATH", needed, "install git")
+        return _finding("git", False, "no git on PATH", needed, "install git")
     head = ask_git(root, "rev-parse", "--short", "HEAD")
     found = f"commit {head}" if head else f"{root.resolve()} has no commit"
-    return _check("git", bool(head), found, needed, "clone the repository, or git init and commit")
+    return _finding("git", bool(head), found, needed, "clone the repository, or git init and commit")
 
 
 def _params(root: Path) -> _ParamsFinding:
@@ -135,98 +140,89 @@ def _params(root: Path) -> _ParamsFinding:
 
         params = load_params(Workspace(root).params)
     except ImportError as error:
-        return _ParamsFinding(check=_check("params", False, f"not read: {error}", needed, _INSTALL), dataset=None)
+        return _ParamsFinding(finding=_finding("params", False, f"not read: {error}", needed, _INSTALL), dataset=None)
     except KshotError as error:
-        check = _check("params", False, str(error), needed, "correct params.yaml, or kshot preset demo")
-        return _ParamsFinding(check=check, dataset=None)
+        finding = _finding("params", False, str(error), needed, "correct params.yaml, or kshot preset demo")
+        return _ParamsFinding(finding=finding, dataset=None)
     learner = f"{params.meta_train.algorithm.name} on {params.backbone.name}, data {params.dataset.name}"
-    return _ParamsFinding(check=_check("params", True, learner, needed, ""), dataset=params.dataset.name)
+    return _ParamsFinding(finding=_finding("params", True, learner, needed, ""), dataset=params.dataset.name)
 
 
-def _data(root: Path, name: str | None) -> Check:
+def _data(root: Path, name: str | None) -> Finding:
     known = sorted(path.parent.name for path in Workspace(root).data.glob("*/dataset.json"))
     found = f"data/: {', '.join(known) or 'nothing'}"
     if name is None:
-        return _check("data", False, found, "the dataset that params.yaml names", "correct params.yaml first")
+        return _finding("data", False, found, "the dataset that params.yaml names", "correct params.yaml first")
     fix = f"dvc pull, or kshot ingest PATH --name {name}"
-    return _check("data", name in known, found, f"data/{name}, as params.yaml says", fix)
+    return _finding("data", name in known, found, f"data/{name}, as params.yaml says", fix)
 
 
-def _dvc_remote(folder: Path) -> Check:
+def _dvc_remote(root: Path) -> Finding:
     needed = "a default DVC remote that can be reached"
-    remote = _remote_settings(folder)
+    try:
+        remote = read_remotes(root).default if (root / ".dvc").is_dir() else None
+    except StageError as error:
+        return _finding("dvc remote", False, str(error), needed, "correct .dvc/config and .dvc/config.local")
     if remote is None:
-        return _check("dvc remote", False, "none configured", needed, "dvc remote add --default NAME URL")
-    url, endpoint = remote.get("url", ""), remote.get("endpointurl")
-    if endpoint is not None:
+        return _finding("dvc remote", False, "none configured", needed, "dvc remote add --default NAME URL")
+    if remote.endpoint_url is not None:
         fix = "start that server (make s3-demo), or dvc remote default NAME"
-        return _check("dvc remote", _reachable(endpoint), f"{url} at {_public(endpoint)}", needed, fix)
-    if "://" in url:
-        return _check("dvc remote", True, f"{url} (not contacted)", needed, "")
-    path = (folder / url).resolve()
+        found = f"{remote.url} at {_public(remote.endpoint_url)}"
+        return _finding("dvc remote", _reachable(remote.endpoint_url), found, needed, fix)
+    if remote.folder is None:
+        return _finding("dvc remote", True, f"{remote.url} (not contacted)", needed, "")
+    path = remote.folder
     state = "" if path.is_dir() else " (made by the first push)"
     writable = os.access(_nearest_existing(path), os.W_OK)
-    return _check("dvc remote", writable, f"{path}{state}", needed, f"make {path} writable")
+    return _finding("dvc remote", writable, f"{path}{state}", needed, f"make {path} writable")
 
 
-def _remote_settings(folder: Path) -> Mapping[str, str] | None:
-    """Settings of the default remote; config.local goes before config, as in DVC."""
-    config = configparser.ConfigParser(interpolation=None)
-    try:
-        config.read([folder / "config", folder / "config.local"], encoding="utf-8")
-    except configparser.Error:
-        return None
-    name = config.get("core", "remote", fallback=None)
-    section = f"'remote \"{name}\"'"
-    return dict(config[section]) if config.has_section(section) else None
-
-
-def _disk(root: Path) -> Check:
+def _disk(root: Path) -> Finding:
     free = shutil.disk_usage(root).free
     needed = f"{_FREE_BYTES / 2**30:.0f} GiB free"
-    return _check(
+    return _finding(
         "disk", free >= _FREE_BYTES, f"{free / 2**30:.1f} GiB free", needed, "free space, or dvc gc --workspace"
     )
 
 
-def _gpu() -> Check:
+def _gpu() -> Finding:
     needed = "nothing: a GPU only makes it faster"
     names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     if not names:
-        return _check("gpu", True, "none; training runs on the CPU", needed, "")
+        return _finding("gpu", True, "none; training runs on the CPU", needed, "")
     without_cuda = _installed("torch").endswith("+cpu")
     found = ", ".join(names.splitlines()) + (", but torch is built for the CPU only" if without_cuda else "")
-    return _check("gpu", not without_cuda, found, "torch built with CUDA, where there is a GPU", _INSTALL)
+    return _finding("gpu", not without_cuda, found, "torch built with CUDA, where there is a GPU", _INSTALL)
 
 
-def _kernels() -> Check:
+def _kernels() -> Finding:
     needed = "nothing: they only make training faster"
     try:
         from kshot.backbones.layers.native import native_library  # imports torch, which may be missing
 
         built = native_library().exists()
     except ImportError as error:
-        return _check("native kernels", False, f"not read: {error}", needed, _INSTALL)
-    return _check("native kernels", True, "built" if built else "not built; kshot kernels compiles them", needed, "")
+        return _finding("native kernels", False, f"not read: {error}", needed, _INSTALL)
+    return _finding("native kernels", True, "built" if built else "not built; kshot kernels compiles them", needed, "")
 
 
-def _omniglot(folder: str | None) -> Check:
+def _omniglot(folder: str | None) -> Finding:
     needed = "only for make omniglot: a folder with " + " and ".join(_OMNIGLOT_FILES)
     if not folder:
-        return _check("KSHOT_OMNIGLOT", True, "not set; make omniglot downloads the archives", needed, "")
+        return _finding("KSHOT_OMNIGLOT", True, "not set; make omniglot downloads the archives", needed, "")
     missing = [name for name in _OMNIGLOT_FILES if not (Path(folder) / name).is_file()]
     found = f"{folder} without {', '.join(missing)}" if missing else folder
-    return _check("KSHOT_OMNIGLOT", not missing, found, needed, "correct the variable, or unset it to download")
+    return _finding("KSHOT_OMNIGLOT", not missing, found, needed, "correct the variable, or unset it to download")
 
 
-def _database(name: str, address: str | None, file: Path) -> Check:
+def _database(name: str, address: str | None, file: Path) -> Finding:
     """A store at the server `address` where one is set, else the SQLite `file`, which the first run makes."""
     needed = "a server that answers, or an intact SQLite file"
     if address and not address.startswith("sqlite:"):
-        return _check(name, _reachable(address), _public(address), needed, "start that server, or unset the variable")
+        return _finding(name, _reachable(address), _public(address), needed, "start that server, or unset the variable")
     path = Path(address.removeprefix("sqlite:///")) if address else file
     if not path.exists():
-        return _check(name, True, f"{path} (made by the first run)", needed, "")
+        return _finding(name, True, f"{path} (made by the first run)", needed, "")
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
@@ -234,8 +230,8 @@ def _database(name: str, address: str | None, file: Path) -> Check:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        return _check(name, False, f"{path}: {error}", needed, "move the file away, or restore it from a copy")
-    return _check(name, True, str(path), needed, "")
+        return _finding(name, False, f"{path}: {error}", needed, "move the file away, or restore it from a copy")
+    return _finding(name, True, str(path), needed, "")
 
 
 def _prefect_database(root: Path) -> Path:
@@ -279,5 +275,5 @@ def _nearest_existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _check(name: str, ok: bool, found: str, needed: str, fix: str) -> Check:
-    return Check(name=name, ok=ok, found=found, needed=needed, fix="" if ok else fix)
+def _finding(name: str, ok: bool, found: str, needed: str, fix: str) -> Finding:
+    return Finding(name=name, ok=ok, found=found, needed=needed, fix="" if ok else fix)

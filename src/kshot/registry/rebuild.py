@@ -1,24 +1,21 @@
 """A registered version, made again from what was recorded of it: commit, params.yaml, dvc.lock and data.dvc."""
 
 import shutil
-from collections.abc import Iterator
-from configparser import ConfigParser
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from kshot.errors import ModelError, StageError
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, read_scorecard
 from kshot.project.git import git
+from kshot.project.remote import copy_remotes
 from kshot.promotion.rule import paired_difference
-from kshot.registry.registration import current_stages, dvc_hash, item_stages
 from kshot.tracking import RegisteredModel, fetch_model, fetch_run_files
 from kshot.workspace import Workspace
 
@@ -35,16 +32,6 @@ class Recorded:
     commit: str
     device: str
     evaluation: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mismatch:
-    """A file whose hash is not the one in dvc.lock; found is "" where there is no such file."""
-
-    stage: str
-    path: str
-    recorded: str
-    found: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,34 +91,7 @@ def clean_clone(root: Path, recorded: Recorded, files: Path, target: Path) -> No
         raise StageError(f"{error}; need commit {recorded.commit[:12]}; next: git fetch") from error
     for name in RECORDED:
         shutil.copyfile(files / name, target / name)
-    _same_remote(root, target)
-
-
-def mismatches(folder: Path) -> Iterator[Mismatch]:
-    """Every file that a stage read or wrote and that is not, in `folder`, what dvc.lock names."""
-    for stage, entry in _locked_stages(folder).items():
-        for file in (*entry.get("deps", ()), *entry.get("outs", ())):
-            path = folder / file["path"]
-            found = dvc_hash(path) if path.exists() else ""
-            if found != file["md5"]:
-                yield Mismatch(stage=stage, path=file["path"], recorded=file["md5"], found=found)
-
-
-def check_hashes(folder: Path) -> int:
-    """The number of files and folders of dvc.lock in `folder`; StageError unless each has its recorded hash."""
-    wrong = list(mismatches(folder))
-    if wrong:
-        first = wrong[0]
-        raise StageError(
-            f"{first.path} of stage {first.stage} has hash {first.found[:12] or 'none'}, recorded "
-            f"{first.recorded[:12]} ({len(wrong)} such in all); need the recorded bytes"
-        )
-    return sum(len(entry.get("deps", ())) + len(entry.get("outs", ())) for entry in _locked_stages(folder).values())
-
-
-def _locked_stages(folder: Path) -> dict[str, Any]:
-    lock, params = (yaml.safe_load((folder / name).read_text(encoding="utf-8")) for name in ("dvc.lock", "params.yaml"))
-    return current_stages(lock, item_stages(params.get("cross_domain") or (), params.get("seeds") or ()))
+    copy_remotes(root, target)
 
 
 def check_weights_of(recorded: Recorded, folder: Path) -> None:
@@ -180,20 +140,6 @@ def _largest_difference(weights: Path, recorded: Path) -> float:
 
 def _comparable(new: dict[str, torch.Tensor], old: dict[str, torch.Tensor], name: str) -> bool:
     return name in new and new[name].shape == old[name].shape and old[name].numel() > 0
-
-
-def _same_remote(root: Path, target: Path) -> None:
-    """The clone's DVC settings of its own: those of `root`, a remote that is a folder named by its whole path."""
-    config = ConfigParser(interpolation=None)
-    config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"], encoding="utf-8")
-    for section in config.sections():
-        url = config.get(section, "url", fallback="")
-        if url and "://" not in url:
-            config.set(section, "url", str((root / ".dvc" / url).resolve()))
-    local = target / ".dvc" / "config.local"
-    local.touch(mode=0o600)  # it may hold keys
-    with local.open("w", encoding="utf-8") as file:
-        config.write(file)
 
 
 def _sha256(path: Path) -> str:

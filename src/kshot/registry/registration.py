@@ -4,9 +4,9 @@ Not a stage of dvc.yaml: registering is a side effect, which a cached stage woul
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from hashlib import file_digest, md5, sha256
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
-from kshot.config import Params, params_from
+from kshot.config import Params
 from kshot.data.packed import INFO_FILE, MANIFEST_FILE, SPLITS, ItemSpec, PackedDataset
 from kshot.errors import StageError
 from kshot.evaluation.cost import Cost, measure_cost
 from kshot.model import load_model
 from kshot.project.git import ask_git
+from kshot.registry.receipt import NEXT, check_receipt, item_stages, plain
 from kshot.runtime.cpu import cpu_name
 from kshot.seeding import generator
 from kshot.serving.classifier import FewShotClassifier
@@ -38,14 +37,11 @@ from kshot.tracking import (
     Registration,
     RunRecord,
     TrainingData,
-    flatten,
     register,
     registered,
 )
 from kshot.workspace import Workspace
 
-_NEXT = "next: make demo, or python -m flows.train"
-_STAGES = ("validate", "task_pool", "pretrain", "meta_train", "evaluate")
 _ATTACHED = (
     "validate/facts.json",
     "validate/report.html",
@@ -99,7 +95,7 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
         model_name=params.register.model_name,
         run_name=f"{evaluation['algorithm']}-{evaluation['backbone']}-{run.lock_sha256[:8]}",
         dvc_lock_sha256=run.lock_sha256,
-        params=_plain(params),
+        params=plain(params),
         metrics=_metrics(run, cost),
         history=tuple(_history(run.history)),
         tags=tags,
@@ -126,13 +122,13 @@ def read_finished_run(root: Path, params: Params) -> FinishedRun:
     lock_bytes = _needed(Workspace(root).receipt, root).read_bytes()
     for name in _ATTACHED:
         _needed(Workspace(root).artifacts / name, root)
-    _check_receipt(root, params, yaml.safe_load(lock_bytes))
+    check_receipt(root, params)
     dataset = PackedDataset.open(Workspace(root).dataset(params.dataset.name))
     pools = _read_json(Workspace(root).output("task_pool") / "pools.json")
     if pools["data_hash"] != dataset.content_hash:
         raise StageError(
             f"{dataset.folder} has content hash {dataset.content_hash[:12]}; this run used {pools['data_hash'][:12]}; "
-            f"need them equal; {_NEXT}"
+            f"need them equal; {NEXT}"
         )
     weights_sha256 = sha256(_needed(Workspace(root).model / "weights.safetensors", root).read_bytes()).hexdigest()
     return FinishedRun(
@@ -181,61 +177,6 @@ def model_card(root: Path, params: Params, run: FinishedRun, cost: Cost, lineage
         lineage=lineage,
         non_transductive=NON_TRANSDUCTIVE,
     )
-
-
-def current_stages(lock: Mapping[str, Any], items: Iterable[str]) -> dict[str, Any]:
-    """The entries of dvc.lock without those of items, such as seeds@7, that params.yaml named once and no more."""
-    named = set(items)
-    return {name: entry for name, entry in lock.get("stages", {}).items() if "@" not in name or name in named}
-
-
-def item_stages(cross_domain: Iterable[str], seeds: Iterable[int]) -> list[str]:
-    """The stages that dvc.yaml has once for each item of a list in params.yaml."""
-    return [*(f"cross_domain@{name}" for name in cross_domain), *(f"seeds@{seed}" for seed in seeds)]
-
-
-def dvc_hash(path: Path) -> str:
-    """MD5 of a file or a folder, as DVC writes it into dvc.lock."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return file_digest(file, "md5").hexdigest()
-    inside = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
-    files = sorted(p.as_posix() for p in inside if "__pycache__" not in p.parts)  # which .dvcignore leaves out
-    listing = [{"md5": dvc_hash(path / name), "relpath": name} for name in files]
-    return md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
-def _check_receipt(root: Path, params: Params, lock: Mapping[str, Any]) -> None:
-    """The settings, sources, data and outputs are those that dvc.lock names."""
-    items = item_stages(params.cross_domain, params.seeds)
-    stages = current_stages(lock, items)
-    missing = [name for name in (*_STAGES, *items) if name not in stages]
-    if missing:
-        raise StageError(f"dvc.lock has no stage {', '.join(missing)}; need {', '.join(_STAGES)}; {_NEXT}")
-    locked = _plain(params)
-    for entry in stages.values():
-        for key, value in entry.get("params", {}).get("params.yaml", {}).items():
-            _put(locked, key.split("."), value)
-    now, then = flatten(_plain(params)), flatten(_plain(params_from(locked, source="dvc.lock")))
-    changed = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
-    if changed:
-        raise StageError(
-            f"params.yaml has {changed[0]} = {now.get(changed[0])}; this run was made with {then.get(changed[0])}; "
-            f"need them equal; {_NEXT}"
-        )
-    for stage, entry in stages.items():
-        for verb, tracked in (("read", entry.get("deps", ())), ("wrote", entry.get("outs", ()))):
-            for file in tracked:
-                if dvc_hash(_needed(root / file["path"], root)) != file["md5"]:
-                    raise StageError(
-                        f"{file['path']} is not what stage {stage} of dvc.lock {verb}; need it as it was; {_NEXT}"
-                    )
-
-
-def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = value
 
 
 def _lineage(root: Path, params: Params, run: FinishedRun, flow_run_id: str | None) -> dict[str, str]:
@@ -317,14 +258,9 @@ def _files(root: Path, dataset: Path, params: Params) -> tuple[LoggedFile, ...]:
 
 def _needed(path: Path, root: Path) -> Path:
     if not path.exists():
-        raise StageError(f"no {path.relative_to(root)} in {root.resolve()}; need a finished run to register; {_NEXT}")
+        raise StageError(f"no {path.relative_to(root)} in {root.resolve()}; need a finished run to register; {NEXT}")
     return path
 
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _plain(params: Params) -> dict[str, Any]:
-    plain: dict[str, Any] = TypeAdapter(Params).dump_python(params, mode="json")
-    return plain

@@ -1,0 +1,87 @@
+"""dvc.lock as the receipt of a run: the settings, code, data and outputs that belong together."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from kshot.config import Params, params_from
+from kshot.errors import StageError
+from kshot.project.dvc_answers import changed_since_lock
+from kshot.tracking import flatten
+from kshot.workspace import Workspace
+
+NEXT = "next: make demo, or python -m flows.train"
+_STAGES = ("validate", "task_pool", "pretrain", "meta_train", "evaluate")
+
+
+def check_receipt(root: Path, params: Params) -> None:
+    """Raise StageError unless settings, code, data and outputs in `root` are those that dvc.lock records."""
+    items = item_stages(params.cross_domain, params.seeds)
+    stages, needed = current_stages(_read_yaml(Workspace(root).receipt), items), (*_STAGES, *items)
+    missing = [name for name in needed if name not in stages]
+    if missing:
+        raise StageError(f"dvc.lock has no stage {', '.join(missing)}; need {', '.join(needed)}; {NEXT}")
+    _check_settings(params, stages)
+    changed = changed_since_lock(root, needed)
+    if changed:
+        more = f" ({len(changed)} such in all)" if len(changed) > 1 else ""
+        advice = "next: dvc fetch" if changed[0].state == "not in cache" else NEXT
+        raise StageError(f"{changed[0]}{more}; need it as dvc.lock records it; {advice}")
+
+
+def check_recorded_bytes(root: Path) -> int:
+    """The number of files and folders that dvc.lock names. StageError unless each is in `root` as it was recorded."""
+    lock, params = _read_yaml(Workspace(root).receipt), _read_yaml(Workspace(root).params)
+    stages = current_stages(lock, item_stages(params.get("cross_domain") or (), params.get("seeds") or ()))
+    changed = changed_since_lock(root, tuple(stages))
+    if changed:
+        raise StageError(
+            f"{changed[0]} ({len(changed)} such in all); need the recorded bytes; "
+            "next: dvc push, where the version was made"
+        )
+    return sum(len(entry.get("deps", ())) + len(entry.get("outs", ())) for entry in stages.values())
+
+
+def current_stages(lock: Mapping[str, Any], items: Iterable[str]) -> dict[str, Any]:
+    """The entries of dvc.lock without those of items, such as seeds@7, that params.yaml named once and no more."""
+    named = set(items)
+    return {name: entry for name, entry in lock.get("stages", {}).items() if "@" not in name or name in named}
+
+
+def item_stages(cross_domain: Iterable[str], seeds: Iterable[int]) -> list[str]:
+    """The stages that dvc.yaml has once for each item of a list in params.yaml."""
+    return [*(f"cross_domain@{name}" for name in cross_domain), *(f"seeds@{seed}" for seed in seeds)]
+
+
+def plain(params: Params) -> dict[str, Any]:
+    """The settings, defaults too, as nested dictionaries of JSON values."""
+    settings: dict[str, Any] = TypeAdapter(Params).dump_python(params, mode="json")
+    return settings
+
+
+def _check_settings(params: Params, stages: Mapping[str, Any]) -> None:
+    locked = plain(params)
+    for entry in stages.values():
+        for key, value in entry.get("params", {}).get("params.yaml", {}).items():
+            _put(locked, key.split("."), value)
+    now, then = flatten(plain(params)), flatten(plain(params_from(locked, source="dvc.lock")))
+    changed = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+    if changed:
+        raise StageError(
+            f"params.yaml has {changed[0]} = {now.get(changed[0])}; this run was made with {then.get(changed[0])}; "
+            f"need them equal; {NEXT}"
+        )
+
+
+def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
