@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, sync_playwright
+
+from tests.tools import lacking
 
 WIDTHS_PX = (390, 1280)
 
@@ -22,10 +23,10 @@ class Opened:
 
 @contextmanager
 def opened(file: Path, width_px: int) -> Iterator[Opened]:
-    """The file by its file:// address, as a window of that width shows it; skips where there is no Chromium."""
+    """The file by its file:// address, as a window of that width shows it; needs Chromium."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:
-        pytest.skip("no Chromium on this machine; CHROMIUM names one elsewhere")
+        lacking("Chromium (CHROMIUM names one elsewhere)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": width_px, "height": 900})

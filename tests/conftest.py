@@ -2,16 +2,51 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.tools import lacking
+
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).parent.parent
+_BEFORE = pytest.StashKey[set[str]]()
+_IGNORED = ("mlflow.db", "mlruns")  # git does not see these; a run may leave them all the same
+
+
+def files_of_no_commit() -> set[str]:
+    """Files in the repository that git neither tracks nor ignores, and what MLflow makes where nobody says where."""
+    command = ["git", "ls-files", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.splitlines()
+    return {*listed, *(name for name in _IGNORED if (REPOSITORY / name).exists())}
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_BEFORE] = files_of_no_commit()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a run fails when it leaves a file in the tree; elsewhere somebody may be at work there."""
+    if hasattr(session.config, "workerinput"):
+        return
+    left = files_of_no_commit() - session.config.stash[_BEFORE]
+    if left and os.environ.get("CI"):
+        print(
+            f"\nerror: the tests left {', '.join(sorted(left))} in {REPOSITORY}; need none; next: write under tmp_path"
+        )
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_store_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody says which store, MLflow makes one in the working directory: here in the test's own folder."""
+    if utils := sys.modules.get("mlflow.tracking._tracking_service.utils"):
+        monkeypatch.setattr(utils, "DEFAULT_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow-default.db")
 
 
 @pytest.fixture(scope="session")
@@ -62,12 +97,12 @@ def _torch_alone_again() -> Iterator[None]:
 
 @pytest.fixture(params=["torch", "native"])
 def kernels(request: pytest.FixtureRequest) -> str:
-    """Both ways to compute a convolution block; without a C++ compiler torch alone."""
+    """Both ways to compute a convolution block; the second needs a C++ compiler."""
     from kshot.backbones.layers.native import build_native, use_native_kernels
 
     if request.param == "native":
         if shutil.which("c++") is None:
-            pytest.skip("no C++ compiler")
+            lacking("C++ compiler")
         build_native()
         assert use_native_kernels()
     name: str = request.param

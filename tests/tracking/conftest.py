@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from kshot.tracking import RunRecord, default_tracking_uri, prepare_store
+from tests.tools import lacking
 from tests.tracking.toy_runs import toy_record
 
 
@@ -35,11 +36,11 @@ def registry(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def postgresql() -> Iterator[str]:
-    """The address of an empty database on a PostgreSQL server of its own; skips where none is installed."""
+    """The address of an empty database on a PostgreSQL server of its own, which has to be installed."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     binaries = Path(found).parent if (found := shutil.which("initdb")) else installed[-1] if installed else None
     if binaries is None:
-        pytest.skip("no PostgreSQL on this machine")
+        lacking("PostgreSQL")
     as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []  # it refuses to run as root
     with tempfile.TemporaryDirectory(prefix="kshot-pg") as folder:
         if as_user:
