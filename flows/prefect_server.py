@@ -21,7 +21,7 @@ _START_TIMEOUT_S = 90.0  # a first start migrates its database on a cold disk
 
 
 @contextmanager
-def prefect_api(root: Path, announce: Callable[[str], None]) -> Iterator[str]:
+def prefect_api(root: Path, report: Callable[[str], None]) -> Iterator[str]:
     """The URL of an API to use: the configured one, else that of `make ui`, else a temporary server's.
 
     Prefect could start its own temporary server, but imports the whole server into the flow's process
@@ -33,7 +33,7 @@ def prefect_api(root: Path, announce: Callable[[str], None]) -> Iterator[str]:
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
     else:
-        announce("starting a temporary Prefect server, some five seconds ...")
+        report("starting a temporary Prefect server, some five seconds ...")
         url = _start_temporary_server(root)
         logging.getLogger("prefect.flow_runs").addFilter(_not_a_link)
         with temporary_settings({PREFECT_API_URL: url}):

@@ -62,16 +62,16 @@ def main() -> int:
 
 def _promote(root: Path, version: int | None, approve: bool) -> Promotion:
     from kshot.config import load_params  # here and not above: these import torch and mlflow
-    from kshot.registry.gate import consider
+    from kshot.registry.gate import decide_promotion
     from kshot.registry.page import renew_run_reports
 
-    outcome = consider(
+    outcome = decide_promotion(
         root,
         load_params(Workspace(root).params),
         by=f"flow run {runtime.flow_run.id}",
         version=version,
         approved=approve,
-        tell=get_run_logger().info,
+        report=get_run_logger().info,
     )
     renew_run_reports(outcome.name, (outcome.version, outcome.champion), root, get_run_logger().warning)
     return Promotion(

@@ -30,7 +30,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class ScoreTable:
     """Scores by row (a normalisation mode, or the baseline) and by column (an episode shape)."""
 
     title: str
@@ -66,7 +66,7 @@ class Promotion:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    evaluation: Evaluation
+    scores: ScoreTable
     stages: tuple[StageRun, ...]
     registered: Registered
     promotion: Promotion
@@ -78,7 +78,7 @@ class Summary:
         return (self.run_report, self.data_report)
 
 
-def read_evaluation(root: Path) -> Evaluation:
+def read_scores(root: Path) -> ScoreTable:
     """The scores that the evaluate stage wrote."""
     path = Workspace(root).output("evaluate") / "metrics.json"
     try:
@@ -97,17 +97,17 @@ def read_evaluation(root: Path) -> Evaluation:
         title = f"Accuracy on held-out classes of {metrics['dataset']}, % ± 95% interval, {episodes:,} episodes each"
     except (OSError, ValueError, KeyError) as error:
         raise StageError(f"cannot read the scores in {path}: {error!r}; next: dvc repro --force evaluate") from error
-    return Evaluation(title=title, columns=tuple(columns), rows={**rows, **baselines})
+    return ScoreTable(title=title, columns=tuple(columns), rows={**rows, **baselines})
 
 
 def to_markdown(summary: Summary) -> str:
-    evaluation = summary.evaluation
-    scores = [[row, *_cells(evaluation, row)] for row in evaluation.rows]
+    table = summary.scores
+    scores = [[row, *_cells(table, row)] for row in table.rows]
     stages = [[run.stage, run.outcome, f"{run.seconds:.1f}"] for run in summary.stages]
     return "\n\n".join(
         [
-            f"**{evaluation.title}**",
-            _markdown_table(["", *evaluation.columns], scores),
+            f"**{table.title}**",
+            _markdown_table(["", *table.columns], scores),
             f"Registered model: {summary.registered}; {summary.promotion}",
             _markdown_table(["stage", "outcome", "seconds"], stages),
             "\n".join(f"- [{path}]({path.as_uri()})" for path in summary.reports),
@@ -116,13 +116,13 @@ def to_markdown(summary: Summary) -> str:
 
 
 def to_terminal(summary: Summary, root: Path) -> RenderableType:
-    evaluation = summary.evaluation
-    scores = Table(title=evaluation.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = summary.scores
+    scores = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     scores.add_column("")
-    for column in evaluation.columns:
+    for column in table.columns:
         scores.add_column(column.replace("-shot ", "-shot\n"), justify="right", no_wrap=True)
-    for row in evaluation.rows:
-        scores.add_row(row, *_cells(evaluation, row))
+    for row in table.rows:
+        scores.add_row(row, *_cells(table, row))
     facts = Table.grid(padding=(0, 2))
     facts.add_row("stages", ", ".join(f"{run.stage} {run.outcome} ({run.seconds:.1f} s)" for run in summary.stages))
     alias = " (champion)" if summary.promotion.is_champion else ""
@@ -138,9 +138,9 @@ def terminal() -> Console:
     return Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_A_LOG)
 
 
-def _cells(evaluation: Evaluation, row: str) -> list[str]:
-    scores = evaluation.rows[row]
-    return [str(scores.get(column, "")) for column in evaluation.columns]
+def _cells(table: ScoreTable, row: str) -> list[str]:
+    scores = table.rows[row]
+    return [str(scores.get(column, "")) for column in table.columns]
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

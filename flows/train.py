@@ -25,7 +25,7 @@ from flows.summary import (
     Promotion,
     Registered,
     Summary,
-    read_evaluation,
+    read_scores,
     terminal,
     to_markdown,
     to_terminal,
@@ -193,7 +193,7 @@ def _summarise(
     root: Path, stages: tuple[StageRun, ...], registered: Registered, promotion: Promotion, page: Path
 ) -> Summary:
     return Summary(
-        evaluation=read_evaluation(root),
+        scores=read_scores(root),
         stages=stages,
         registered=registered,
         promotion=promotion,

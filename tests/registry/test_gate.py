@@ -17,13 +17,14 @@ from kshot.config import Params, load_params
 from kshot.data.packed import INFO_FILE, MANIFEST_FILE
 from kshot.errors import ModelError, StageError
 from kshot.promotion.rule import PromotionSettings
-from kshot.registry.gate import Outcome, consider
+from kshot.registry.gate import Outcome, decide_promotion
 from kshot.stages import meta_train, task_pool
 from kshot.tracking import LoggedFile, default_tracking_uri, fetch_model, register, version_with
 from kshot.workspace import Workspace
 from tests.tiny_project import tiny_params, write_project
 from tests.tracking.toy_runs import model_files, toy_record
 
+pytestmark = pytest.mark.usefixtures("smoke_test_here")
 EPISODES = "e" * 64
 N_EPISODES = 200
 
@@ -73,7 +74,7 @@ def add_version(root: Path, key: str, *, accuracy: float, episodes: str = EPISOD
 
 def decided(root: Path, params: Params, version: int | None = None, **settings: Any) -> Outcome:
     promotion = PromotionSettings(**({"beat_baselines": False} | settings))
-    return consider(
+    return decide_promotion(
         root, replace(params, register=replace(params.register, promotion=promotion)), by="test", version=version
     )
 
@@ -146,7 +147,7 @@ def test_where_approval_is_required_the_alias_waits_for_a_person(project: Path, 
     waiting = decided(project, params, approval="required")
     assert (waiting.result, champion(project)) == ("waits for approval", None)
     asking = replace(params.register, promotion=PromotionSettings(approval="required", beat_baselines=False))
-    approved = consider(project, replace(params, register=asking), by="a person", version=1, approved=True)
+    approved = decide_promotion(project, replace(params, register=asking), by="a person", version=1, approved=True)
     assert (approved.result, champion(project)) == ("promoted", 1)
 
 

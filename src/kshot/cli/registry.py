@@ -33,11 +33,11 @@ def promote(
 ) -> None:
     """Decide whether a version becomes champion, and move the alias if so; exit code 3 where it does not."""
     from kshot.config import load_params
-    from kshot.registry.gate import consider
+    from kshot.registry.gate import decide_promotion
     from kshot.registry.page import renew_run_reports
 
     params = load_params(_WORKSPACE.params)
-    outcome = consider(Path.cwd(), params, by=_user(), version=version, approved=approve, tell=typer.echo)
+    outcome = decide_promotion(Path.cwd(), params, by=_user(), version=version, approved=approve, report=typer.echo)
     typer.echo(f"{outcome.name}: {outcome}")
     renew_run_reports(outcome.name, (outcome.version, outcome.champion), Path.cwd(), _warn)
     if not outcome.is_champion:

@@ -58,14 +58,14 @@ class Outcome:
         return words if self.decision is None else f"{words}: {self.decision.reason}"
 
 
-def consider(
+def decide_promotion(
     root: Path,
     params: Params,
     *,
     by: str,
     version: int | None = None,
     approved: bool = False,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> Outcome:
     """Decide whether `version` (the challenger, where None) becomes champion, store why, and move the alias if so.
 
@@ -84,7 +84,7 @@ def consider(
     if settings.mode == "off":
         return outcome(result="promotion is off")
     champion = None if champion_number is None else fetch_model(f"models:/{name}/{champion_number}", root)
-    decision = decide(*_scorecards(root, params, challenger, champion, tell), settings)
+    decision = decide(*_scorecards(root, params, challenger, champion, report), settings)
     about = {"challenger": challenger.version, "champion": champion_number, "by": by, "approved": approved}
     record_decision(
         name,
@@ -115,7 +115,7 @@ def _scorecards(
     params: Params,
     challenger: RegisteredModel,
     champion: RegisteredModel | None,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> tuple[Scorecard, Scorecard | None]:
     """Both on the same episodes: their own where these are the same, else those frozen in `root`."""
     of_challenger = _logged(challenger, root)
@@ -130,7 +130,7 @@ def _scorecards(
     cards = []
     for model, card in ((challenger, of_challenger), (champion, of_champion)):
         if card.episodes != current:
-            tell(f"version {model.version} was scored on other episodes; scoring it on those of this workspace ...")
+            report(f"version {model.version} was scored on other episodes; scoring it on those of this workspace ...")
             card = _rescored(model, workspace, params, dataset, with_baselines=model is challenger)
         cards.append(card)
     return cards[0], cards[1]

@@ -90,14 +90,14 @@ def write_run_report(name: str, version: int, root: Path) -> Path:
     return path
 
 
-def renew_run_reports(name: str, versions: Iterable[int | None], root: Path, tell: Callable[[str], None]) -> None:
+def renew_run_reports(name: str, versions: Iterable[int | None], root: Path, report: Callable[[str], None]) -> None:
     """The pages of versions whose state may have changed; one that cannot be made is reported, and stops nothing."""
     for version in versions:
         try:
             if version is not None:
                 write_run_report(name, version, root)
         except KshotError as error:
-            tell(f"the page of version {version} is as it was: {error}")
+            report(f"the page of version {version} is as it was: {error}")
 
 
 def _state(model: RegisteredModel, decision: dict[str, Any] | None, root: Path) -> str:
