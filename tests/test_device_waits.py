@@ -13,7 +13,8 @@ from torch import Tensor
 from kshot.algorithms import ANILConfig, MAMLConfig, ProtoNetConfig
 from kshot.algorithms.learner import Problem
 from kshot.backbones import Conv4Config
-from kshot.data.gather import ResidentItems, image_gather
+from kshot.data.gather import ResidentItems, item_gather
+from kshot.data.items import ImageKind
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.loader import EpisodeLoader
@@ -55,10 +56,10 @@ def job(
     """`beside`: with images and draws on the device, else on the host."""
     torch.manual_seed(0)
     shape = EpisodeShape(n_way=3, k_shot=1, n_query=n_query)
-    backbone = Conv4Config(width=8).build(channels=1, image_size=dataset.item.image_size)
+    backbone = Conv4Config(width=8).build(ImageKind(image_size=dataset.item.image_size, channels=1))
     table = dataset.class_table("meta_train")
     pool = SampledPool.of_split(table, shape, sampler or Uniform(), seed=1, split="meta_train")
-    gather = ResidentItems(dataset, CPU) if beside else image_gather(dataset, CPU)
+    gather = ResidentItems(dataset, CPU) if beside else item_gather(dataset, CPU)
     loader = EpisodeLoader.of_training(pool, gather)
     return TrainingJob(
         objective=Episodic(

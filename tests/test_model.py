@@ -6,7 +6,7 @@ import torch
 
 from kshot.algorithms import MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
-from kshot.data.packed import ItemSpec
+from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import ModelError
 from kshot.model import ModelConfig, SavedModel, build_learner, load_model, save_model
@@ -14,7 +14,7 @@ from kshot.model import ModelConfig, SavedModel, build_learner, load_model, save
 CONFIG = ModelConfig(
     algorithm=MAMLConfig(inner_steps=2),
     backbone=Conv4Config(width=4),
-    item=ItemSpec(image_size=16, channels=3),
+    item=ImageKind(image_size=16, channels=3),
     train_shape=EpisodeShape(n_way=4, k_shot=1, n_query=2),
 )
 

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from kshot.data.packed import MANIFEST_SCHEMA, SPLITS, DatasetInfo, ItemSpec, Quarantined, Shard, Splits, info_json
+from kshot.data.items import ImageKind
+from kshot.data.packed import SPLITS, DatasetInfo, Quarantined, Shard, Splits, info_json, manifest_schema
 
 SIZE_PX = 16
+_MANIFEST = manifest_schema(ImageKind(image_size=SIZE_PX, channels=1))
 
 
 @dataclass(kw_only=True)
@@ -57,13 +59,13 @@ class TinyDataset:
             np.save(path, part)
             shards.append(Shard(file=path.name, items=len(part), sha256=sha256(path.read_bytes()).hexdigest()))
         manifest = self.manifest.assign(sha256=[sha256(item.tobytes()).hexdigest() for item in self.pixels])
-        table = pa.Table.from_pandas(manifest[MANIFEST_SCHEMA.names], schema=MANIFEST_SCHEMA, preserve_index=False)
+        table = pa.Table.from_pandas(manifest[_MANIFEST.names], schema=_MANIFEST, preserve_index=False)
         pq.write_table(table, folder / "manifest.parquet")
         info = DatasetInfo(
             name=folder.name,
             source="tiny",
             licence="none",
-            item=ItemSpec(image_size=SIZE_PX, channels=self.pixels.shape[3]),
+            item=ImageKind(image_size=SIZE_PX, channels=self.pixels.shape[3]),
             rotations=self.rotations,
             splits=Splits(**{split: tuple(names) for split, names in self.splits.items()}),
             shards=tuple(shards),
@@ -80,7 +82,7 @@ def noise(n_images: int, *, seed: int, low: int = 0, high: int = 256, channels: 
 
 def tiny_dataset(*, n_classes: int = 4, n_images: int = 5, channels: int = 1) -> TinyDataset:
     """A good one: `n_classes` classes in each split, `n_images` images in each class."""
-    columns = [name for name in MANIFEST_SCHEMA.names if name != "sha256"]
+    columns = [name for name in _MANIFEST.names if name != "sha256"]
     empty = np.zeros((0, SIZE_PX, SIZE_PX, channels), dtype=np.uint8)
     tiny = TinyDataset(pixels=empty, manifest=pd.DataFrame(columns=columns), splits={split: [] for split in SPLITS})
     for split in SPLITS:

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from kshot.backbones.contract import Backbone
 from kshot.data.class_table import ClassTable, Int
-from kshot.data.gather import Gather, images_from_items
+from kshot.data.gather import Gather
+from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.loader import EpisodeLoader
 from kshot.episodes.pools import FrozenPool, SampledPool
@@ -65,7 +66,7 @@ def image_pools(shape: EpisodeShape = SHAPE) -> tuple[EpisodeLoader, FrozenPool,
     labels = np.repeat(np.arange(16), 10)
 
     def gather(indices: Int) -> Tensor:
-        return images_from_items(torch.from_numpy(items[indices]))
+        return ImageKind(image_size=16, channels=1).tensor(torch.from_numpy(items[indices]))
 
     train = SampledPool.of_split(class_table(labels, np.arange(8)), shape, Uniform(), seed=1, split="meta_train")
     val = SampledPool.of_split(class_table(labels, np.arange(8, 16)), shape, Uniform(), seed=1, split="meta_val")

@@ -19,8 +19,9 @@ from kshot.algorithms.learner import MetaLearner
 from kshot.backbones import Conv4Config
 from kshot.backbones.contract import calibrate
 from kshot.data.class_table import ClassTable
-from kshot.data.gather import Gather, image_gather
-from kshot.data.packed import ItemSpec, PackedDataset
+from kshot.data.gather import Gather, item_gather
+from kshot.data.items import AnyItemKind, ImageKind
+from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.loader import EpisodeLoader
 from kshot.episodes.pools import SampledPool
@@ -41,7 +42,7 @@ SCORED_AT_ONCE = {"protonet": 1000, "maml": 64}  # episodes in one call
 class Data:
     """Classes to draw from and the images of each."""
 
-    item: ItemSpec
+    item: AnyItemKind
     table: ClassTable
     gather: Gather
 
@@ -55,7 +56,7 @@ class Data:
 class NoiseImages:
     """Random pixels by index, made when first asked for."""
 
-    def __init__(self, n_items: int, item: ItemSpec) -> None:
+    def __init__(self, n_items: int, item: ImageKind) -> None:
         self.n_items = n_items
         self.item = item
         self._pixels: NDArray[np.uint8] | None = None
@@ -144,7 +145,7 @@ def training_job(
     )
 
 
-def _learner(workload: Workload, shape: Shape, item: ItemSpec, width: int) -> Learner[Any]:
+def _learner(workload: Workload, shape: Shape, item: AnyItemKind, width: int) -> Learner[Any]:
     backbone = Conv4Config(width=width)
     train_shape = _episode_shape(shape)
     config = ModelConfig(algorithm=_algorithm(workload), backbone=backbone, item=item, train_shape=train_shape)
@@ -174,17 +175,17 @@ def _episode_shape(shape: Shape) -> EpisodeShape:
 
 def _meta_train(folder: Path) -> Data:
     dataset = PackedDataset.open(folder)
-    gather = image_gather(dataset, torch.device("cpu"))
+    gather = item_gather(dataset, torch.device("cpu"))
     return Data(item=dataset.item, table=dataset.class_table("meta_train"), gather=gather)
 
 
 def _noise(noise: Noise) -> Data:
-    item = ItemSpec(image_size=noise.image_size, channels=1)
+    item = ImageKind(image_size=noise.image_size, channels=1)
     class_ids = np.arange(noise.n_classes)
     labels = np.repeat(class_ids, noise.images_per_class)
     images = cast(PackedDataset, NoiseImages(len(labels), item))
     return Data(
         item=item,
         table=ClassTable.from_labels(labels, class_ids, np.zeros_like(class_ids)),
-        gather=image_gather(images, torch.device("cpu")),
+        gather=item_gather(images, torch.device("cpu")),
     )

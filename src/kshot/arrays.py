@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kshot.algorithms.learner import Learner, MetaLearner
 from kshot.data.class_table import ClassTable
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.loader import EpisodeLoader
@@ -90,7 +90,7 @@ def arrays(dataset: PackedDataset, split: str) -> tuple[Tensor, Tensor]:
     """Items (I, *item) of a split, as a backbone takes them, and the number of each one's class (I,)."""
     table = dataset.class_table(split)
     present = np.arange(table.items.shape[1]) < table.counts[:, None]
-    x = image_gather(dataset, torch.device("cpu"))(table.items[present])
+    x = item_gather(dataset, torch.device("cpu"))(table.items[present])
     return x, torch.from_numpy(np.nonzero(present)[0])
 
 

@@ -24,7 +24,7 @@ from kshot.algorithms import AlgorithmConfig
 from kshot.algorithms.learner import normalization_mode
 from kshot.backbones.layers.native import native_compiler
 from kshot.config import Params
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_val_pool
 from kshot.errors import KshotError, TrainingError
@@ -89,7 +89,7 @@ def train(
             trained = fit(
                 training,
                 dataset,
-                image_gather(dataset, device),
+                item_gather(dataset, device),
                 val_pool,
                 device=device,
                 checkpoints=checkpoints,

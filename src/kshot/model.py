@@ -24,7 +24,7 @@ from kshot.algorithms.learner import Problem
 from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
 from kshot.backbones import BackboneConfig
 from kshot.backbones.contract import Backbone
-from kshot.data.packed import ItemSpec
+from kshot.data.items import AnyItemKind
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import ModelError
 from kshot.runtime.files import json_bytes, write_folder
@@ -40,7 +40,7 @@ class ModelConfig:
 
     algorithm: AlgorithmConfig
     backbone: BackboneConfig
-    item: ItemSpec
+    item: AnyItemKind
     train_shape: EpisodeShape
     n_train_classes: int | None = None  # not kept by models of before
 
@@ -61,7 +61,7 @@ class SavedModel:
     temperatures: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def item(self) -> ItemSpec:
+    def item(self) -> AnyItemKind:
         return self.config.item
 
     def on(self, device: torch.device) -> "SavedModel":
@@ -74,7 +74,7 @@ def build_learner(config: ModelConfig, loss: EpisodeLoss = query_cross_entropy, 
     """A learner with fresh weights, to be trained with `loss`; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
-        backbone = config.backbone.build(channels=config.item.channels, image_size=config.item.image_size)
+        backbone = config.backbone.build(config.item)
         return config.algorithm.build(backbone, config.problem, loss)
 
 
@@ -82,7 +82,7 @@ def build_backbone(config: ModelConfig, *, init_seed: int) -> Backbone:
     """The backbone alone with fresh weights, those that `build_learner` gives it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
-        return config.backbone.build(channels=config.item.channels, image_size=config.item.image_size)
+        return config.backbone.build(config.item)
 
 
 def save_model(folder: Path, model: SavedModel) -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from kshot.algorithms.maml import MAML, MAMLConfig
 from kshot.backbones import Conv4Config
+from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeBatch
 from tests.toy_episodes import SHAPE, image_pools
 
@@ -24,7 +25,9 @@ def double_precision() -> Iterator[None]:
 
 def learner(config: MAMLConfig, image_size: int = 16) -> MAML:
     torch.manual_seed(0)
-    backbone = Conv4Config(width=17).build(channels=1, image_size=image_size)  # enough for the native convolutions
+    backbone = Conv4Config(width=17).build(
+        ImageKind(image_size=image_size, channels=1)
+    )  # enough for the native convolutions
     return MAML(backbone, config, n_features=backbone.n_features, n_way=SHAPE.n_way)
 
 

@@ -21,10 +21,11 @@ found = hold(sys.argv[1] or None)
 import torch
 from kshot.backbones import Conv4Config
 from kshot.backbones.layers.native import build_native, use_native_kernels
+from kshot.data.items import ImageKind
 library = build_native()
 assert use_native_kernels()
 torch.manual_seed(0)
-net = Conv4Config(width=24).build(channels=1, image_size=31)
+net = Conv4Config(width=24).build(ImageKind(image_size=31, channels=1))
 loss = net(torch.rand(17, 1, 31, 31), 17).square().mean()
 gradients = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
 print(json.dumps({"found": found, "library": str(library), "gradients": gradients.tolist()}))

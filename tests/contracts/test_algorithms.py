@@ -20,6 +20,7 @@ from kshot.algorithms.learner import (
 from kshot.backbones import Conv4Config
 from kshot.backbones.contract import calibrate
 from kshot.data.batches import TrainItems
+from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
 from kshot.episodes.loader import EpisodeLoader
 from kshot.errors import EpisodeError
@@ -51,7 +52,7 @@ every_transfer_learner = pytest.mark.parametrize(
 
 def on_images(config: Any) -> Learner[Any]:
     torch.manual_seed(0)
-    backbone = Conv4Config(width=8).build(channels=1, image_size=16)
+    backbone = Conv4Config(width=8).build(ImageKind(image_size=16, channels=1))
     learner = config.build(backbone, PROBLEM)
     loader, _, _ = image_pools()
     episodes = loader.load(range(4))

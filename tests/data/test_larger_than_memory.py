@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kshot.data.packed import MANIFEST_SCHEMA, DatasetInfo, ItemSpec, Shard, Splits, info_json, npy_header
+from kshot.data.items import ImageKind
+from kshot.data.items.contract import item_size_bytes
+from kshot.data.packed import DatasetInfo, Shard, Splits, info_json, manifest_schema, npy_header
 
-ITEM = ItemSpec(image_size=512, channels=3)
+ITEM = ImageKind(image_size=512, channels=3)
 N_SHARDS, PER_SHARD, PER_CLASS = 16, 340, 10
 
 LOAD_EPISODES = """
@@ -22,7 +24,7 @@ import torch
 
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.episodes.loader import EpisodeLoader
 from kshot.episodes.sampling import Uniform
 from kshot.episodes.pools import SampledPool
@@ -35,7 +37,7 @@ assert dataset.size_bytes > 3.9 * 2**30
 shape = EpisodeShape(n_way=5, k_shot=1, n_query=2)
 pool = SampledPool.of_split(dataset.class_table("meta_train"), shape, Uniform(), seed=1, split="meta_train")
 numbers = range(24)
-loader = EpisodeLoader(pool=pool, gather=image_gather(dataset, torch.device("cpu")))
+loader = EpisodeLoader(pool=pool, gather=item_gather(dataset, torch.device("cpu")))
 indices = pool.episodes(numbers)
 shards = set()
 for number in numbers:
@@ -56,9 +58,9 @@ def write_sparse_store(folder: Path) -> None:
     for shard in range(N_SHARDS):
         with (folder / f"items-{shard:05d}.npy").open("wb") as file:
             file.write(header)
-            file.truncate(len(header) + PER_SHARD * ITEM.size_bytes)
+            file.truncate(len(header) + PER_SHARD * item_size_bytes(ITEM))
             for i in range(PER_SHARD):
-                file.seek(len(header) + i * ITEM.size_bytes)
+                file.seek(len(header) + i * item_size_bytes(ITEM))
                 file.write((shard * PER_SHARD + i).to_bytes(2, "little"))
     n_items = N_SHARDS * PER_SHARD
     classes = [f"c{i // PER_CLASS:04d}" for i in range(n_items)]
@@ -73,7 +75,7 @@ def write_sparse_store(folder: Path) -> None:
         "mode": ["RGB"] * n_items,
         "version": np.ones(n_items, dtype=np.int64),
     }
-    pq.write_table(pa.table(columns, schema=MANIFEST_SCHEMA), folder / "manifest.parquet")
+    pq.write_table(pa.table(columns, schema=manifest_schema(ITEM)), folder / "manifest.parquet")
     info = DatasetInfo(
         name="large",
         source="sparse",

@@ -1,22 +1,28 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from kshot.data import packed
-from kshot.data.packed import ItemSpec, PackedDataset, Quarantined, Rotations, Splits
+from kshot.data.items import AnyItemKind, ImageKind, VectorKind
+from kshot.data.items.contract import item_size_bytes
+from kshot.data.packed import DatasetInfo, PackedDataset, Quarantined, Rotations, Splits
 from kshot.errors import DataError
 from kshot.ingest import writer
 from kshot.ingest.writer import PackedWriter, Record
+from kshot.settings import STRICT
 from tests.ingest.toys import GREY8, record
 
-FOUR_ITEMS = 4 * GREY8.size_bytes
+FOUR_ITEMS = 4 * item_size_bytes(GREY8)
 
 
 def write(
-    folder: Path, records: Iterable[Record], splits: Splits, rotations: Rotations = (0,), item: ItemSpec = GREY8
+    folder: Path, records: Iterable[Record], splits: Splits, rotations: Rotations = (0,), item: AnyItemKind = GREY8
 ) -> PackedWriter:
     with PackedWriter(
         folder,
@@ -52,7 +58,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert dataset.class_groups.tolist() == [0, 1, 1]
     assert dataset.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert dataset.manifest["id"].to_pylist() == [one.id for one in records]
-    assert np.array_equal(dataset.gather(np.arange(15)), np.stack([one.pixels for one in records]))
+    assert np.array_equal(dataset.gather(np.arange(15)), np.stack([one.item for one in records]))
 
 
 def test_shards_stay_under_their_limit_and_gather_crosses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,8 +71,8 @@ def test_shards_stay_under_their_limit_and_gather_crosses_them(tmp_path: Path, m
     indices = np.array([[9, 0, 4], [3, 8, 5]])
     gathered = dataset.gather(indices)
     assert gathered.shape == (2, 3, 8, 8, 1)
-    assert np.array_equal(gathered[0, 2], records[4].pixels)
-    assert np.array_equal(gathered.reshape(6, 8, 8, 1), np.stack([records[i].pixels for i in indices.ravel()]))
+    assert np.array_equal(gathered[0, 2], records[4].item)
+    assert np.array_equal(gathered.reshape(6, 8, 8, 1), np.stack([records[i].item for i in indices.ravel()]))
 
 
 def test_mapped_and_resident_datasets_gather_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +95,7 @@ def test_each_rotation_is_a_class_of_its_own_and_gathers_rotated_pixels(tmp_path
     for rotation in range(4):
         virtual = rotation * 10 + np.arange(10)
         assert dataset.labels[virtual].tolist() == [rotation] * 5 + [4 + rotation] * 5
-        expected = np.stack([np.rot90(one.pixels, k=rotation) for one in records])
+        expected = np.stack([np.rot90(one.item, k=rotation) for one in records])
         assert np.array_equal(dataset.gather(virtual), expected)
 
 
@@ -122,7 +128,7 @@ def test_an_append_leaves_every_old_shard_as_it_was(tmp_path: Path) -> None:
     assert sorted(set(after) - set(before)) == ["items-00002.npy", "items-00003.npy"]
     dataset = PackedDataset.open(folder)
     assert dataset.manifest["version"].to_pylist() == [1] * 5 + [2] * 5
-    assert np.array_equal(dataset.gather(np.arange(10)), np.stack([one.pixels for one in records_of("x1", "y1")]))
+    assert np.array_equal(dataset.gather(np.arange(10)), np.stack([one.item for one in records_of("x1", "y1")]))
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
@@ -142,7 +148,7 @@ def test_ingesting_the_same_records_again_changes_no_byte(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (record("x1/0", "x1", group="x", value=9), "already in .* with other pixels"),
+        (record("x1/0", "x1", group="x", value=9), "already in .* with other content"),
         (record("x1/0", "y1", group="y"), "as class 'x1', now 'y1'"),
         (record("new", "x1", group="z"), "class 'x1' is in group 'x'"),
     ],
@@ -159,7 +165,7 @@ def test_a_contradiction_is_refused_and_nothing_changes(tmp_path: Path, changed:
 def test_items_of_another_kind_cannot_be_appended(tmp_path: Path) -> None:
     write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
     with pytest.raises(DataError, match="holds grey items of 8 pixels with rotations 0, not grey items of 16 pixels"):
-        write(tmp_path / "toy", [], Splits(), item=ItemSpec(image_size=16, channels=1))
+        write(tmp_path / "toy", [], Splits(), item=ImageKind(image_size=16, channels=1))
     with pytest.raises(DataError, match="with rotations 0, not grey items of 8 pixels with rotations 0, 90;"):
         write(tmp_path / "toy", [], Splits(), rotations=(0, 90))
 
@@ -210,7 +216,6 @@ def test_a_crash_at_any_step_leaves_the_old_version_and_the_next_ingest_heals(
             write(folder, records_of("y1"), Splits(meta_train=("x1", "y1")))
 
     survivor = PackedDataset.open(folder)
-    survivor.verify()
     assert survivor.content_hash == old_hash
     assert survivor.classes == ("x1",)
     assert np.array_equal(survivor.gather(np.arange(5)), old_pixels)
@@ -247,6 +252,68 @@ def test_the_content_hash_follows_pixels_labels_and_splits(tmp_path: Path) -> No
     assert len(set(hashes.values())) == 4
 
 
+def test_the_content_hash_of_a_dataset_never_changes(tmp_path: Path) -> None:
+    """Pinned: models and pools name the data that they were made from by this hash."""
+    write(tmp_path / "toy", records_of("x1", "y1"), Splits(meta_train=("x1", "y1")), rotations=(0, 90))
+    assert PackedDataset.open(tmp_path / "toy").content_hash == (
+        "ef5135b911a21c3c110e7b8b3949b7127dfe0b3d9eff040034a8d83fe7db043e"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LaterInfo(DatasetInfo):
+    """What a later version may make of dataset.json: a field with a default, which the file leaves out."""
+
+    note: Annotated[str, Field(exclude_if=lambda note: note == "")] = ""
+
+
+def test_a_field_that_came_later_does_not_change_a_dataset_that_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(parent: str) -> PackedDataset:
+        write(tmp_path / parent / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+        return PackedDataset.open(tmp_path / parent / "toy")
+
+    before = make("before").content_hash
+    for module in (packed, writer):
+        monkeypatch.setattr(module, "DatasetInfo", LaterInfo)
+    assert PackedDataset.open(tmp_path / "before" / "toy").info.note == ""
+    assert PackedDataset.open(tmp_path / "before" / "toy").content_hash == before
+    assert make("after").content_hash == before
+
+
+def test_a_column_that_came_later_does_not_change_a_dataset_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    before = PackedDataset.open(tmp_path / "toy").content_hash
+    monkeypatch.setattr(ImageKind, "original", {**ImageKind.original, "camera": str})
+    after = PackedDataset.open(tmp_path / "toy")
+    assert "camera" in after.manifest.column_names
+    assert after.content_hash == before
+
+
+def test_a_description_without_a_kind_is_of_images(tmp_path: Path) -> None:
+    write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    assert "kind" not in json.loads((tmp_path / "toy" / "dataset.json").read_text())["item"]
+    assert PackedDataset.open(tmp_path / "toy").item == GREY8
+
+
+def test_an_unknown_kind_of_item_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
+    path = tmp_path / "toy" / "dataset.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | {"item": {"kind": "smell"}}))
+    with pytest.raises(DataError, match="item: .*'smell'.*'image', 'vector'"):
+        PackedDataset.open(tmp_path / "toy")
+
+
+def test_rotations_of_items_that_cannot_be_turned_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found rotations 0, 90; vectors of 3 numbers cannot be turned"):
+        write(tmp_path / "toy", [], Splits(), rotations=(0, 90), item=VectorKind(size=3))
+    assert not (tmp_path / "toy").exists()
+
+
 def test_a_missing_dataset_says_what_is_there_and_what_to_do(tmp_path: Path) -> None:
     write(tmp_path / "toy", records_of("x1"), Splits(meta_train=("x1",)))
     with pytest.raises(DataError, match="found: toy; next: kshot ingest PATH --name defects"):
@@ -255,15 +322,11 @@ def test_a_missing_dataset_says_what_is_there_and_what_to_do(tmp_path: Path) -> 
         PackedDataset.open(tmp_path / "glyphs")
 
 
-def test_a_truncated_shard_is_found_on_opening_and_a_flipped_bit_on_verifying(tmp_path: Path) -> None:
+def test_a_truncated_shard_is_found_on_opening(tmp_path: Path) -> None:
     folder = tmp_path / "toy"
     write(folder, records_of("x1"), Splits(meta_train=("x1",)))
     shard = folder / "items-00000.npy"
     good = shard.read_bytes()
-    shard.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    dataset = PackedDataset.open(folder)
-    with pytest.raises(DataError, match=r"items-00000\.npy has sha256"):
-        dataset.verify()
     shard.write_bytes(good[:-1])
     with pytest.raises(DataError, match="has 383 bytes; dataset.json needs 384"):
         PackedDataset.open(folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kshot.data.gather import ResidentItems, image_gather
+from kshot.data.gather import ResidentItems, item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.loader import EpisodeLoader
@@ -21,7 +21,7 @@ def test_a_store_on_the_device_gathers_and_rotates_the_same_images(tmp_path: Pat
     dataset = PackedDataset.open(tmp_path / "tiny")
     indices = np.arange(4 * dataset.n_stored).reshape(4, -1)
     cpu = torch.device("cpu")
-    images, resident = image_gather(dataset, cpu)(indices), ResidentItems(dataset, cpu)
+    images, resident = item_gather(dataset, cpu)(indices), ResidentItems(dataset, cpu)
     assert torch.equal(resident(indices), images)
     assert torch.equal(resident(torch.from_numpy(indices)), images)
     assert not torch.equal(images[0], images[1])
@@ -32,7 +32,7 @@ def test_episodes_are_drawn_where_the_items_lie(tmp_path: Path) -> None:
     shape = EpisodeShape(n_way=3, k_shot=1, n_query=2)
     pool = SampledPool.of_split(dataset.class_table("meta_train"), shape, Uniform(), seed=1, split="meta_train")
     cpu = torch.device("cpu")
-    on_host = EpisodeLoader.of_training(pool, image_gather(dataset, cpu))
+    on_host = EpisodeLoader.of_training(pool, item_gather(dataset, cpu))
     beside = EpisodeLoader.of_training(pool, ResidentItems(dataset, cpu))
     assert isinstance(on_host.pool.episodes(range(2)).support, np.ndarray)
     assert isinstance(beside.pool.episodes(range(2)).support, torch.Tensor)

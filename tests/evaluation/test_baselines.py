@@ -9,7 +9,7 @@ from kshot.algorithms import LinearProbeConfig, ProtoNetConfig
 from kshot.algorithms.linear_probe import LinearProbe
 from kshot.backbones import Conv4Config
 from kshot.backbones.contract import Flatten
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import EpisodeError
@@ -35,7 +35,7 @@ def test_the_baselines_without_training_are_the_same_again(tmp_path: Path) -> No
     tiny_dataset(n_images=6).write(tmp_path / "tiny")
     dataset = PackedDataset.open(tmp_path / "tiny")
     config = model_config(dataset)
-    gather = image_gather(dataset, torch.device("cpu"))
+    gather = item_gather(dataset, torch.device("cpu"))
     first, again = (untrained_baselines(config, dataset, gather, seed=1) for _ in range(2))
     assert list(first) == [PIXELS, UNTRAINED]
     for name, learner in first.items():

@@ -5,7 +5,7 @@ import torch
 
 from kshot.algorithms.protonet import ProtoNet
 from kshot.backbones.contract import Flatten
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.sampling import EpisodeIndices
@@ -28,7 +28,7 @@ def episodes(first_class: int) -> EpisodeIndices:
 def test_nothing_is_measured_where_a_class_has_too_few_images(tmp_path: Path) -> None:
     tiny = tiny_dataset(n_classes=4, n_images=5)
     dataset = PackedDataset.open(tiny.write(tmp_path / "tiny"))
-    gather, learner = image_gather(dataset, torch.device("cpu")), ProtoNet(Flatten())
+    gather, learner = item_gather(dataset, torch.device("cpu")), ProtoNet(Flatten())
     for k_shot, n_rows in ((4, 5), (5, 0)):
         shape = EpisodeShape(n_way=3, k_shot=k_shot, n_query=9)
         rows = list(held_in_and_held_out(learner, dataset, shape, gather, seed=1, n_episodes=4))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kshot.data.items.contract import item_size_bytes
 from kshot.data.packed import SPLITS
 from kshot.ingest import BUILT_IN, glyphs
 from kshot.ingest.glyphs import SCRIPTS, Faces
@@ -21,14 +22,14 @@ def records() -> list[Record]:
 @pytest.fixture(scope="module")
 def images(records: list[Record]) -> NDArray[np.float32]:
     """(classes, images per class, pixels) ink in 0..1"""
-    stacked = np.stack([one.pixels for one in records]).astype(np.float32) / 255
-    return stacked.reshape(-1, glyphs.IMAGES_PER_CLASS, glyphs.ITEM.size_bytes)
+    stacked = np.stack([one.item for one in records]).astype(np.float32) / 255
+    return stacked.reshape(-1, glyphs.IMAGES_PER_CLASS, item_size_bytes(glyphs.ITEM))
 
 
 def test_pixels_are_the_same_on_every_machine(records: list[Record]) -> None:
     digest = hashlib.sha256()
     for one in records:
-        digest.update(one.pixels.tobytes())
+        digest.update(one.item.tobytes())
     assert digest.hexdigest() == PIXELS_SHA256
 
 
@@ -37,7 +38,7 @@ def test_a_second_run_draws_the_same_images(records: list[Record]) -> None:
     script = SCRIPTS[-1]
     again = list(glyphs._class_records(script, script.characters[0], faces))
     first = [one for one in records if one.class_name == again[0].class_name]
-    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(first, again, strict=True))
+    assert all(np.array_equal(one.item, other.item) for one, other in zip(first, again, strict=True))
 
 
 def test_there_are_more_than_400_classes_of_20_distinct_images(records: list[Record]) -> None:
@@ -46,7 +47,7 @@ def test_there_are_more_than_400_classes_of_20_distinct_images(records: list[Rec
     assert set(counts.values()) == {20}
     assert len(records) == BUILT_IN["glyphs"].n_items
     assert len({one.id for one in records}) == len(records)
-    assert len({one.pixels.tobytes() for one in records}) == len(records)
+    assert len({one.item.tobytes() for one in records}) == len(records)
 
 
 def test_whole_scripts_are_held_out_with_20_classes_each(records: list[Record]) -> None:

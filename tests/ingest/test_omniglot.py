@@ -59,7 +59,7 @@ def test_drawings_come_from_the_named_folder_as_bright_ink(archives: Path, monke
         "Alpha0/character02/01.png",
     ]
     assert [one.group for one in records] == ["Alpha0"] * 4 + ["Alpha1"] * 4
-    first = records[0].pixels
+    first = records[0].item
     assert first.shape == (28, 28, 1)
     assert first[0, 0, 0] == 0
     assert first[14, 9, 0] > 250

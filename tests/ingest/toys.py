@@ -5,10 +5,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from kshot.data.packed import ItemSpec
+from kshot.data.items import ImageKind
 from kshot.ingest.writer import Record
 
-GREY8 = ItemSpec(image_size=8, channels=1)
+GREY8 = ImageKind(image_size=8, channels=1)
 
 
 def record(identity: str, class_name: str = "a", group: str = "", value: int | None = None) -> Record:
@@ -18,7 +18,12 @@ def record(identity: str, class_name: str = "a", group: str = "", value: int | N
     if value is not None:
         pixels = np.full((8, 8, 1), value, dtype=np.uint8)
     return Record(
-        id=identity, class_name=class_name, group=group, pixels=pixels, source="toy", width=8, height=8, mode="L"
+        id=identity,
+        class_name=class_name,
+        group=group,
+        item=pixels,
+        source="toy",
+        original={"width": 8, "height": 8, "mode": "L"},
     )
 
 

@@ -7,7 +7,7 @@ from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kshot.pages.page import figure_uri, image_uri, render
+from kshot.pages.page import figure_uri, render
 
 
 def content(uri: str, kind: str) -> bytes:
@@ -38,20 +38,6 @@ def test_a_figure_has_no_ground_and_an_ink_for_light_and_dark():
     opaque = pixels[pixels[:, 3] == 255][:, :3].astype(int)
     assert 40 < opaque.sum(axis=1).min()
     assert opaque.sum(axis=1).max() < 720
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_an_image_comes_back_as_it_was(channels, mode):
-    pixels = np.random.default_rng(1).integers(0, 256, (20, 20, channels), dtype=np.uint8)
-    image = Image.open(io.BytesIO(content(image_uri(pixels, max_size_px=20), "image/png")))
-    assert image.mode == mode
-    np.testing.assert_array_equal(np.asarray(image).reshape(pixels.shape), pixels)
-
-
-def test_a_large_image_is_reduced_to_fit():
-    pixels = np.zeros((84, 60, 3), dtype=np.uint8)
-    image = Image.open(io.BytesIO(content(image_uri(pixels, max_size_px=64), "image/png")))
-    assert image.size == (30, 42)
 
 
 def test_a_name_missing_from_the_context_is_an_error():

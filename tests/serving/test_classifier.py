@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 from kshot.algorithms import MAMLConfig, ProtoNetConfig
 from kshot.algorithms.learner import served
 from kshot.backbones import Conv4Config
-from kshot.data.packed import ItemSpec
+from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeShape, Support
 from kshot.errors import EpisodeError, ModelError
 from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from kshot.serving.classifier import FewShotClassifier
 
-GREY = ItemSpec(image_size=16, channels=1)
+GREY = ImageKind(image_size=16, channels=1)
 
 
-def saved_model(algorithm: ProtoNetConfig | MAMLConfig, item: ItemSpec = GREY) -> SavedModel:
+def saved_model(algorithm: ProtoNetConfig | MAMLConfig, item: ImageKind = GREY) -> SavedModel:
     config = ModelConfig(
         algorithm=algorithm,
         backbone=Conv4Config(width=4),
@@ -77,12 +77,12 @@ def test_probabilities_of_a_query_sum_to_one() -> None:
 @pytest.mark.parametrize("shape", [(40, 25, 1), (16, 16, 3), (8, 64, 4)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_of_any_size_and_colour_become_items(shape: tuple[int, int, int], channels: int) -> None:
-    item = ItemSpec(image_size=16, channels=channels)
+    item = ImageKind(image_size=16, channels=channels)
     assert FewShotClassifier(saved_model(ProtoNetConfig(), item)).items(images(2, shape)).shape == (2, *item.shape)
 
 
 def test_images_are_inverted_where_the_model_was_trained_on_inverted_ones() -> None:
-    item = ItemSpec(image_size=16, channels=1, invert=True)
+    item = ImageKind(image_size=16, channels=1, invert=True)
     picture = images(1)
     assert (FewShotClassifier(saved_model(ProtoNetConfig(), item)).items(picture) == 255 - picture).all()
 
@@ -90,9 +90,9 @@ def test_images_are_inverted_where_the_model_was_trained_on_inverted_ones() -> N
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (images(2).astype(np.float32), r"images are float32; need uint8"),
-        (images(2)[0], r"shape \(16, 16, 1\); need \(images, height, width"),
-        (images(2)[:0], r"shape \(0, 16, 16, 1\)"),
+        (images(2).astype(np.float32), r"pixels are float32; need uint8"),
+        (images(2)[0], r"of an array of shape \(16, 16, 1\), the pixels .* need \(height, width"),
+        (images(2)[:0], r"shape \(0, 16, 16, 1\); need at least one image"),
         (images(2, (16, 16, 2)), r"shape \(2, 16, 16, 2\)"),
         (images(2, (16, 0, 1)), r"shape \(2, 16, 0, 1\)"),
     ],
@@ -116,8 +116,8 @@ def test_items_of_another_size_are_refused() -> None:
     ("labels", "message"),
     [
         ([5, 5, 5], r"of 1 class; need at least 2"),
-        ([0, 1], r"shape \(2,\) for 3 support images"),
-        ([[0], [1], [2]], r"shape \(3, 1\) for 3 support images"),
+        ([0, 1], r"shape \(2,\) for 3 support items"),
+        ([[0], [1], [2]], r"shape \(3, 1\) for 3 support items"),
     ],
 )
 def test_support_set_that_teaches_no_difference_is_refused(labels: list[object], message: str) -> None:

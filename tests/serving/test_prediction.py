@@ -7,7 +7,7 @@ from PIL import Image
 
 from kshot.algorithms import ProtoNetConfig
 from kshot.backbones import Conv4Config
-from kshot.data.packed import ItemSpec
+from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import DataError, EpisodeError, ModelError
 from kshot.model import ModelConfig, SavedModel, build_learner, save_model
@@ -19,7 +19,7 @@ def model(tmp_path: Path) -> str:
     config = ModelConfig(
         algorithm=ProtoNetConfig(),
         backbone=Conv4Config(width=4),
-        item=ItemSpec(image_size=16, channels=1),
+        item=ImageKind(image_size=16, channels=1),
         train_shape=EpisodeShape(n_way=2, k_shot=1, n_query=1),
     )
     save_model(tmp_path / "model", SavedModel(learner=build_learner(config), config=config))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kshot.config import Params, load_params, params_from
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.pools import SampledPool
 from kshot.episodes.sampling import Uniform
@@ -46,7 +46,7 @@ def test_every_setting_is_scored_on_the_held_out_classes_of_the_other_dataset(pa
     table = other.class_table("meta_test")
     pool = SampledPool.of_split(table, shape, Uniform(), seed=1, split="cross_domain/other").freeze(10)
     learner = load_model(tmp_path / "artifacts/meta_train/model").learner
-    expected = score_episodes(learner, pool.indices, image_gather(other, torch.device("cpu"))).accuracy.mean()
+    expected = score_episodes(learner, pool.indices, item_gather(other, torch.device("cpu"))).accuracy.mean()
     assert written["results"][0]["accuracy"] == pytest.approx(expected)
     assert written["results"][0]["pool_hash"] == pool.hash
 

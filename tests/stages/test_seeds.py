@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kshot.config import load_params
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.pools import FrozenPool
 from kshot.evaluation.scoring import score_episodes
@@ -35,7 +35,7 @@ def test_another_seed_is_trained_like_the_first_and_scored_on_the_same_episodes(
     seeds.run(params, workspace, "7")
     folder = root / "artifacts/seeds/7"
     assert weights_hash(folder / "model") != weights_hash(workspace.model)
-    gather = image_gather(PackedDataset.open(root / "data/tiny"), torch.device("cpu"))
+    gather = item_gather(PackedDataset.open(root / "data/tiny"), torch.device("cpu"))
     written = json.loads((folder / "metrics.json").read_text())
     assert written["seed"] == 7
     for result in written["results"]:

@@ -182,8 +182,8 @@ def test_altered_pixels_are_refused_by_name(tmp_path):
     content[-1] ^= 255
     (folder / "items-00001.npy").write_bytes(content)
     refused = failures_of(PackedDataset.open(folder), tiny_params())
-    assert set(refused) == {"unaltered_pixels"}
-    assert refused["unaltered_pixels"].offenders == ("'test/c3/59.png'",)
+    assert set(refused) == {"unaltered_items"}
+    assert refused["unaltered_items"].offenders == ("'test/c3/59.png'",)
 
 
 def test_a_shard_of_another_layout_is_refused_and_the_report_is_still_made(tmp_path):

@@ -8,13 +8,13 @@ import torch
 
 from kshot.algorithms import MAMLConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
-from kshot.data.packed import ItemSpec
+from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeShape
 from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from kshot.serving.classifier import FewShotClassifier
 from kshot.tracking import LoggedFile, MetricPoint, ModelFiles, RunRecord, TrainingData
 
-ITEM = ItemSpec(image_size=16, channels=1)
+ITEM = ImageKind(image_size=16, channels=1)
 
 
 def model_files(

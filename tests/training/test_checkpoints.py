@@ -6,7 +6,7 @@ import torch
 
 from kshot.algorithms import MAMLConfig
 from kshot.backbones import Conv4Config
-from kshot.data.packed import ItemSpec
+from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import CheckpointError
 from kshot.model import ModelConfig
@@ -16,7 +16,7 @@ from kshot.training.loop import Progress, TrainingState, ValidationPoint
 CONFIG = ModelConfig(
     algorithm=MAMLConfig(inner_steps=2),
     backbone=Conv4Config(width=4),
-    item=ItemSpec(image_size=16, channels=3),
+    item=ImageKind(image_size=16, channels=3),
     train_shape=EpisodeShape(n_way=4, k_shot=1, n_query=2),
 )
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kshot.data.items.thumbnails import difference_hash, thumbnails
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.sampling import EpisodeKind, SamplerConfig, Uniform, WithinGroup
 from kshot.validation import near_duplicates
 from kshot.validation.facts import Facts, FactSettings, collect_facts, read_items
-from kshot.validation.near_duplicates import difference_hash, near_pairs, thumbnails
+from kshot.validation.near_duplicates import near_pairs
 from tests.tiny_dataset import SIZE_PX, TinyDataset, noise, tiny_dataset
 
 UNIFORM = Uniform()
@@ -42,7 +43,7 @@ def test_pixel_statistics_are_those_of_numpy(tmp_path):
     np.testing.assert_allclose(items["std"], flat.std(axis=1), atol=1e-9)
     np.testing.assert_array_equal(items["min"], flat.min(axis=1))
     np.testing.assert_array_equal(items["max"], flat.max(axis=1))
-    assert items["pixel_sha256"].tolist() == [sha256(item.tobytes()).hexdigest() for item in tiny.pixels]
+    assert items["content_sha256"].tolist() == [sha256(item.tobytes()).hexdigest() for item in tiny.pixels]
     assert items["sha256_matches"].all()
 
 

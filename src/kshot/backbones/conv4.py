@@ -12,6 +12,8 @@ from kshot.backbones.contract import Backbone
 from kshot.backbones.layers.block import conv_norm_relu_pool
 from kshot.backbones.layers.conv_block import at_least_float32, conv_block
 from kshot.backbones.layers.norm import ReferenceNorm, channels_last
+from kshot.data.items import ImageKind
+from kshot.data.items.contract import ItemKind
 from kshot.errors import ConfigError
 from kshot.settings import STRICT
 
@@ -23,8 +25,10 @@ class Conv4Config:
     name: Literal["conv4"] = "conv4"
     width: Annotated[int, Field(ge=1)] = 64  # channels of every block
 
-    def build(self, *, channels: int, image_size: int) -> "Conv4":
-        return Conv4(self.width, channels=channels, image_size=image_size)
+    def build(self, item: ItemKind) -> "Conv4":
+        if not isinstance(item, ImageKind):
+            raise ConfigError(f"conv4 got {item}; needed images; next: choose a backbone that takes them")
+        return Conv4(self.width, channels=item.channels, image_size=item.image_size)
 
 
 class Conv4(Backbone):

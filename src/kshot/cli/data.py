@@ -13,7 +13,7 @@ from kshot.project.data_pointer import fetch_data, track_data
 from kshot.workspace import Workspace
 
 if TYPE_CHECKING:
-    from kshot.data.packed import ItemSpec
+    from kshot.data.items import AnyItemKind
     from kshot.ingest import SplitRequest
 
 _WORKSPACE = Workspace(Path())
@@ -21,7 +21,9 @@ _REFUSED_SHOWN = 10
 
 
 def ingest(
-    source: Annotated[str, typer.Argument(help="Folder of class folders, CSV, zip or tar; or glyphs, or omniglot.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder of class folders, CSV, zip or tar; or a built-in source, such as glyphs.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the dataset; a built-in source has its own.")] = "",
     image_size: Annotated[int | None, typer.Option(help="Pixels on a side, 84 for a new dataset.")] = None,
     mode: Annotated[Literal["grey", "colour"] | None, typer.Option(help="Colour for a new dataset.")] = None,
@@ -106,17 +108,20 @@ def _check_no_options(source: str, *options: object) -> None:
 
 def _item_spec(
     folder: Path, image_size: int | None, mode: Literal["grey", "colour"] | None, invert: bool
-) -> "ItemSpec | None":
+) -> "AnyItemKind | None":
     """What was asked for, over what the dataset has or a new one gets; None when nothing was asked for."""
-    from kshot.data.packed import ItemSpec, PackedDataset
+    from kshot.data.items import ImageKind
+    from kshot.data.packed import PackedDataset
     from kshot.ingest.pack import DEFAULT_ITEM
 
     if image_size is None and mode is None and not invert:
         return None
     known = PackedDataset.open(folder).item if (folder / "dataset.json").exists() else DEFAULT_ITEM
+    if not isinstance(known, ImageKind):
+        raise ConfigError(f"{folder} holds {known}; --image-size, --mode and --invert are for images")
     channels: dict[str | None, Literal[1, 3]] = {"grey": 1, "colour": 3, None: known.channels}
     try:
-        return ItemSpec(
+        return ImageKind(
             image_size=known.image_size if image_size is None else image_size,
             channels=channels[mode],
             invert=invert or known.invert,

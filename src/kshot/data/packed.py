@@ -1,10 +1,12 @@
-"""The packed dataset: shards of pixels, a manifest with one row per item, and dataset.json.
+"""The packed dataset: shards of items, a manifest with one row per item, and dataset.json.
 
 A folder is only ever appended to: new shards, then the manifest with the new rows at its end, then
 dataset.json. Until dataset.json is replaced the folder still reads as the version before, because a
 reader takes the shards that dataset.json lists and as many manifest rows as those shards hold.
 
-Shapes: n stored items, R rotations, C classes (rotations included), H = W = image_size, 1 or 3 channels.
+What an item is, the item's kind knows (`kshot.data.items`).
+
+Shapes: n stored items, *item the shape of one, R rotations, C classes (rotations included).
 """
 
 import hashlib
@@ -13,22 +15,23 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
 from kshot.data.class_table import ClassTable, Int
+from kshot.data.items import AnyItemKind
+from kshot.data.items.contract import ItemKind, Turnable, item_size_bytes
 from kshot.errors import DataError
 from kshot.settings import STRICT
 
-Pixels = NDArray[np.uint8]
 Rotations = tuple[Literal[0, 90, 180, 270], ...]  # degrees, counter-clockwise
 
 SPLITS = ("meta_train", "meta_val", "meta_test")
@@ -37,40 +40,6 @@ RESIDENT_LIMIT_BYTES = 2**30  # a dataset up to this size is read into memory at
 
 MANIFEST_FILE, INFO_FILE = "manifest.parquet", "dataset.json"
 _RESTORE = "next: dvc checkout --force data.dvc, or remove the folder and ingest again"
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("class", pa.string()),
-        ("group", pa.string()),
-        ("sha256", pa.string()),
-        ("source", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("mode", pa.string()),
-        ("version", pa.int32()),
-    ]
-)
-
-
-@settings(frozen=True, kw_only=True, config=STRICT)
-class ItemSpec:
-    """How an image becomes an item: (image_size, image_size, channels) uint8, inverted when asked."""
-
-    image_size: Annotated[int, Field(ge=8, le=1024)]
-    channels: Literal[1, 3]
-    invert: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (self.image_size, self.image_size, self.channels)
-
-    @property
-    def size_bytes(self) -> int:
-        return self.image_size * self.image_size * self.channels
-
-    def __str__(self) -> str:
-        colour = {1: "grey", 3: "colour"}[self.channels]
-        return f"{'inverted ' * self.invert}{colour} items of {self.image_size} pixels"
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -108,12 +77,16 @@ class Splits:
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class DatasetInfo:
-    """The contents of dataset.json."""
+    """The contents of dataset.json.
+
+    The file is part of the dataset's identity. So a field that is added later, here or in a kind of item,
+    takes `Annotated[..., Field(exclude_if=...)]`, which leaves it out of the file where it has its default.
+    """
 
     name: str
     source: str
     licence: str
-    item: ItemSpec
+    item: AnyItemKind
     rotations: Rotations = (0,)
     splits: Splits
     shards: tuple[Shard, ...]
@@ -132,26 +105,29 @@ class PackedDataset:
     item, each with its rotations side by side, so an append never renumbers a class.
     """
 
-    def __init__(self, folder: Path, info: DatasetInfo) -> None:
+    def __init__(self, folder: Path, info: DatasetInfo, info_bytes: bytes) -> None:
         self.folder = folder
         self.info = info
+        self._info_bytes = info_bytes
 
     @classmethod
     def open(cls, folder: Path) -> "PackedDataset":
         """Raise DataError unless `folder` holds dataset.json and every file it lists at its full size."""
         if not (folder / INFO_FILE).is_file():
             raise DataError(_missing(folder))
-        info = read_info(folder)
+        info_bytes = (folder / INFO_FILE).read_bytes()
+        info = _parsed(folder / INFO_FILE, info_bytes)
+        check_rotations(info.item, info.rotations)
         for shard in info.shards:
             _check_shard_size(folder / shard.file, shard, info.item)
-        return cls(folder, info)
+        return cls(folder, info, info_bytes)
 
     @property
     def name(self) -> str:
         return self.info.name
 
     @property
-    def item(self) -> ItemSpec:
+    def item(self) -> AnyItemKind:
         return self.info.item
 
     @property
@@ -161,11 +137,11 @@ class PackedDataset:
     @property
     def size_bytes(self) -> int:
         """Of all stored items, without rotations."""
-        return self.n_stored * self.item.size_bytes
+        return self.n_stored * item_size_bytes(self.item)
 
     @cached_property
     def manifest(self) -> pa.Table:
-        """One row per stored item, in shard order; columns id, class, group, sha256, source, width, ..."""
+        """One row per stored item, in shard order; the columns are those of `manifest_schema`."""
         return read_manifest(self.folder, self.info)
 
     @cached_property
@@ -209,38 +185,33 @@ class PackedDataset:
     def class_table(self, split: str) -> ClassTable:
         return ClassTable.from_labels(self.labels, self.class_ids(split), self.class_groups)
 
-    def gather(self, indices: Int) -> Pixels:
-        """Pixels (*indices.shape, H, W, channels) of virtual items, rotated counter-clockwise as asked."""
+    def gather(self, indices: Int) -> NDArray[Any]:
+        """Items (*indices.shape, *item) by their virtual indices, rotated counter-clockwise as asked."""
         indices = np.asarray(indices, dtype=np.int64)
         flat = indices.ravel()
         if flat.size and not 0 <= flat.min() <= flat.max() < len(self.info.rotations) * self.n_stored:
             raise IndexError(f"item indices must be in 0..{len(self.info.rotations) * self.n_stored - 1}")
         rotation, stored = np.divmod(flat, self.n_stored)
-        pixels = self._stored(stored)
+        items = self._stored(stored)
         for number, angle in enumerate(self.info.rotations):
-            if angle:
+            if angle and isinstance(self.item, Turnable):
                 rows = np.flatnonzero(rotation == number)
-                pixels[rows] = np.rot90(pixels[rows], k=angle // 90, axes=(1, 2))
-        return pixels.reshape(*indices.shape, *self.item.shape)
+                items[rows] = self.item.turned(items[rows], angle // 90)
+        return items.reshape(*indices.shape, *self.item.shape)
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 over dataset.json (which holds the hash of every shard) and the manifest's rows."""
-        digest = hashlib.sha256(info_json(self.info))
-        for column in self.manifest.column_names:
-            digest.update(json.dumps([column, self.manifest[column].to_pylist()]).encode())
-        return digest.hexdigest()
+        """sha256 over the bytes of dataset.json (which holds the hash of every shard) and the manifest's rows.
 
-    def verify(self) -> None:
-        """Read every shard and raise DataError when one is not the bytes that were written."""
-        for shard in self.info.shards:
-            with (self.folder / shard.file).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != shard.sha256:
-                raise DataError(
-                    f"{self.folder / shard.file} has sha256 {found[:12]}; dataset.json says {shard.sha256[:12]}; "
-                    "next: dvc checkout --force data.dvc, or ingest again"
-                )
+        It covers what is stored and not what this version of the code reads into it, so that a new field or
+        column never changes the identity of a dataset that was made without it.
+        """
+        digest = hashlib.sha256(self._info_bytes)
+        for column in self.manifest.column_names:
+            values = self.manifest[column]
+            if values.null_count < len(values):
+                digest.update(json.dumps([column, values.to_pylist()]).encode())
+        return digest.hexdigest()
 
     @cached_property
     def _group_of_class(self) -> dict[str, str]:
@@ -255,11 +226,11 @@ class PackedDataset:
     def _base_classes(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self._group_of_class)}
 
-    def _map_shards(self) -> list[Pixels]:
+    def _map_shards(self) -> list[NDArray[Any]]:
         return [np.load(self.folder / shard.file, mmap_mode="r") for shard in self.info.shards]
 
     @cached_property
-    def _mapped(self) -> list[Pixels]:
+    def _mapped(self) -> list[NDArray[Any]]:
         return self._map_shards()
 
     @cached_property
@@ -267,32 +238,54 @@ class PackedDataset:
         """Every stored item, where they fit: torch gathers them on several cores."""
         return None if self.size_bytes > RESIDENT_LIMIT_BYTES else torch.from_numpy(np.concatenate(self._map_shards()))
 
-    def _stored(self, stored: Int) -> Pixels:
+    def _stored(self, stored: Int) -> NDArray[Any]:
         if self._resident is not None:
-            found: Pixels = self._resident.index_select(0, torch.from_numpy(stored)).numpy()
+            found: NDArray[Any] = self._resident.index_select(0, torch.from_numpy(stored)).numpy()
             return found
         shards = self._mapped
         ends = np.cumsum([len(shard) for shard in shards])
         shard_of_item = np.searchsorted(ends, stored, side="right")
-        pixels = np.empty((len(stored), *self.item.shape), dtype=np.uint8)
+        items = np.empty((len(stored), *self.item.shape), dtype=self.item.dtype)
         for number in np.unique(shard_of_item):
             rows = np.flatnonzero(shard_of_item == number)
             start = ends[number] - len(shards[number])
-            pixels[rows] = shards[number][stored[rows] - start]
-        return pixels
+            items[rows] = shards[number][stored[rows] - start]
+        return items
 
 
-def npy_header(n_items: int, item: ItemSpec) -> bytes:
+def npy_header(n_items: int, item: ItemKind) -> bytes:
     buffer = io.BytesIO()
-    description = {"descr": "|u1", "fortran_order": False, "shape": (n_items, *item.shape)}
+    description = {
+        "descr": np.lib.format.dtype_to_descr(item.dtype),
+        "fortran_order": False,
+        "shape": (n_items, *item.shape),
+    }
     np.lib.format.write_array_header_1_0(buffer, description)
     return buffer.getvalue()
 
 
-def read_manifest(folder: Path, info: DatasetInfo, columns: Sequence[str] = tuple(MANIFEST_SCHEMA.names)) -> pa.Table:
+def manifest_schema(item: ItemKind) -> pa.Schema:
+    """The manifest's columns: those of every dataset, and among them what the kind of item keeps of an original."""
+    text, number = pa.string(), pa.int32()
+    before = [(name, text) for name in ("id", "class", "group", "sha256", "source")]
+    original = [(name, number if kind is int else text) for name, kind in item.original.items()]
+    return pa.schema([*before, *original, ("version", number)])
+
+
+def check_rotations(item: ItemKind, rotations: Rotations) -> None:
+    """Raise DataError for quarter turns of items that cannot be turned."""
+    if any(rotations) and not isinstance(item, Turnable):
+        raise DataError(f"found rotations {', '.join(map(str, rotations))}; {item} cannot be turned, needed 0 alone")
+
+
+def read_manifest(folder: Path, info: DatasetInfo, columns: Sequence[str] | None = None) -> pa.Table:
+    """Raises DataError. `columns` names those to read, where not all are needed."""
+    schema = manifest_schema(info.item)
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
     try:
         with pq.ParquetFile(folder / MANIFEST_FILE) as file:  # read_table would import pandas: 60 MB
-            table = _in_schema(file.read(columns=list(columns)), columns)
+            table = _in_schema(file.read(columns=schema.names), schema)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{folder / MANIFEST_FILE} cannot be read ({_first_line(error)}); {_RESTORE}") from error
     if len(table) < info.n_items:
@@ -300,10 +293,9 @@ def read_manifest(folder: Path, info: DatasetInfo, columns: Sequence[str] = tupl
     return table.slice(0, info.n_items)
 
 
-def _in_schema(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """These columns of the schema, in its types; one that is not there is all null."""
+def _in_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, in its types; one that is not there is all null."""
     there = set(table.column_names)
-    schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in names])
     columns = [table[field.name] if field.name in there else pa.nulls(len(table), field.type) for field in schema]
     found = pa.table(columns, names=schema.names)
     return found if found.schema == schema else found.cast(schema)  # a cast imports Arrow's compute: 7 MB
@@ -315,9 +307,12 @@ def info_json(info: DatasetInfo) -> bytes:
 
 
 def read_info(folder: Path) -> DatasetInfo:
-    path = folder / INFO_FILE
+    return _parsed(folder / INFO_FILE, (folder / INFO_FILE).read_bytes())
+
+
+def _parsed(path: Path, content: bytes) -> DatasetInfo:
     try:
-        return TypeAdapter(DatasetInfo).validate_json(path.read_bytes())
+        return TypeAdapter(DatasetInfo).validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
@@ -330,8 +325,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _check_shard_size(path: Path, shard: Shard, item: ItemSpec) -> None:
-    needed = len(npy_header(shard.items, item)) + shard.items * item.size_bytes
+def _check_shard_size(path: Path, shard: Shard, item: ItemKind) -> None:
+    needed = len(npy_header(shard.items, item)) + shard.items * item_size_bytes(item)
     found = path.stat().st_size if path.is_file() else 0
     if found != needed:
         raise DataError(f"{path} has {found} bytes; dataset.json needs {needed}; {_RESTORE}")

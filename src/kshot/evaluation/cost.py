@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kshot.algorithms.learner import Learner, served
-from kshot.data.packed import ItemSpec
+from kshot.data.items.contract import ItemKind
 from kshot.episodes.episode import EpisodeShape, Support
 
 _REPEATS, _WARM_UP = 15, 3
@@ -28,17 +28,17 @@ class Cost:
 
 
 @torch.no_grad()
-def measure_cost(learner: Learner[Any], item: ItemSpec, shape: EpisodeShape) -> Cost:
-    """On random images in the mode that is served, where the learner's parameters are."""
+def measure_cost(learner: Learner[Any], item: ItemKind, shape: EpisodeShape) -> Cost:
+    """On example items in the mode that is served, where the learner's parameters are."""
     in_use = served(learner).eval()
     device = next(learner.parameters()).device
-    images = torch.rand((1, shape.n_way * shape.k_shot, item.channels, item.image_size, item.image_size), device=device)
+    items = item.tensor(torch.from_numpy(item.example(shape.n_way * shape.k_shot)).to(device))[None]
     labels = torch.arange(shape.n_way, device=device).repeat_interleave(shape.k_shot)[None]
-    support = Support(x=images, y=labels, n_way=shape.n_way)
+    support = Support(x=items, y=labels, n_way=shape.n_way)
     adapted = in_use.adapt(support)
     return Cost(
         adapt_ms=_median_ms(lambda: in_use.adapt(support), device),
-        classify_ms=_median_ms(lambda: in_use.classify(adapted, images[:, :1]), device),
+        classify_ms=_median_ms(lambda: in_use.classify(adapted, items[:, :1]), device),
         parameters=sum(parameter.numel() for parameter in learner.parameters()),
     )
 

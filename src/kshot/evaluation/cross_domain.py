@@ -7,7 +7,8 @@ from kshot.algorithms.learner import Learner, normalization_modes
 from kshot.algorithms.protonet import ProtoNet
 from kshot.backbones.contract import Flatten
 from kshot.data.gather import Gather
-from kshot.data.packed import ItemSpec, PackedDataset
+from kshot.data.items.contract import ItemKind
+from kshot.data.packed import PackedDataset
 from kshot.episodes.pools import SampledPool, TaskPoolSettings
 from kshot.episodes.sampling import EpisodeKind, check_feasible
 from kshot.errors import DataError, EpisodeError
@@ -17,7 +18,7 @@ from kshot.evaluation.scoring import embedded_once, score_episodes
 from kshot.runtime.lines import LiveLines
 
 
-def check_scorable(dataset: PackedDataset, item: ItemSpec, kinds: Mapping[str, EpisodeKind]) -> None:
+def check_scorable(dataset: PackedDataset, item: ItemKind, kinds: Mapping[str, EpisodeKind]) -> None:
     """Raise a KshotError unless a model that takes `item` can be scored on these episodes of the dataset."""
     check_item(dataset, item)
     for kind in kinds.values():
@@ -29,11 +30,11 @@ def check_scorable(dataset: PackedDataset, item: ItemSpec, kinds: Mapping[str, E
             ) from error
 
 
-def check_item(dataset: PackedDataset, item: ItemSpec) -> None:
+def check_item(dataset: PackedDataset, item: ItemKind) -> None:
     """Raise DataError where a model that takes `item` cannot read the items of the dataset."""
-    if dataset.item.shape != item.shape:
+    if (dataset.item.kind, dataset.item.shape) != (item.kind, item.shape):
         raise DataError(
-            f"{dataset.folder} has {dataset.item}; the model takes {item}; need the same size and colour; "
+            f"{dataset.folder} has {dataset.item}; the model takes {item}; need the same kind and shape; "
             f"next: ingest it so under another name, or take {dataset.name} out of cross_domain in params.yaml"
         )
 

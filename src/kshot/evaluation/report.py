@@ -10,10 +10,9 @@ import pandas as pd
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.data.packed import PackedDataset
 from kshot.evaluation.tables import Evaluation, SettingScores, confusion_table
-from kshot.pages.page import figure_uri, image_uri, markup, render
+from kshot.pages.page import figure_uri, markup, render
 
 SECTIONS = "sections.html"
-_PICTURE_PX = 56
 
 
 def write_report(folder: Path, found: Evaluation, dataset: PackedDataset, trained: Path, *, n_worst: int) -> None:
@@ -95,7 +94,7 @@ def _mistake(setting: SettingScores, dataset: PackedDataset, class_id: int) -> d
 
 
 def _pictures(dataset: PackedDataset, items: np.ndarray) -> list[str]:
-    return [image_uri(pixels, max_size_px=_PICTURE_PX) for pixels in dataset.gather(items)]
+    return [dataset.item.show(item) for item in dataset.gather(items)]
 
 
 def _of(table: pd.DataFrame, setting: SettingScores) -> pd.DataFrame:

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from kshot.data.packed import ItemSpec, Pixels, Splits
+from kshot.data.items.image import ImageKind, Pixels
+from kshot.data.packed import Splits
+from kshot.ingest.built_in import BuiltIn
 from kshot.ingest.writer import Record
 from kshot.seeding import random_bits, stream_key
 
 Int32 = NDArray[np.int32]
 
-ITEM = ItemSpec(image_size=28, channels=1)
+ITEM = ImageKind(image_size=28, channels=1)
 IMAGES_PER_CLASS = 20
 N_IMAGES = 16_720
 SOURCE = "glyphs: characters drawn from the DejaVu and STIX fonts"
@@ -217,11 +219,9 @@ def _class_records(script: Script, character: str, faces: Faces) -> Iterator[Rec
             id=f"{name}/{number:02d}",
             class_name=name,
             group=script.name,
-            pixels=pixels[:, :, None],
+            item=pixels[:, :, None],
             source=face,
-            width=ITEM.image_size,
-            height=ITEM.image_size,
-            mode="L",
+            original={"width": ITEM.image_size, "height": ITEM.image_size, "mode": "L"},
         )
 
 
@@ -297,3 +297,6 @@ def _bilinear(masters: Pixels, rows: Int32, columns: Int32) -> Int32:
 def _range(part: str) -> str:
     first, _, last = part.partition("-")
     return "".join(map(chr, range(int(first, 16), int(last or first, 16) + 1)))
+
+
+BUILT_IN = BuiltIn(item=ITEM, source=SOURCE, licence=LICENCE, n_items=N_IMAGES, records=records, splits=splits)

@@ -21,12 +21,13 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-from kshot.data.items.image import to_item
-from kshot.data.packed import ItemSpec, Splits
+from kshot.data.items.image import ImageKind, to_item
+from kshot.data.packed import Splits
 from kshot.errors import DataError
+from kshot.ingest.built_in import BuiltIn
 from kshot.ingest.writer import Record
 
-ITEM = ItemSpec(image_size=28, channels=1, invert=True)
+ITEM = ImageKind(image_size=28, channels=1, invert=True)
 N_IMAGES = 32_460
 SOURCE = "Omniglot, https://github.com/brendenlake/omniglot"
 LICENCE = "MIT, Copyright (c) 2015 Brenden Lake"
@@ -107,11 +108,9 @@ def _archive_records(path: Path) -> Iterator[Record]:
             id=f"{alphabet}/{character}/{file}",
             class_name=f"{alphabet}/{character}",
             group=alphabet,
-            pixels=to_item(Image.frombytes("1", (_DRAWING_PX, _DRAWING_PX), bits), ITEM),
+            item=to_item(Image.frombytes("1", (_DRAWING_PX, _DRAWING_PX), bits), ITEM),
             source=path.name,
-            width=_DRAWING_PX,
-            height=_DRAWING_PX,
-            mode="1",
+            original={"width": _DRAWING_PX, "height": _DRAWING_PX, "mode": "1"},
         )
 
 
@@ -140,3 +139,14 @@ def _bits(encoded: bytes) -> bytes:
         if image.size != (_DRAWING_PX, _DRAWING_PX):
             raise OSError(f"found a drawing of {image.width}x{image.height}; needed {_DRAWING_PX}x{_DRAWING_PX}")
         return image.convert("1", dither=Image.Dither.NONE).tobytes()
+
+
+BUILT_IN = BuiltIn(
+    item=ITEM,
+    rotations=(0, 90, 180, 270),
+    source=SOURCE,
+    licence=LICENCE,
+    n_items=N_IMAGES,
+    records=records,
+    splits=splits,
+)

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kshot.data.items.image import DecodedItem, read_item
-from kshot.data.packed import INFO_FILE, ItemSpec, Quarantined, Rotations, Splits, read_info
+from kshot.data.items import AnyItemKind, ImageKind
+from kshot.data.items.contract import ItemKind, Read
+from kshot.data.packed import INFO_FILE, Quarantined, Rotations, Splits, read_info
 from kshot.errors import DataError
+from kshot.ingest.built_in import BuiltIn
 from kshot.ingest.sources import Source, SourceFile, check_class_names, open_source
 from kshot.ingest.splits import SeededSplits, assign_splits
 from kshot.ingest.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_atomically
@@ -19,22 +21,9 @@ from kshot.runtime.cpu import usable_cores
 Progress = Callable[[int, int], None]  # items done, items in all
 
 QUARANTINE_FILE = "quarantine.csv"
-DEFAULT_ITEM = ItemSpec(image_size=84, channels=3)
+DEFAULT_ITEM = ImageKind(image_size=84, channels=3)
 
 _FILES_AT_ONCE = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltIn:
-    """A dataset that kshot knows how to make or fetch; a row of the table in `kshot.ingest`."""
-
-    item: ItemSpec
-    rotations: Rotations
-    source: str
-    licence: str
-    n_items: int
-    records: Callable[[], Iterator[Record]]
-    splits: Callable[[], Splits]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +59,14 @@ def ingest(
     name: str,
     data_folder: Path,
     *,
-    item: ItemSpec | None = None,
+    item: AnyItemKind | None = None,
     rotations: Rotations | None = None,
     licence: str = "",
     splits: SplitRequest | None = None,
     progress: Progress = _no_progress,
     shard_limit_bytes: int = SHARD_LIMIT_BYTES,
 ) -> IngestReport:
-    """Pack the images of `source` into data_folder/name, or append those that are new.
+    """Pack the items of `source` into data_folder/name, or append those that are new.
 
     `source` is a folder of class folders, a CSV, or a zip or tar of either (see `sources`). `item` and
     `rotations` default to those of the dataset when it exists, else to 84x84 colour without rotations.
@@ -148,33 +137,33 @@ def dataset_folder(data_folder: Path, name: str) -> Path:
     return data_folder / name
 
 
-def _add_files(writer: PackedWriter, source: Source, item: ItemSpec, progress: Progress) -> Iterator[Quarantined]:
+def _add_files(writer: PackedWriter, source: Source, item: ItemKind, progress: Progress) -> Iterator[Quarantined]:
     """Add every readable file in order of id; yield the others."""
     with _decoders(item) as decode:
         for done, (file, decoded) in enumerate(decode(source.files), start=1):
-            if isinstance(decoded, DecodedItem):
+            if isinstance(decoded, Read):
                 writer.add(_record(file, decoded, source.name))
             else:
                 yield Quarantined(source=file.id, reason=decoded)
             progress(done, len(source.files))
 
 
-Decode = Callable[[tuple[SourceFile, ...]], Iterator[tuple[SourceFile, DecodedItem | str]]]
+Decode = Callable[[tuple[SourceFile, ...]], Iterator[tuple[SourceFile, Read | str]]]
 
 
 @contextmanager
-def _decoders(item: ItemSpec) -> Iterator[Decode]:
+def _decoders(item: ItemKind) -> Iterator[Decode]:
     """Threads that decode files in order, a bounded number ahead; a refused file gives its reason."""
 
-    def one(file: SourceFile) -> DecodedItem | str:
+    def one(file: SourceFile) -> Read | str:
         try:
-            return read_item(file.path, item)
+            return item.read(file.path)
         except DataError as refusal:
             return str(refusal)
 
     with ThreadPoolExecutor(max_workers=usable_cores()) as threads:
 
-        def decode(files: tuple[SourceFile, ...]) -> Iterator[tuple[SourceFile, DecodedItem | str]]:
+        def decode(files: tuple[SourceFile, ...]) -> Iterator[tuple[SourceFile, Read | str]]:
             for start in range(0, len(files), _FILES_AT_ONCE):
                 some = files[start : start + _FILES_AT_ONCE]
                 yield from zip(some, threads.map(one, some), strict=True)
@@ -182,16 +171,14 @@ def _decoders(item: ItemSpec) -> Iterator[Decode]:
         yield decode
 
 
-def _record(file: SourceFile, decoded: DecodedItem, source_name: str) -> Record:
+def _record(file: SourceFile, decoded: Read, source_name: str) -> Record:
     return Record(
         id=file.id,
         class_name=file.class_name,
         group=file.group,
-        pixels=decoded.pixels,
+        item=decoded.item,
         source=source_name,
-        width=decoded.width,
-        height=decoded.height,
-        mode=decoded.mode,
+        original=decoded.original,
     )
 
 

@@ -6,27 +6,28 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from kshot.data.items import AnyItemKind
+from kshot.data.items.contract import ItemKind, item_size_bytes
 from kshot.data.packed import (
     INFO_FILE,
     MANIFEST_FILE,
-    MANIFEST_SCHEMA,
     DatasetInfo,
-    ItemSpec,
-    Pixels,
     Quarantined,
     Rotations,
     Shard,
     Splits,
+    check_rotations,
     info_json,
+    manifest_schema,
     npy_header,
     read_info,
     read_manifest,
@@ -34,24 +35,19 @@ from kshot.data.packed import (
 from kshot.errors import DataError
 
 SHARD_LIMIT_BYTES = 256 * 2**20
-_REPEATED = ["class", "group", "source", "mode"]
+_DISTINCT = ("id", "sha256")  # of the text columns of a manifest, those that repeat no value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """An item on its way into a packed dataset: pixels (H, W, channels) and what is known of the original.
-
-    `width`, `height` and `mode` are the original's, `mode` as Pillow names it.
-    """
+    """An item (*item) on its way into a packed dataset, and what the item's kind keeps of the original."""
 
     id: str
     class_name: str
     group: str
-    pixels: Pixels
+    item: NDArray[Any]
     source: str
-    width: int
-    height: int
-    mode: str
+    original: Mapping[str, int | str] = field(default_factory=dict)
 
 
 class PackedWriter:
@@ -65,19 +61,20 @@ class PackedWriter:
         self,
         folder: Path,
         *,
-        item: ItemSpec,
+        item: AnyItemKind,
         source: str,
         licence: str,
         rotations: Rotations = (0,),
         shard_limit_bytes: int = SHARD_LIMIT_BYTES,
     ) -> None:
+        check_rotations(item, rotations)
         self.folder = folder
         self.class_groups: dict[str, str] = {}  # every class, old and new, with its group
         self.before: DatasetInfo | None = None  # as published when this writer took the folder
         self.added = self.skipped = 0
         self._item, self._rotations, self._source, self._licence = item, rotations, source, licence
-        self._items_per_shard = max(shard_limit_bytes // item.size_bytes, 1)
-        self._columns: dict[str, list[str | int]] = {name: [] for name in MANIFEST_SCHEMA.names}
+        self._items_per_shard = max(shard_limit_bytes // item_size_bytes(item), 1)
+        self._columns: dict[str, list[str | int]] = {name: [] for name in manifest_schema(item).names}
         self._known: dict[str, tuple[str, str]] = {}  # id -> sha256, class
         self._shards: list[Shard] = []
         self._pending: list[bytes] = []
@@ -105,12 +102,11 @@ class PackedWriter:
     def add(self, record: Record) -> bool:
         """Append one record; False when the very same item is already there.
 
-        Raise DataError when its id is known with other pixels or another class, or its class with
+        Raise DataError when its id is known with other content or another class, or its class with
         another group.
         """
-        if record.pixels.shape != self._item.shape or record.pixels.dtype != np.uint8:
-            raise ValueError(f"{record.id}: pixels {record.pixels.shape}; the dataset holds {self._item.shape} uint8")
-        content = record.pixels.tobytes()
+        self._check_fits(record)
+        content = record.item.tobytes()
         sha256 = hashlib.sha256(content).hexdigest()
         if record.id in self._known:
             self._check_same(record, sha256)
@@ -119,12 +115,17 @@ class PackedWriter:
         self._check_group(record)
         self._known[record.id] = (sha256, record.class_name)
         self.class_groups[record.class_name] = record.group
-        row: tuple[str | int, ...] = (
-            *(record.id, record.class_name, record.group, sha256, record.source),
-            *(record.width, record.height, record.mode, self._version),
-        )
-        for column, value in zip(self._columns.values(), row, strict=True):
-            column.append(value)
+        row: dict[str, str | int] = {
+            "id": record.id,
+            "class": record.class_name,
+            "group": record.group,
+            "sha256": sha256,
+            "source": record.source,
+            "version": self._version,
+            **record.original,
+        }
+        for name, column in self._columns.items():
+            column.append(row[name])
         self._pending.append(content)
         self.added += 1
         if len(self._pending) == self._items_per_shard:
@@ -149,7 +150,7 @@ class PackedWriter:
             quarantined=quarantined,
         )
         if self.added or self._manifest_is_ahead():
-            write_atomically(self.folder / MANIFEST_FILE, _manifest_parquet(self._columns))
+            write_atomically(self.folder / MANIFEST_FILE, _manifest_parquet(self._columns, self._item))
         write_atomically(self.folder / INFO_FILE, info_json(info))
         return info
 
@@ -163,7 +164,7 @@ class PackedWriter:
         rows = read_manifest(self.folder, before).to_pydict()
         self.before = before
         self.class_groups = dict(zip(rows["class"], rows["group"], strict=True))
-        self._columns = {name: rows[name] for name in MANIFEST_SCHEMA.names}
+        self._columns = {name: rows[name] for name in self._columns}
         self._known = dict(zip(rows["id"], zip(rows["sha256"], rows["class"], strict=True), strict=True))
         self._version = max(rows["version"]) + 1
         self._source, self._licence = _joined(before.source, self._source), _joined(before.licence, self._licence)
@@ -173,12 +174,23 @@ class PackedWriter:
         rows: int = pq.read_metadata(self.folder / MANIFEST_FILE).num_rows
         return rows != len(self._known)
 
+    def _check_fits(self, record: Record) -> None:
+        """Raise ValueError for a record of another kind of item: a mistake of the caller, not of the data."""
+        found, needed = f"{record.item.dtype} {record.item.shape}", f"{self._item.dtype} {self._item.shape}"
+        if found != needed:
+            raise ValueError(f"{record.id}: the item is {found}; the dataset holds {needed}")
+        if record.original.keys() != self._item.original.keys():
+            raise ValueError(
+                f"{record.id}: of the original it gives {', '.join(record.original) or 'nothing'}; "
+                f"the dataset keeps {', '.join(self._item.original) or 'nothing'}"
+            )
+
     def _check_same(self, record: Record, sha256: str) -> None:
         known_sha256, known_class = self._known[record.id]
         if known_sha256 != sha256:
             raise DataError(
-                f"item {record.id!r} is already in {self.folder} with other pixels "
-                f"(sha256 {known_sha256[:12]}, now {sha256[:12]}); needed a new file name for a new image"
+                f"item {record.id!r} is already in {self.folder} with other content "
+                f"(sha256 {known_sha256[:12]}, now {sha256[:12]}); needed a new name for a new item"
             )
         if known_class != record.class_name:
             raise DataError(
@@ -227,7 +239,7 @@ def write_atomically(path: Path, *parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _kind(item: ItemSpec, rotations: Rotations) -> str:
+def _kind(item: ItemKind, rotations: Rotations) -> str:
     return f"{item} with rotations {', '.join(map(str, rotations))}"
 
 
@@ -251,12 +263,13 @@ def _folder(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _manifest_parquet(columns: Mapping[str, list[str | int]]) -> bytes:
+def _manifest_parquet(columns: Mapping[str, list[str | int]], item: ItemKind) -> bytes:
     """The same rows always give the same bytes: no pandas metadata, no statistics, fixed encodings."""
     sink = io.BytesIO()
-    table = pa.table(dict(columns), schema=MANIFEST_SCHEMA)
+    table = pa.table(dict(columns), schema=manifest_schema(item))
+    repeated = [field.name for field in table.schema if field.type == pa.string() and field.name not in _DISTINCT]
     pq.write_table(
-        table, sink, compression="zstd", compression_level=3, use_dictionary=_REPEATED, write_statistics=False
+        table, sink, compression="zstd", compression_level=3, use_dictionary=repeated, write_statistics=False
     )
     return sink.getvalue()
 

@@ -6,11 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
-from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,14 +38,6 @@ def figure_uri(figure: "Figure", kind: Literal["svg", "png"] = "svg") -> str:
     with matplotlib.rc_context({"svg.hashsalt": "kshot"}):
         figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return _data_uri("image/svg+xml" if kind == "svg" else "image/png", buffer.getvalue())
-
-
-def image_uri(pixels: NDArray[np.uint8], *, max_size_px: int) -> str:
-    """Pixels (H, W, 1) or (H, W, 3) as a data URI of a PNG, reduced to at most `max_size_px` on a side."""
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    buffer = io.BytesIO()
-    image.reduce(max(1, -(-max(image.size) // max_size_px))).save(buffer, format="PNG", optimize=True)
-    return _data_uri("image/png", buffer.getvalue())
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kshot.config import Params
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import hashes_of_test_pools, read_frozen
 from kshot.errors import ModelError
@@ -157,7 +157,7 @@ def _rescored(
         )
     set_up_process(params.process)
     device = choose_device(params.process.device)
-    gather = image_gather(dataset, device)
+    gather = item_gather(dataset, device)
     frozen = read_frozen(workspace.output("task_pool"), dataset, params.task_pool)
     found = score_model(
         Grid(dataset=dataset, frozen=frozen, seed=params.seed),

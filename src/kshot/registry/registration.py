@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.config import Params
-from kshot.data.packed import INFO_FILE, MANIFEST_FILE, SPLITS, ItemSpec, PackedDataset
+from kshot.data.items.contract import ItemKind
+from kshot.data.packed import INFO_FILE, MANIFEST_FILE, SPLITS, PackedDataset
 from kshot.errors import StageError
 from kshot.evaluation.cost import Cost, measure_cost
 from kshot.model import load_model
 from kshot.project.git import ask_git
 from kshot.registry.receipt import NEXT, check_receipt, item_stages, plain
 from kshot.runtime.cpu import cpu_name
-from kshot.seeding import generator
 from kshot.serving.classifier import FewShotClassifier
 from kshot.tracking import (
     COST,
@@ -143,13 +143,13 @@ def read_finished_run(root: Path, params: Params) -> FinishedRun:
     )
 
 
-def input_example(item: ItemSpec) -> dict[str, NDArray[Any]]:
-    """Noise in the shape of a call: 2 support images, one per class, and 1 query."""
-    draw = generator(0, "input_example")
+def input_example(item: ItemKind) -> dict[str, NDArray[Any]]:
+    """Example items in the shape of a call: 2 support images, one per class, and 1 query."""
+    items = item.example(3)
     return {
-        "support_images": draw.integers(0, 256, (2, *item.shape), dtype=np.uint8),
+        "support_images": items[:2],
         "support_labels": np.array([0, 1], dtype=np.int64),
-        "query_images": draw.integers(0, 256, (1, *item.shape), dtype=np.uint8),
+        "query_images": items[2:],
     }
 
 

@@ -1,6 +1,6 @@
 """A saved model that learns classes from labelled images and classifies others.
 
-Shapes: S support images, Q query images, N classes, H,W,C one image, L side of an item.
+Shapes: S support items, Q query items, N classes, *item one item.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner, served
 from kshot.backbones.contract import items_at_once
-from kshot.data.gather import images_from_items
-from kshot.data.items.image import to_item
-from kshot.data.packed import ItemSpec, Pixels
+from kshot.data.items.contract import ItemKind
 from kshot.episodes.episode import Support
-from kshot.errors import EpisodeError, ModelError
+from kshot.errors import DataError, EpisodeError, ModelError
 from kshot.model import SavedModel, load_model
 
 
@@ -36,21 +33,21 @@ class AdaptedClassifier:
     """What a support set taught: classifies any number of queries."""
 
     learner: Learner[Any]
-    item: ItemSpec
+    item: ItemKind
     adapted: Any
     labels: NDArray[Any]
     temperature: float
 
     @torch.no_grad()
-    def classify(self, query_items: Pixels) -> Prediction:
-        """Prediction for items (Q, L, L, C). A query's row does not depend on the other queries."""
+    def classify(self, query_items: NDArray[Any]) -> Prediction:
+        """Prediction for items (Q, *item). A query's row does not depend on the other queries."""
         _check_items("query", query_items, self.item)
         device = next(self.learner.parameters()).device
         parts = []
         at_once = items_at_once(self.learner.backbone)
         for start in range(0, len(query_items), at_once):
-            images = _images(query_items[start : start + at_once], device)
-            logits = self.learner.classify(self.adapted, images[None])[0].float() / self.temperature
+            x = _tensor(query_items[start : start + at_once], self.item, device)
+            logits = self.learner.classify(self.adapted, x[None])[0].float() / self.temperature
             parts.append(logits.softmax(1).cpu().numpy())
         return Prediction(labels=self.labels, probabilities=np.concatenate(parts))
 
@@ -73,21 +70,19 @@ class FewShotClassifier:
             check_weights(folder / "weights.safetensors", weights_sha256)
         return cls(load_model(folder))
 
-    def items(self, images: ArrayLike) -> Pixels:
-        """Items (I, L, L, C) from uint8 images (I, H, W, 1 | 3 | 4), by the same rule as at ingest."""
-        array = np.asarray(images)
-        if array.dtype != np.uint8:
-            raise ModelError(f"images are {array.dtype}; need uint8, 0..255")
-        if array.ndim != 4 or 0 in array.shape or array.shape[3] not in (1, 3, 4):
-            raise ModelError(
-                f"images have shape {array.shape}; need (images, height, width, 1, 3 or 4), none of them 0"
-            )
-        pictures = (Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image) for image in array)
-        return np.stack([to_item(picture, self.item) for picture in pictures])
+    def items(self, given: ArrayLike) -> NDArray[Any]:
+        """Items (I, *item) of what is given (I, ...), by the same rule as at ingest: images may be of any size."""
+        array = np.asarray(given)
+        if not array.ndim or not len(array):
+            raise ModelError(f"found an array of shape {array.shape}; need at least one {self.item.kind}")
+        try:
+            return np.stack([self.item.read(one).item for one in array])
+        except DataError as error:
+            raise ModelError(f"of an array of shape {array.shape}, {error}") from error
 
     @torch.no_grad()
-    def adapt(self, support_items: Pixels, support_labels: ArrayLike) -> AdaptedClassifier:
-        """Learn from items (S, L, L, C) and their labels (S,), integers or text; shots may differ by class.
+    def adapt(self, support_items: NDArray[Any], support_labels: ArrayLike) -> AdaptedClassifier:
+        """Learn from items (S, *item) and their labels (S,), integers or text; shots may differ by class.
 
         Raises EpisodeError below 2 classes, or beyond what the algorithm can tell apart.
         """
@@ -95,32 +90,31 @@ class FewShotClassifier:
         given = np.asarray(support_labels)
         if given.shape != (len(support_items),):
             raise EpisodeError(
-                f"found labels of shape {given.shape} for {len(support_items)} support images; need one each"
+                f"found labels of shape {given.shape} for {len(support_items)} support items; need one each"
             )
         labels, numbers = np.unique(given, return_inverse=True)
         if len(labels) < 2:
-            raise EpisodeError(f"support images are of {len(labels)} class; need at least 2 classes")
-        images = _images(support_items, next(self._learner.parameters()).device)
-        y = torch.from_numpy(numbers.astype(np.int64)).to(images.device)
-        adapted = self._learner.adapt(Support(x=images[None], y=y[None], n_way=len(labels)))
+            raise EpisodeError(f"support items are of {len(labels)} class; need at least 2 classes")
+        x = _tensor(support_items, self.item, next(self._learner.parameters()).device)
+        y = torch.from_numpy(numbers.astype(np.int64)).to(x.device)
+        adapted = self._learner.adapt(Support(x=x[None], y=y[None], n_way=len(labels)))
         return AdaptedClassifier(
             learner=self._learner, item=self.item, adapted=adapted, labels=labels, temperature=self._temperature
         )
 
     def predict(self, support_images: ArrayLike, support_labels: ArrayLike, query_images: ArrayLike) -> Prediction:
-        """Adapt to images (S, H, W, C) with labels (S,) and classify images (Q, H, W, C), all uint8."""
+        """Adapt to what `items` takes (S, ...) with labels (S,) and classify others (Q, ...)."""
         return self.adapt(self.items(support_images), support_labels).classify(self.items(query_images))
 
 
-def _images(items: Pixels, device: torch.device) -> torch.Tensor:
-    return images_from_items(torch.from_numpy(items).to(device))
+def _tensor(items: NDArray[Any], item: ItemKind, device: torch.device) -> torch.Tensor:
+    return item.tensor(torch.from_numpy(items).to(device))
 
 
-def _check_items(part: str, items: Pixels, item: ItemSpec) -> None:
-    if items.dtype != np.uint8 or items.shape[1:] != item.shape or not len(items):
-        raise ModelError(
-            f"{part} items are {items.dtype} {items.shape}; need uint8 (at least 1, {', '.join(map(str, item.shape))})"
-        )
+def _check_items(part: str, items: NDArray[Any], item: ItemKind) -> None:
+    if items.dtype != item.dtype or items.shape[1:] != item.shape or not len(items):
+        needed = f"{item.dtype} (at least 1, {', '.join(map(str, item.shape))})"
+        raise ModelError(f"{part} items are {items.dtype} {items.shape}; need {needed}")
 
 
 def check_weights(path: Path, expected: str) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kshot.data.items.image import read_item
-from kshot.data.packed import ItemSpec, Pixels
+from kshot.data.items.contract import ItemKind
 from kshot.errors import DataError
 from kshot.serving.classifier import FewShotClassifier
 
@@ -107,18 +108,18 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _read(files: Sequence[Path], spec: ItemSpec) -> tuple[dict[Path, Pixels], list[RefusedImage]]:
-    items: dict[Path, Pixels] = {}
+def _read(files: Sequence[Path], item: ItemKind) -> tuple[dict[Path, NDArray[Any]], list[RefusedImage]]:
+    items: dict[Path, NDArray[Any]] = {}
     refused = []
     for file in files:
         try:
-            items[file] = read_item(file, spec).pixels
+            items[file] = item.read(file).item
         except DataError as error:
             refused.append(RefusedImage(file=file, reason=str(error)))
     return items, refused
 
 
-def _stacked(items: Iterable[Pixels]) -> Pixels:
+def _stacked(items: Iterable[NDArray[Any]]) -> NDArray[Any]:
     return np.stack(list(items))
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from kshot.config import Params
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.evaluation.cross_domain import check_item, score_cross_domain
 from kshot.model import load_model
@@ -24,7 +24,7 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     results = score_cross_domain(
         saved.on(device).learner,
         dataset,
-        image_gather(dataset, device),
+        item_gather(dataset, device),
         params.task_pool,
         LiveLines(partial(print, flush=True)),
     )

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from kshot.config import Params
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_frozen
 from kshot.evaluation.baselines import pretrained_baseline, untrained_baselines
@@ -24,7 +24,7 @@ def run(params: Params, workspace: Workspace) -> None:
     saved = load_model(workspace.model)
     dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     device = choose_device(params.process.device)
-    gather = image_gather(dataset, device)
+    gather = item_gather(dataset, device)
     grid = Grid(
         dataset=dataset,
         frozen=read_frozen(workspace.output("task_pool"), dataset, params.task_pool),

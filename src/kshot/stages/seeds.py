@@ -3,7 +3,7 @@
 from functools import partial
 
 from kshot.config import Params
-from kshot.data.gather import image_gather
+from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_frozen
 from kshot.evaluation.grid import Grid, score_model
@@ -29,7 +29,7 @@ def run(params: Params, workspace: Workspace, seed: str) -> None:
     found = score_model(
         Grid(dataset=dataset, frozen=frozen, seed=int(seed)),
         trained.model.on(device),
-        image_gather(dataset, device),
+        item_gather(dataset, device),
         baselines={},
         lines=LiveLines(partial(print, flush=True)),
     )

@@ -1,27 +1,29 @@
 """What is true of a packed dataset: a table with a row per item, and small tables about the set.
 
 Nothing here judges; the validate stage holds the facts against its limits. Every fact is a pure function
-of the dataset, the configured episode shapes, the settings and the seed. Brightness is in grey levels, 0
-to 255.
+of the dataset, the configured episode shapes, the settings and the seed. What is measured of an item, and
+whether items can look alike, its kind says (`kshot.data.items`).
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from kshot.data.class_table import Int
-from kshot.data.packed import SPLITS, PackedDataset, Pixels, Shard
+from kshot.data.items.contract import Comparable, ItemKind, item_size_bytes
+from kshot.data.packed import SPLITS, PackedDataset, Shard
 from kshot.episodes.sampling import EpisodeKind, WithinGroup
 from kshot.seeding import random_bits, stream_key
-from kshot.validation.near_duplicates import Hashes, difference_hash, near_pairs, thumbnails
+from kshot.validation.near_duplicates import near_pairs
 from kshot.validation.settings import FactSettings
 
-_CHUNK_BYTES = 2**22  # pixels measured together
+_CHUNK_BYTES = 2**22  # of items measured together
 _NORMAL_95 = 1.96
 
 
@@ -65,14 +67,14 @@ class Drift:
     """The items of the last version against all earlier ones.
 
     `class_shift` is the total variation distance between the class shares before and after, over the
-    classes that were there before.
+    classes that were there before. `mean` and `std` are None where the kind of item does not measure them.
     """
 
     version: int
     items_before: int
     items_after: int
-    mean: Shift
-    std: Shift
+    mean: Shift | None
+    std: Shift | None
     class_shift: float
     new_classes: int
 
@@ -83,15 +85,16 @@ class Facts:
 
     items: a row per stored item, in stored order: the manifest's columns and split ("" when no split lists
         the class), readable (its shard is as declared; the rest is NaN, or harmless, when it is not),
-        pixel_sha256, sha256_matches, mean, std, min, max, blank, classes_sharing and splits_sharing
-        (number of classes and splits that hold these very pixels), copies (items of the same class with
-        these very pixels, itself included).
+        the facts of its kind, content_sha256, sha256_matches, blank (a `std` below the limit),
+        classes_sharing and splits_sharing (number of classes and splits that hold this very content),
+        copies (items of the same class with this very content, itself included).
     columns: a row per manifest column: column, missing (null or empty values).
     shards: a row per shard: file, found, needed (dtype and shape in words).
     classes: a row per class of the manifest or of a split: class, group, items, splits, groups, twins
         (classes whose names differ only in case or in Unicode composition, itself included).
     class_shapes: a row per class and episode shape of its split: split, class, shape, items_found, items_needed.
     split_shapes: a row per split and episode shape: split, shape, where, classes_found, classes_needed.
+    near_duplicates: None where items of this kind cannot be compared.
     """
 
     items: pd.DataFrame
@@ -100,7 +103,7 @@ class Facts:
     classes: pd.DataFrame
     class_shapes: pd.DataFrame
     split_shapes: pd.DataFrame
-    near_duplicates: NearDuplicates
+    near_duplicates: NearDuplicates | None
     drift: Drift | None
 
 
@@ -124,16 +127,16 @@ def collect_facts(
     )
 
 
-def read_items(dataset: PackedDataset, rows: Int) -> Pixels:
-    """Pixels (len(rows), H, W, C) of stored items; a shard that holds none of them is not touched."""
-    pixels = np.empty((len(rows), *dataset.item.shape), dtype=np.uint8)
+def read_items(dataset: PackedDataset, rows: Int) -> NDArray[Any]:
+    """Stored items (len(rows), *item); a shard that holds none of them is not touched."""
+    items = np.empty((len(rows), *dataset.item.shape), dtype=dataset.item.dtype)
     start = 0
     for shard in dataset.info.shards:
         inside = np.flatnonzero((rows >= start) & (rows < start + shard.items))
         if len(inside):
-            pixels[inside] = np.load(dataset.folder / shard.file, mmap_mode="r")[rows[inside] - start]
+            items[inside] = np.load(dataset.folder / shard.file, mmap_mode="r")[rows[inside] - start]
         start += shard.items
-    return pixels
+    return items
 
 
 # Items
@@ -141,19 +144,19 @@ def read_items(dataset: PackedDataset, rows: Int) -> Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """Per item (n,); items of a shard that is not as declared have NaN, "" and 0."""
+    """Per item (n,); items of a shard that is not as declared have NaN, "" and 0.
+
+    `facts` are those of the kind of item, by name; `looks` are 0 where items of this kind cannot be compared.
+    """
 
     readable: NDArray[np.bool_]
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-    min: NDArray[np.float64]
-    max: NDArray[np.float64]
+    facts: dict[str, NDArray[np.float64]]
     sha256: list[str]
-    hashes: Hashes
+    looks: NDArray[np.uint64]
 
 
 def _shard_table(dataset: PackedDataset) -> pd.DataFrame:
-    needed = [_layout(np.dtype(np.uint8), (shard.items, *dataset.item.shape)) for shard in dataset.info.shards]
+    needed = [_layout(dataset.item.dtype, (shard.items, *dataset.item.shape)) for shard in dataset.info.shards]
     found = [_found_layout(dataset.folder / shard.file) for shard in dataset.info.shards]
     files = [shard.file for shard in dataset.info.shards]
     return pd.DataFrame({"file": files, "found": found, "needed": needed}, dtype=object)
@@ -176,76 +179,65 @@ def _measure_items(dataset: PackedDataset, shards: pd.DataFrame) -> _Measured:
     parts = [
         part
         for shard, readable in zip(dataset.info.shards, as_declared, strict=True)
-        for part in (_measure_shard(dataset, shard) if readable else [_unreadable(shard.items)])
+        for part in (_measure_shard(dataset, shard) if readable else [_unreadable(dataset.item, shard.items)])
     ]
     return _Measured(
         readable=np.concatenate([part.readable for part in parts]),
-        mean=np.concatenate([part.mean for part in parts]),
-        std=np.concatenate([part.std for part in parts]),
-        min=np.concatenate([part.min for part in parts]),
-        max=np.concatenate([part.max for part in parts]),
+        facts={name: np.concatenate([part.facts[name] for part in parts]) for name in parts[0].facts},
         sha256=[digest for part in parts for digest in part.sha256],
-        hashes=np.concatenate([part.hashes for part in parts]),
+        looks=np.concatenate([part.looks for part in parts]),
     )
 
 
 def _measure_shard(dataset: PackedDataset, shard: Shard) -> Iterator[_Measured]:
     stored = np.load(dataset.folder / shard.file, mmap_mode="r")
-    step = max(1, _CHUNK_BYTES // dataset.item.size_bytes)
+    step = _items_at_once(dataset)
     for start in range(0, len(stored), step):
-        yield _measure(np.asarray(stored[start : start + step]))
+        yield _measure(dataset.item, np.asarray(stored[start : start + step]))
 
 
-def _measure(pixels: Pixels) -> _Measured:
-    """Sums are whole numbers, so that the facts are the same on every machine."""
-    flat = pixels.reshape(len(pixels), -1)
-    total = flat.sum(axis=1, dtype=np.int64)
-    squares = np.square(flat, dtype=np.uint32).sum(axis=1, dtype=np.int64)
-    n = flat.shape[1]
+def _measure(kind: ItemKind, stored: NDArray[Any]) -> _Measured:
     return _Measured(
-        readable=np.ones(len(pixels), dtype=np.bool_),
-        mean=total / n,
-        std=np.sqrt((squares * n - total**2) / n**2),
-        min=flat.min(axis=1).astype(np.float64),
-        max=flat.max(axis=1).astype(np.float64),
-        sha256=[hashlib.sha256(item.tobytes()).hexdigest() for item in flat],
-        hashes=difference_hash(pixels),
+        readable=np.ones(len(stored), dtype=np.bool_),
+        facts={str(name): column.to_numpy() for name, column in kind.facts(stored).items()},
+        sha256=[hashlib.sha256(item.tobytes()).hexdigest() for item in stored],
+        looks=kind.look(stored) if isinstance(kind, Comparable) else np.zeros(len(stored), dtype=np.uint64),
     )
 
 
-def _unreadable(n_items: int) -> _Measured:
-    unknown = np.full(n_items, np.nan)
+def _unreadable(kind: ItemKind, n_items: int) -> _Measured:
     return _Measured(
         readable=np.zeros(n_items, dtype=np.bool_),
-        mean=unknown,
-        std=unknown,
-        min=unknown,
-        max=unknown,
+        facts={str(name): np.full(n_items, np.nan) for name in kind.facts(kind.example(1)).columns},
         sha256=[""] * n_items,
-        hashes=np.zeros(n_items, dtype=np.uint64),
+        looks=np.zeros(n_items, dtype=np.uint64),
     )
+
+
+def _items_at_once(dataset: PackedDataset) -> int:
+    return max(1, _CHUNK_BYTES // item_size_bytes(dataset.item))
 
 
 def _item_table(dataset: PackedDataset, measured: _Measured, settings: FactSettings) -> pd.DataFrame:
     items: pd.DataFrame = dataset.manifest.to_pandas()
     items[["id", "class", "group"]] = items[["id", "class", "group"]].fillna("")
     items["split"] = items["class"].map(dataset.info.splits.by_class()).fillna("")
-    items["mean"], items["std"] = measured.mean, measured.std
-    items["min"], items["max"] = measured.min, measured.max
-    items["readable"], items["blank"] = measured.readable, measured.std < settings.blank_std
-    items["pixel_sha256"] = measured.sha256
-    items["sha256_matches"] = (items["pixel_sha256"] == items["sha256"]) | ~items["readable"]
+    items = items.assign(**measured.facts)
+    items["readable"] = measured.readable
+    items["blank"] = items["std"] < settings.blank_std if "std" in items else False
+    items["content_sha256"] = measured.sha256
+    items["sha256_matches"] = (items["content_sha256"] == items["sha256"]) | ~items["readable"]
     return _with_sharing(items)
 
 
 def _with_sharing(items: pd.DataFrame) -> pd.DataFrame:
-    """How many classes, splits and items hold the same pixels. Blank items are alike and are reported as blank only."""
+    """How many classes, splits and items hold the same content. Blank items are alike, and reported as blank only."""
     items[["classes_sharing", "splits_sharing", "copies"]] = 1
-    repeated = items[items["readable"] & ~items["blank"] & items.duplicated("pixel_sha256", keep=False)]
-    alike = repeated.groupby("pixel_sha256", sort=False)
+    repeated = items[items["readable"] & ~items["blank"] & items.duplicated("content_sha256", keep=False)]
+    alike = repeated.groupby("content_sha256", sort=False)
     items.loc[repeated.index, "classes_sharing"] = alike["class"].transform("nunique")
     items.loc[repeated.index, "splits_sharing"] = alike["split"].transform("nunique")
-    items.loc[repeated.index, "copies"] = repeated.groupby(["pixel_sha256", "class"])["id"].transform("size")
+    items.loc[repeated.index, "copies"] = repeated.groupby(["content_sha256", "class"])["id"].transform("size")
     return items
 
 
@@ -306,16 +298,19 @@ def _split_shapes(
 
 def _near_duplicates(
     dataset: PackedDataset, items: pd.DataFrame, measured: _Measured, settings: FactSettings, seed: int
-) -> NearDuplicates:
+) -> NearDuplicates | None:
+    kind = dataset.item
+    if not isinstance(kind, Comparable):
+        return None
     candidates = np.flatnonzero(items["readable"] & ~items["blank"])
     rows = _drawn(candidates, settings.near_duplicate_items, seed)
-    step = max(1, _CHUNK_BYTES // dataset.item.size_bytes)
+    step = _items_at_once(dataset)
     chunks = (rows[start : start + step] for start in range(0, max(len(rows), 1), step))
     pairs = near_pairs(
-        measured.hashes[rows],
-        np.concatenate([thumbnails(read_items(dataset, chunk)) for chunk in chunks]),
+        measured.looks[rows],
+        np.concatenate([kind.sketch(read_items(dataset, chunk)) for chunk in chunks]),
         labels=pd.factorize(items["class"])[0][rows],
-        contents=pd.factorize(items["pixel_sha256"])[0][rows],
+        contents=pd.factorize(items["content_sha256"])[0][rows],
         max_bits=settings.near_duplicate_bits,
         min_correlation=settings.near_duplicate_correlation,
     )
@@ -352,8 +347,8 @@ def _drift(items: pd.DataFrame) -> Drift | None:
         version=int(versions[-1]),
         items_before=len(before),
         items_after=len(after),
-        mean=_shift(before["mean"], after["mean"]),
-        std=_shift(before["std"], after["std"]),
+        mean=_shift(before["mean"], after["mean"]) if "mean" in items else None,
+        std=_shift(before["std"], after["std"]) if "std" in items else None,
         class_shift=float(known.sub(shares_before).abs().sum() / 2),
         new_classes=len(set(after["class"]) - set(before["class"])),
     )

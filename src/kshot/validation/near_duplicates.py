@@ -1,11 +1,11 @@
-"""Images that are nearly the same and carry different labels: re-encoded, rescaled or touched-up copies.
+"""Items that are nearly the same and carry different labels: re-encoded, rescaled or touched-up copies.
 
-Two steps. A 64-bit difference hash (Neal Krawetz, "Kind of Like That", 2013) proposes pairs; on line
-drawings it proposes hundreds of pairs for every true one, so each is confirmed by the correlation of the
-two images' small grey versions. Pairs are found without comparing everything with everything: hashes that
-differ in at most b bits agree on at least one of b + 1 bands of bits.
+Two steps. The 64 bits of how an item looks propose pairs; for line drawings they propose hundreds of pairs
+for every true one, so each is confirmed by the correlation of the two items' sketches (both are of the
+kind of item, `kshot.data.items.contract.Comparable`). Pairs are found without comparing everything with
+everything: hashes that differ in at most b bits agree on at least one of b + 1 bands of bits.
 
-Shapes: n items, H,W,C one item.
+Shapes: n items, T numbers of a sketch.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 from kshot.seeding import generator
 
 Int = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
 Hashes = NDArray[np.uint64]
 
-_FLAT_LEVELS = 2  # a smaller step between neighbours is noise: flat areas stay 0 when a copy is re-encoded
-_THUMBNAIL_SIZE = 32
 _CONFIRM_AT_ONCE = 2**11  # pairs
 _CANDIDATE_LIMIT = 5_000_000  # pairs; beyond it nearly all items are near duplicates, and counting on is useless
 
@@ -39,29 +36,15 @@ class NearPairs:
     complete: bool = True
 
 
-def difference_hash(pixels: Pixels) -> Hashes:
-    """(n,) 64-bit hashes of `pixels` (n, H, W, C): where the image, at 8 x 9, gets brighter to the right."""
-    cells = _cells(pixels, 8, 9)
-    brighter = np.diff(cells, axis=2) > _FLAT_LEVELS * np.prod(pixels.shape[1:])
-    return np.packbits(brighter.reshape(len(pixels), 64), axis=1).view(np.uint64).reshape(-1)
-
-
-def thumbnails(pixels: Pixels) -> Pixels:
-    """(n, T * T) grey versions of `pixels` (n, H, W, C), T at most 32."""
-    rows, columns = (min(size, _THUMBNAIL_SIZE) for size in pixels.shape[1:3])
-    cells = _cells(pixels, rows, columns) / np.prod(pixels.shape[1:])
-    return np.round(cells).astype(np.uint8).reshape(len(pixels), rows * columns)
-
-
 def near_pairs(
-    hashes: Hashes, grey: Pixels, labels: Int, contents: Int, *, max_bits: int, min_correlation: float
+    hashes: Hashes, sketches: NDArray[np.uint8], labels: Int, contents: Int, *, max_bits: int, min_correlation: float
 ) -> NearPairs:
     """Pairs with different `labels` (n,) and different `contents` (n,) that look alike.
 
-    Alike: `hashes` (n,) differ in at most `max_bits` bits and `grey` (n, T * T) correlate by at least
+    Alike: `hashes` (n,) differ in at most `max_bits` bits and `sketches` (n, T) correlate by at least
     `min_correlation`.
     """
-    standardised = _standardised(grey)
+    standardised = _standardised(sketches)
     found: list[tuple[Int, Int, NDArray[np.float64]]] = []
     n_candidates = 0
     for first, second in _batches(_candidates(hashes, labels, contents, max_bits)):
@@ -138,22 +121,9 @@ def _differing_bits(hashes: Hashes, first: Int, second: Int) -> Int:
     return np.asarray(np.bitwise_count(hashes[first] ^ hashes[second]), dtype=np.int64)
 
 
-def _standardised(grey: Pixels) -> NDArray[np.float32]:
+def _standardised(sketches: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Rows of mean 0 and length 1, so that the correlation of two is their dot product; flat rows stay 0."""
-    rows = grey.astype(np.float32)
+    rows = sketches.astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(lengths > 0, lengths, 1), dtype=np.float32)
-
-
-def _cells(pixels: Pixels, rows: int, columns: int) -> NDArray[np.float64]:
-    """(n, rows, columns) area averages, times H * W * C: whole numbers, so equal on every machine."""
-    grey = pixels.sum(axis=3, dtype=np.float64)
-    return np.asarray(_overlaps(grey.shape[1], rows) @ grey @ _overlaps(grey.shape[2], columns).T)
-
-
-def _overlaps(size: int, bins: int) -> NDArray[np.float64]:
-    """(bins, size) overlap of each bin with each pixel, where a pixel is `bins` long and a bin `size`."""
-    pixel, bin_ = np.arange(size) * bins, np.arange(bins)[:, None] * size
-    overlap = np.minimum(pixel + bins, bin_ + size) - np.maximum(pixel, bin_)
-    return np.asarray(np.maximum(overlap, 0), dtype=np.float64)

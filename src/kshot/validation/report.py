@@ -4,17 +4,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kshot.data.class_table import Int
 from kshot.data.packed import SPLITS, PackedDataset
-from kshot.pages.page import figure_uri, image_uri, render
+from kshot.pages.page import figure_uri, render
 from kshot.seeding import random_bits, stream_key
 from kshot.validation.facts import Facts, read_items
 
 _NAMED, _PAIRS_IN_FACTS, _PAIRS_IN_PAGE = 20, 100, 12
-_SAMPLE_CLASSES, _SAMPLE_ITEMS, _SAMPLE_SIZE_PX = 6, 6, 64
+_SAMPLE_CLASSES, _SAMPLE_ITEMS = 6, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,7 @@ def count(number: int, noun: str) -> str:
 
 def summary(dataset: PackedDataset, facts: Facts, results: list[CheckResult]) -> dict[str, Any]:
     """The content of facts.json: no time, no machine, only what the data and the settings determine."""
-    items, classes, near = facts.items, facts.classes, facts.near_duplicates
-    ids = items["id"].to_numpy()
+    items, classes = facts.items, facts.classes
     return {
         "format_version": 1,
         "dataset": dataset.name,
@@ -51,22 +51,28 @@ def summary(dataset: PackedDataset, facts: Facts, results: list[CheckResult]) ->
         "rotations": dataset.info.rotations,
         "splits": _split_rows(dataset, facts),
         "images_per_class": {"min": int(classes["items"].min()), "max": int(classes["items"].max())},
-        "brightness": {"mean": _rounded(items["mean"].mean()), "std": _rounded(items["std"].mean())},
+        "brightness": {name: _rounded(items[name].mean()) for name in ("mean", "std") if name in items},
         "versions": items["version"].nunique(),
-        "near_duplicates": {
-            "compared": near.n_compared,
-            "complete": near.complete,
-            "across_classes": len(near),
-            "across_splits": near.across_splits,
-            "most_alike": [
-                {"first": ids[first], "second": ids[second], "correlation": _rounded(correlation)}
-                for first, second, correlation in zip(
-                    near.first[:_PAIRS_IN_FACTS], near.second[:_PAIRS_IN_FACTS], near.correlation, strict=False
-                )
-            ],
-        },
+        "near_duplicates": _near_duplicates(facts),
         "quarantined": [asdict(file) for file in dataset.info.quarantined],
         "drift": _drift_row(facts),
+    }
+
+
+def _near_duplicates(facts: Facts) -> dict[str, Any] | None:
+    near, ids = facts.near_duplicates, facts.items["id"].to_numpy()
+    if near is None:
+        return None
+    most_alike = zip(near.first[:_PAIRS_IN_FACTS], near.second[:_PAIRS_IN_FACTS], near.correlation, strict=False)
+    return {
+        "compared": near.n_compared,
+        "complete": near.complete,
+        "across_classes": len(near),
+        "across_splits": near.across_splits,
+        "most_alike": [
+            {"first": ids[first], "second": ids[second], "correlation": _rounded(correlation)}
+            for first, second, correlation in most_alike
+        ],
     }
 
 
@@ -93,7 +99,8 @@ def _drift_row(facts: Facts) -> dict[str, Any] | None:
         return None
     row = asdict(facts.drift)
     for measure in ("mean", "std"):
-        row[measure] = {name: _rounded(value) for name, value in row[measure].items()}
+        if row[measure] is not None:
+            row[measure] = {name: _rounded(value) for name, value in row[measure].items()}
     return row | {"class_shift": _rounded(facts.drift.class_shift)}
 
 
@@ -114,8 +121,8 @@ def page(dataset: PackedDataset, facts: Facts, results: list[CheckResult], seed:
         refused=[result for result in failed if result.severity == "critical"],
         warned=[result for result in failed if result.severity == "warning"],
         named=_NAMED,
+        noun=dataset.item.kind,
         data_hash=dataset.content_hash,
-        pixelated=dataset.item.image_size < _SAMPLE_SIZE_PX,
         samples={split: _samples(dataset, facts, split, seed) for split in SPLITS},
         pairs=_alike(dataset, facts),
         histogram=figure_uri(_histogram(dataset, facts)),
@@ -125,10 +132,10 @@ def page(dataset: PackedDataset, facts: Facts, results: list[CheckResult], seed:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Images side by side over the lines of their caption."""
+    """Items side by side over the lines of their caption."""
 
     caption: tuple[str, ...]
-    uris: tuple[str, ...]
+    shown: tuple[Markup, ...]
 
 
 def _samples(dataset: PackedDataset, facts: Facts, split: str, seed: int) -> list[Pictures]:
@@ -142,28 +149,31 @@ def _samples(dataset: PackedDataset, facts: Facts, split: str, seed: int) -> lis
         name, members = list(by_class.items())[number]
         rows = members.index.to_numpy()
         rows = np.sort(rows[np.argsort(random_bits(key, rows), kind="stable")[:_SAMPLE_ITEMS]])
-        pictures.append(Pictures(caption=(f"{name}, {count(len(members), 'image')}",), uris=_uris(dataset, rows)))
+        caption = (f"{name}, {count(len(members), dataset.item.kind)}",)
+        pictures.append(Pictures(caption=caption, shown=_shown(dataset, rows)))
     return pictures
 
 
 def _alike(dataset: PackedDataset, facts: Facts) -> list[Pictures]:
     """The near-duplicate pairs that are most alike."""
     ids, near = facts.items["id"].to_numpy(), facts.near_duplicates
-    pictures = []
+    pictures: list[Pictures] = []
+    if near is None:
+        return pictures
     for number in range(min(len(near), _PAIRS_IN_PAGE)):
         pair = np.array([near.first[number], near.second[number]])
         splits = "two splits" if near.splits[number] > 1 else "one split"
         caption = (*ids[pair], f"correlation {near.correlation[number]:.3f}, {splits}")
-        pictures.append(Pictures(caption=caption, uris=_uris(dataset, pair)))
+        pictures.append(Pictures(caption=caption, shown=_shown(dataset, pair)))
     return pictures
 
 
-def _uris(dataset: PackedDataset, rows: Int) -> tuple[str, ...]:
-    return tuple(image_uri(item, max_size_px=_SAMPLE_SIZE_PX) for item in read_items(dataset, rows))
+def _shown(dataset: PackedDataset, rows: Int) -> tuple[Markup, ...]:
+    return tuple(dataset.item.show(item) for item in read_items(dataset, rows))
 
 
 def _histogram(dataset: PackedDataset, facts: Facts) -> Figure:
-    """Classes by their number of images, the splits stacked."""
+    """Classes by their number of items, the splits stacked."""
     figure = Figure(figsize=(6, 2.6), layout="constrained")
     axes = figure.subplots()
     counts = [facts.classes["items"][facts.classes["class"].isin(dataset.info.splits.of(split))] for split in SPLITS]
@@ -172,7 +182,7 @@ def _histogram(dataset: PackedDataset, facts: Facts) -> Figure:
     if low == high:
         low, high = low - 4, high + 4  # one bar, not as wide as the page
     axes.hist(counts, bins=edges.tolist(), stacked=True, label=list(SPLITS), rwidth=0.9)
-    axes.set(xlabel="images of a class", ylabel="classes", xlim=(low - 1, high + 1))
+    axes.set(xlabel=f"{dataset.item.kind}s of a class", ylabel="classes", xlim=(low - 1, high + 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper center", ncols=len(SPLITS), frameon=False)

@@ -1,4 +1,8 @@
-"""The Great Expectations suite that a dataset is checked against. The only importer of great_expectations."""
+"""The Great Expectations suite that a dataset is checked against. The only importer of great_expectations.
+
+What the kind of item keeps and measures decides which checks of the items are made: `mode`, `width` and `height` of the
+original; `mean`, `std`, `min` and `max` in grey levels, 0 to 255; `not_finite`, a count of numbers.
+"""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -8,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kshot.data.packed import MANIFEST_SCHEMA, SPLITS, PackedDataset
+from kshot.data.packed import SPLITS, PackedDataset, manifest_schema
 from kshot.validation.facts import Facts
 from kshot.validation.report import CheckResult, count
 from kshot.validation.settings import FactSettings
@@ -50,7 +54,7 @@ def check(dataset: PackedDataset, facts: Facts, limits: FactSettings) -> list[Ch
     results = []
     for one in (
         *_item_checks(expectations, dataset, facts, limits),
-        *_class_checks(expectations, facts),
+        *_class_checks(expectations, dataset, facts),
         *_set_checks(expectations, dataset, facts, limits),
     ):
         batch = whole_table.get_batch({"dataframe": one.table})
@@ -89,17 +93,15 @@ def _result(one: Check, outcome: Any) -> CheckResult:
 
 def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: FactSettings) -> Iterable[Check]:
     """Schema, layout and content of the items."""
-    size = dataset.item.image_size
-    items = facts.items.assign(
-        original_px=facts.items[["width", "height"]].min(axis=1),
-        contrast=(facts.items["max"] - facts.items["min"]).mask(facts.items["blank"]),
-    )
+    items, item = facts.items, dataset.item
+    columns, noun = manifest_schema(item).names, item.kind
+    measured = {*item.original, *item.facts(item.example(1)).columns}
     yield Check(
         name="manifest_columns",
-        needed=f"columns {', '.join(MANIFEST_SCHEMA.names)}",
-        expectation=gxe.ExpectTableColumnsToMatchSet(column_set=MANIFEST_SCHEMA.names, exact_match=False),
+        needed=f"columns {', '.join(columns)}",
+        expectation=gxe.ExpectTableColumnsToMatchSet(column_set=columns, exact_match=False),
         table=items,
-        found=f"{len(set(MANIFEST_SCHEMA.names) & set(items.columns))} of these {len(MANIFEST_SCHEMA.names)}",
+        found=f"{len(set(columns) & set(items.columns))} of these {len(columns)}",
     )
     yield Check(
         name="manifest_values",
@@ -112,7 +114,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
     )
     yield Check(
         name="shard_layout",
-        needed=f"uint8, {' x '.join(map(str, dataset.item.shape))} each item",
+        needed=f"{item.dtype}, {' x '.join(map(str, item.shape))} each item",
         expectation=gxe.ExpectColumnPairValuesToBeEqual(column_A="found", column_B="needed"),
         table=facts.shards,
         noun="shard",
@@ -128,12 +130,42 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         wrong="used more than once",
     )
     yield Check(
-        name="unaltered_pixels",
-        needed="pixels with the sha256 that the manifest recorded at ingest",
+        name="unaltered_items",
+        needed="the sha256 that the manifest recorded at ingest",
         expectation=gxe.ExpectColumnValuesToBeInSet(column="sha256_matches", value_set=[True]),
         table=items,
         wrong="altered since ingest",
     )
+    if {"width", "height", "mode"} <= measured:
+        yield from _original_checks(gxe, items, min(item.shape[:2]))
+    if {"std", "min", "max"} <= measured:
+        yield from _grey_level_checks(gxe, items, limits)
+    if "not_finite" in measured:
+        yield Check(
+            name="finite_numbers",
+            needed="no number that is infinite or not a number",
+            expectation=gxe.ExpectColumnValuesToBeBetween(column="not_finite", max_value=0),
+            table=items,
+            wrong="with numbers that are not finite",
+        )
+    for name, column, needed, wrong, severity in (
+        ("identical_across_splits", "splits_sharing", f"no {noun} in two splits", "in several splits", "critical"),
+        ("identical_across_classes", "classes_sharing", f"no {noun} in two classes", "in several classes", "critical"),
+        ("identical_within_class", "copies", f"no {noun} twice in a class", "more than once in its class", "warning"),
+    ):
+        yield Check(
+            name=name,
+            needed=needed,
+            expectation=gxe.ExpectColumnValuesToBeBetween(column=column, max_value=1, severity=severity),
+            table=items,
+            noun=noun,
+            wrong=wrong,
+            tell=_equal_ids,
+        )
+
+
+def _original_checks(gxe: ModuleType, items: pd.DataFrame, size: int) -> Iterable[Check]:
+    """Of the pictures that the items were made of; `size` is the shorter side of an item."""
     yield Check(
         name="original_mode",
         needed="an image mode that Pillow knows",
@@ -146,10 +178,14 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         name="original_size",
         needed=f"originals of at least {size} x {size} pixels",
         expectation=gxe.ExpectColumnValuesToBeBetween(column="original_px", min_value=size, severity="warning"),
-        table=items,
+        table=items.assign(original_px=items[["width", "height"]].min(axis=1)),
         wrong="enlarged from a smaller original",
         tell=lambda rows: [f"{row.id!r} was {row.width} x {row.height}" for row in rows.itertuples()],
     )
+
+
+def _grey_level_checks(gxe: ModuleType, items: pd.DataFrame, limits: FactSettings) -> Iterable[Check]:
+    """Of the spread of the pixels of each item."""
     yield Check(
         name="not_blank",
         needed=f"pixel values with a standard deviation of {limits.blank_std:g} or more"
@@ -166,26 +202,12 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         expectation=gxe.ExpectColumnValuesToBeBetween(
             column="contrast", min_value=limits.min_contrast, severity="warning"
         ),
-        table=items,
+        table=items.assign(contrast=(items["max"] - items["min"]).mask(items["blank"])),
         wrong="with little contrast",
     )
-    for name, column, needed, wrong, severity in (
-        ("identical_across_splits", "splits_sharing", "no image in two splits", "in several splits", "critical"),
-        ("identical_across_classes", "classes_sharing", "no image in two classes", "in several classes", "critical"),
-        ("identical_within_class", "copies", "no image twice in a class", "more than once in its class", "warning"),
-    ):
-        yield Check(
-            name=name,
-            needed=needed,
-            expectation=gxe.ExpectColumnValuesToBeBetween(column=column, max_value=1, severity=severity),
-            table=items,
-            noun="image",
-            wrong=wrong,
-            tell=_equal_ids,
-        )
 
 
-def _class_checks(gxe: ModuleType, facts: Facts) -> Iterable[Check]:
+def _class_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts) -> Iterable[Check]:
     """Labels and splits, and whether every configured episode can be drawn."""
     yield Check(
         name="known_labels",
@@ -212,13 +234,13 @@ def _class_checks(gxe: ModuleType, facts: Facts) -> Iterable[Check]:
         )
     yield Check(
         name="images_per_class",
-        needed="k_shot + n_query images in every class, for every episode shape of its split",
+        needed=f"k_shot + n_query {dataset.item.kind}s in every class, for every episode shape of its split",
         expectation=gxe.ExpectColumnPairValuesAToBeGreaterThanB(
             column_A="items_found", column_B="items_needed", or_equal=True
         ),
         table=facts.class_shapes,
         noun="class",
-        wrong="short of images",
+        wrong=f"short of {dataset.item.kind}s",
         tell=_short_classes,
     )
     yield Check(
@@ -247,14 +269,15 @@ def _set_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: F
         )
 
     near, drift, n_quarantined = facts.near_duplicates, facts.drift, len(dataset.info.quarantined)
-    yield at_most(
-        "near_duplicates",
-        limits.max_near_duplicates,
-        len(near),
-        f"{'' if near.complete else 'at least '}{count(len(near), 'pair')}, {near.across_splits:,} across splits"
-        + (f", among {near.n_compared:,} items drawn" if near.n_compared == limits.near_duplicate_items else ""),
-        f"{_no_more_than(limits.max_near_duplicates, 'pair')} of different classes that look alike",
-    )
+    if near is not None:
+        yield at_most(
+            "near_duplicates",
+            limits.max_near_duplicates,
+            len(near),
+            f"{'' if near.complete else 'at least '}{count(len(near), 'pair')}, {near.across_splits:,} across splits"
+            + (f", among {near.n_compared:,} items drawn" if near.n_compared == limits.near_duplicate_items else ""),
+            f"{_no_more_than(limits.max_near_duplicates, 'pair')} of different classes that look alike",
+        )
     yield at_most(
         "quarantined_files",
         0,
@@ -271,10 +294,12 @@ def _set_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: F
         f"at most {limits.max_quarantined_share:.1%} of all files refused",
         severity="critical",
     )
-    for name, what, limit, shift in (
-        ("drift_mean", "brightness", limits.drift_mean, drift and drift.mean),
-        ("drift_std", "spread", limits.drift_std, drift and drift.std),
+    for name, measure, what, limit, shift in (
+        ("drift_mean", "mean", "brightness", limits.drift_mean, drift and drift.mean),
+        ("drift_std", "std", "spread", limits.drift_std, drift and drift.std),
     ):
+        if measure not in facts.items:
+            continue
         yield at_most(
             name,
             limit,
@@ -307,7 +332,7 @@ def _unknown_classes(rows: pd.DataFrame) -> list[str]:
 
 
 def _equal_ids(rows: pd.DataFrame) -> list[str]:
-    return [" = ".join(map(repr, alike)) for _, alike in rows.groupby("pixel_sha256", sort=False)["id"]]
+    return [" = ".join(map(repr, alike)) for _, alike in rows.groupby("content_sha256", sort=False)["id"]]
 
 
 def _short_classes(rows: pd.DataFrame) -> list[str]:

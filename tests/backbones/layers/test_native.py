@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kshot.backbones import Conv4Config
+from kshot.backbones.conv4 import Conv4
 from kshot.backbones.layers import native
 from kshot.backbones.layers.conv_block import conv_block
 from kshot.errors import StageError
@@ -255,7 +255,7 @@ def counted(function: Callable[..., Tensor], calls: Counter[str]) -> Callable[..
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_network_with_native_kernels_agrees_with_torchs(channels: int) -> None:
     torch.manual_seed(0)
-    net = Conv4Config(width=24).build(channels=channels, image_size=31)
+    net = Conv4(24, channels=channels, image_size=31)
     images, gradients = torch.rand(17, channels, 31, 31), []
     native.build_native()
     for wanted in (True, False):

@@ -1,20 +1,23 @@
+import base64
 import io
 import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-from kshot.data.items.image import open_checked, read_item, to_item
-from kshot.data.packed import ItemSpec
+from kshot.data.items import ImageKind
+from kshot.data.items.image import open_checked, to_item
 from kshot.errors import DataError
 from tests.ingest.toys import encoded, photo
 
-COLOUR = ItemSpec(image_size=16, channels=3)
-GREY = ItemSpec(image_size=16, channels=1)
+COLOUR = ImageKind(image_size=16, channels=3)
+GREY = ImageKind(image_size=16, channels=1)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -29,17 +32,17 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
 def test_every_supported_format_becomes_an_item(file_format: str) -> None:
-    decoded = read_item(encoded(Image.new("RGB", (40, 30), (200, 100, 50)), file_format), COLOUR)
-    assert decoded.pixels.shape == (16, 16, 3)
-    assert decoded.pixels.dtype == np.uint8
-    assert (decoded.width, decoded.height, decoded.mode) == (40, 30, "RGB")
-    assert np.abs(decoded.pixels.astype(int) - (200, 100, 50)).max() <= 4
+    decoded = COLOUR.read(encoded(Image.new("RGB", (40, 30), (200, 100, 50)), file_format))
+    assert decoded.item.shape == (16, 16, 3)
+    assert decoded.item.dtype == np.uint8
+    assert decoded.original == {"width": 40, "height": 30, "mode": "RGB"}
+    assert np.abs(decoded.item.astype(int) - (200, 100, 50)).max() <= 4
 
 
 def test_a_file_is_read_like_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "photo").write_bytes(encoded(photo(1)))
-    from_file, from_bytes = read_item(tmp_path / "photo", COLOUR), read_item(encoded(photo(1)), COLOUR)
-    assert np.array_equal(from_file.pixels, from_bytes.pixels)
+    from_file, from_bytes = COLOUR.read(tmp_path / "photo"), COLOUR.read(encoded(photo(1)))
+    assert np.array_equal(from_file.item, from_bytes.item)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +58,10 @@ def test_a_file_is_read_like_its_bytes(tmp_path: Path) -> None:
     ids=["1", "L", "LA", "RGBA", "I;16", "P"],
 )
 @pytest.mark.parametrize("item", [GREY, COLOUR], ids=["grey", "colour"])
-def test_every_mode_is_converted_by_one_rule(image: Image.Image, grey_level: int, item: ItemSpec) -> None:
+def test_every_mode_is_converted_by_one_rule(image: Image.Image, grey_level: int, item: ImageKind) -> None:
     if image.mode == "P":
         image.putpalette([0, 0, 0] * 3 + [255, 255, 255])
-    pixels = read_item(encoded(image), item).pixels
+    pixels = item.read(encoded(image)).item
     assert pixels.shape == item.shape
     assert (pixels == grey_level).all()
 
@@ -66,11 +69,11 @@ def test_every_mode_is_converted_by_one_rule(image: Image.Image, grey_level: int
 def test_a_palette_image_with_transparency_is_laid_on_white() -> None:
     image = Image.new("P", (20, 20), 0)
     image.putpalette([10, 20, 30])
-    assert (read_item(encoded(image, transparency=0), COLOUR).pixels == 255).all()
+    assert (COLOUR.read(encoded(image, transparency=0)).item == 255).all()
 
 
 def test_cmyk_becomes_rgb() -> None:
-    pixels = read_item(encoded(Image.new("CMYK", (20, 20), (0, 255, 255, 0)), "JPEG"), COLOUR).pixels
+    pixels = COLOUR.read(encoded(Image.new("CMYK", (20, 20), (0, 255, 255, 0)), "JPEG")).item
     assert (np.abs(pixels.astype(int) - (255, 0, 0)) <= 4).all()
 
 
@@ -79,7 +82,7 @@ def test_exif_orientation_is_applied() -> None:
     image.paste((255, 255, 255), (0, 0, 32, 16))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: what is on top goes right
-    pixels = read_item(encoded(image, "JPEG", exif=exif), GREY).pixels[:, :, 0]
+    pixels = GREY.read(encoded(image, "JPEG", exif=exif)).item[:, :, 0]
     assert pixels[:, 9:].min() > 200
     assert pixels[:, :7].max() < 55
 
@@ -87,7 +90,7 @@ def test_exif_orientation_is_applied() -> None:
 def test_the_shorter_side_is_fitted_and_the_middle_kept() -> None:
     stripes = np.zeros((16, 48), dtype=np.uint8)
     stripes[:, 16:32] = 255
-    item = ItemSpec(image_size=16, channels=1)
+    item = ImageKind(image_size=16, channels=1)
     assert (to_item(Image.fromarray(stripes), item) == 255).all()
     assert (to_item(Image.fromarray(stripes.T), item) == 255).all()
     wide = to_item(Image.fromarray(np.repeat(np.repeat(stripes, 3, 0), 3, 1)), item)
@@ -99,7 +102,7 @@ def test_small_images_are_enlarged() -> None:
 
 
 def test_inversion_is_the_last_step() -> None:
-    inverted = ItemSpec(image_size=16, channels=3, invert=True)
+    inverted = ImageKind(image_size=16, channels=3, invert=True)
     image = photo(5)
     assert np.array_equal(to_item(image, inverted), 255 - to_item(image, COLOUR))
 
@@ -109,7 +112,7 @@ def test_inversion_is_the_last_step() -> None:
 def test_a_truncated_file_is_refused(file_format: str, part: float) -> None:
     whole = encoded(photo(3, 64, 64), file_format)
     with pytest.raises(DataError, match="damaged|not a PNG"):
-        read_item(whole[: int(len(whole) * part)], COLOUR)
+        COLOUR.read(whole[: int(len(whole) * part)])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +132,7 @@ def test_a_truncated_file_is_refused(file_format: str, part: float) -> None:
 )
 def test_what_is_no_usable_image_is_refused_with_its_reason(content: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
-        read_item(content, COLOUR)
+        COLOUR.read(content)
 
 
 def test_a_bomb_is_refused_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,12 +149,12 @@ def test_more_than_one_frame_is_refused(file_format: str) -> None:
     frames = [photo(number) for number in range(3)]
     content = encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match="more than one frame"):
-        read_item(content, COLOUR)
+        COLOUR.read(content)
 
 
 def test_a_phone_photo_with_a_second_picture_counts_as_one() -> None:
     content = encoded(photo(1), "MPO", save_all=True, append_images=[photo(2)])
-    assert read_item(content, COLOUR).pixels.shape == (16, 16, 3)
+    assert COLOUR.read(content).item.shape == (16, 16, 3)
 
 
 def test_a_huge_text_chunk_is_refused() -> None:
@@ -160,14 +163,14 @@ def test_a_huge_text_chunk_is_refused() -> None:
     info = PngInfo()
     info.add_text("comment", "x" * 80_000_000, zip=True)
     with pytest.raises(DataError, match="damaged"):
-        read_item(encoded(photo(1), pnginfo=info), COLOUR)
+        COLOUR.read(encoded(photo(1), pnginfo=info))
 
 
 def test_a_file_over_the_byte_limit_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("kshot.data.items.image.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("kshot.data.items.files.MAX_FILE_BYTES", 100)
     (tmp_path / "big.png").write_bytes(encoded(photo(1)))
     with pytest.raises(DataError, match="the file has 101 bytes; at most 100"):
-        read_item(tmp_path / "big.png", COLOUR)
+        COLOUR.read(tmp_path / "big.png")
 
 
 def test_what_is_no_plain_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
@@ -175,7 +178,7 @@ def test_what_is_no_plain_file_is_refused_without_waiting_for_it(tmp_path: Path)
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
     for path in (tmp_path, tmp_path / "pipe.png", tmp_path / "broken.png"):
         with pytest.raises(DataError, match="not a plain file"):
-            read_item(path, COLOUR)
+            COLOUR.read(path)
 
 
 def test_random_damage_is_refused_or_decoded_but_never_crashes() -> None:
@@ -187,7 +190,7 @@ def test_random_damage_is_refused_or_decoded_but_never_crashes() -> None:
         for position in random.integers(0, len(content), size=4):
             content[position] = random.integers(256)
         try:
-            read_item(bytes(content), GREY)
+            GREY.read(bytes(content))
             outcomes.add("decoded")
         except DataError:
             outcomes.add("refused")
@@ -197,5 +200,45 @@ def test_random_damage_is_refused_or_decoded_but_never_crashes() -> None:
 def test_nothing_is_printed_for_a_damaged_file(capfd: pytest.CaptureFixture[str]) -> None:
     whole = encoded(photo(3, 64, 64), "TIFF")
     with pytest.raises(DataError, match="damaged"):
-        read_item(io.BytesIO(whole).read(len(whole) // 2), COLOUR)
+        COLOUR.read(io.BytesIO(whole).read(len(whole) // 2))
     assert capfd.readouterr() == ("", "")
+
+
+def shown(item: ImageKind, pixels: NDArray[np.uint8]) -> Image.Image:
+    before, encoded = str(item.show(pixels)).split("data:image/png;base64,")
+    assert before.startswith("<img ")
+    return Image.open(io.BytesIO(base64.b64decode(encoded.split('"')[0], validate=True)))
+
+
+@pytest.mark.parametrize(("item", "mode"), [(GREY, "L"), (COLOUR, "RGB")], ids=["grey", "colour"])
+def test_an_image_is_shown_as_it_is(item: ImageKind, mode: str) -> None:
+    pixels = item.example(1)[0]
+    image = shown(item, pixels)
+    assert image.mode == mode
+    np.testing.assert_array_equal(np.asarray(image).reshape(pixels.shape), pixels)
+
+
+def test_a_large_image_is_shown_reduced() -> None:
+    item = ImageKind(image_size=84, channels=3)
+    assert shown(item, item.example(1)[0]).size == (42, 42)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((16, 16, 1), dtype=np.float32), "the pixels are float32; need uint8"),
+        (np.zeros((16, 16), dtype=np.uint8), r"shape \(16, 16\); need \(height, width"),
+        (np.zeros((16, 16, 2), dtype=np.uint8), r"shape \(16, 16, 2\)"),
+        (np.zeros((16, 0, 1), dtype=np.uint8), r"shape \(16, 0, 1\)"),
+        ("a text", "found a text; needed an image file"),
+    ],
+)
+def test_what_is_no_image_is_refused(bad: NDArray[Any] | str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        GREY.read(bad)
+
+
+def test_pixels_are_read_like_a_file_of_them() -> None:
+    from_pixels, from_file = COLOUR.read(np.asarray(photo(1))), COLOUR.read(encoded(photo(1)))
+    assert np.array_equal(from_pixels.item, from_file.item)
+    assert from_pixels.original == from_file.original

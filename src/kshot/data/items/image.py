@@ -1,4 +1,4 @@
-"""One rule from any image to an item, for ingest and for serving alike, and the checks before it.
+"""The image kind, and one rule from any image to an item, for ingest and for serving alike.
 
 1. The file is refused by its header before a pixel is decoded: format, frames, width times height.
 2. The EXIF orientation is applied.
@@ -6,57 +6,144 @@
 4. Colour becomes grey (ITU-R 601 luma) for 1 channel, and grey or CMYK becomes RGB for 3.
 5. The shorter side is resized to image_size (Lanczos, antialiased) and the middle of the longer is kept.
 6. Values are inverted when the item says so.
+
+Shapes: n items, H = W = image_size, C channels.
 """
 
+import base64
 import io
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
+from torch import Tensor
 
-from kshot.data.packed import ItemSpec, Pixels
+from kshot.data.items.contract import ItemSource, Read, Stored
+from kshot.data.items.files import file_bytes
+from kshot.data.items.thumbnails import difference_hash, thumbnails
 from kshot.errors import DataError
+from kshot.seeding import generator
+from kshot.settings import STRICT
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from markupsafe import Markup
+
+Pixels = NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
-MAX_FILE_BYTES = 128 * 2**20
 
+_SHOWN_PX = 64  # on a side, at most
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 _MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_TRANSPARENT, *_SIXTEEN_BIT)
 _warnings_lock = Lock()  # warning filters belong to the whole process
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodedItem:
-    """pixels (H, W, channels); width, height and mode of the image as it was stored."""
+@settings(frozen=True, kw_only=True, config=STRICT)
+class ImageKind:
+    """Pixels (image_size, image_size, channels) uint8, inverted when asked.
 
-    pixels: Pixels
-    width: int
-    height: int
-    mode: str
+    The manifest keeps width, height and mode of each original, the mode as Pillow names it. A dataset.json
+    without a kind holds images, and that of images is written without one: so were they before there were others.
+    """
 
+    original: ClassVar[Mapping[str, type[int] | type[str]]] = {"width": int, "height": int, "mode": str}
 
-def read_item(source: Path | bytes, item: ItemSpec) -> DecodedItem:
-    """Check, decode and convert an image file or its bytes. Raise DataError with the reason for a refusal."""
-    with open_checked(source) as image:
-        try:
-            pixels = to_item(image, item)
-        except Exception as error:  # damaged pixels and metadata surface as a dozen unrelated types
-            raise DataError(f"damaged {image.format} image: {_reason(error)}") from error
-        return DecodedItem(pixels=pixels, width=image.width, height=image.height, mode=image.mode)
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    channels: Literal[1, 3]
+    invert: bool = False
+    kind: Annotated[Literal["image"], Field(exclude_if=lambda kind: True)] = "image"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.image_size, self.image_size, self.channels)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.uint8)
+
+    def __str__(self) -> str:
+        colour = {1: "grey", 3: "colour"}[self.channels]
+        return f"{'inverted ' * self.invert}{colour} items of {self.image_size} pixels"
+
+    def read(self, source: ItemSource) -> Read:
+        """From a file, its bytes or pixels (height, width, 1, 3 or 4) uint8, by the rule of this module."""
+        if isinstance(source, str):
+            raise DataError("found a text; needed an image file, the bytes of one, or pixels")
+        if isinstance(source, np.ndarray):
+            return self._converted(_from_pixels(source))
+        with open_checked(source) as image:
+            try:
+                return self._converted(image)
+            except Exception as error:  # damaged pixels and metadata surface as a dozen unrelated types
+                raise DataError(f"damaged {image.format} image: {_reason(error)}") from error
+
+    def tensor(self, stored: Tensor) -> Tensor:
+        """uint8 (..., H, W, C) -> float32 (..., C, H, W) in 0..1.
+
+        The memory stays in the order H, W, C, which is channels-last to a convolution.
+        """
+        return stored.float().mul_(1 / 255).movedim(-1, -3)
+
+    def show(self, stored: NDArray[Any]) -> "Markup":
+        from markupsafe import Markup
+
+        image = Image.fromarray(stored[:, :, 0] if self.channels == 1 else stored)
+        buffer = io.BytesIO()
+        image.reduce(max(1, -(-self.image_size // _SHOWN_PX))).save(buffer, format="PNG", optimize=True)
+        style = "pixelated" if self.image_size < _SHOWN_PX else "smooth"
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        return Markup('<img class="{}" src="data:image/png;base64,{}" alt="">').format(style, encoded)
+
+    def facts(self, stored: NDArray[Any]) -> "pd.DataFrame":
+        """mean, std, min and max of the pixels of each item, in grey levels, 0 to 255."""
+        import pandas as pd
+
+        flat = stored.reshape(len(stored), -1)
+        total = flat.sum(axis=1, dtype=np.int64)  # whole numbers, so that the facts are the same on every machine
+        squares = np.square(flat, dtype=np.uint32).sum(axis=1, dtype=np.int64)
+        n = flat.shape[1]
+        return pd.DataFrame(
+            {
+                "mean": total / n,
+                "std": np.sqrt((squares * n - total**2) / n**2),
+                "min": flat.min(axis=1).astype(np.float64),
+                "max": flat.max(axis=1).astype(np.float64),
+            }
+        )
+
+    def example(self, n: int) -> Pixels:
+        return generator(0, "example", "image").integers(0, 256, (n, *self.shape), dtype=np.uint8)
+
+    def turned(self, stored: Stored, quarters: int) -> Stored:
+        if isinstance(stored, Tensor):
+            return torch.rot90(stored, quarters, dims=(-3, -2))
+        return np.rot90(stored, quarters, axes=(-3, -2))
+
+    def look(self, stored: Pixels) -> NDArray[np.uint64]:
+        return difference_hash(stored)
+
+    def sketch(self, stored: Pixels) -> Pixels:
+        return thumbnails(stored)
+
+    def _converted(self, image: Image.Image) -> Read:
+        pixels = to_item(image, self)
+        return Read(item=pixels, original={"width": image.width, "height": image.height, "mode": image.mode})
 
 
 def open_checked(source: Path | bytes) -> Image.Image:
     """Open an image by its header alone; nothing is decoded yet. Raise DataError with the reason for a refusal."""
-    encoded = source if isinstance(source, bytes) else _read(source)
-    if not encoded:
-        raise DataError("the file has 0 bytes")
-    if len(encoded) > MAX_FILE_BYTES:
-        raise DataError(f"the file has {len(encoded)} bytes; at most {MAX_FILE_BYTES} are read")
+    encoded = file_bytes(source)
     try:
         with _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large sizes, which are checked below
@@ -71,7 +158,7 @@ def open_checked(source: Path | bytes) -> Image.Image:
     return image
 
 
-def to_item(image: Image.Image, item: ItemSpec) -> Pixels:
+def to_item(image: Image.Image, item: ImageKind) -> Pixels:
     """(image_size, image_size, channels) uint8 by the rule of this module."""
     upright = ImageOps.exif_transpose(image)
     plain = _opaque(_eight_bit(upright)).convert("L" if item.channels == 1 else "RGB")
@@ -80,14 +167,12 @@ def to_item(image: Image.Image, item: ItemSpec) -> Pixels:
     return 255 - pixels if item.invert else pixels
 
 
-def _read(path: Path) -> bytes:
-    if not path.is_file():  # opening a pipe would wait for its writer
-        raise DataError("not a plain file")
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}") from error
+def _from_pixels(pixels: NDArray[Any]) -> Image.Image:
+    if pixels.dtype != np.uint8:
+        raise DataError(f"the pixels are {pixels.dtype}; need uint8, 0..255")
+    if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] not in (1, 3, 4):
+        raise DataError(f"the pixels have shape {pixels.shape}; need (height, width, 1, 3 or 4), none of them 0")
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _check_header(image: Image.Image) -> None:
