@@ -3,18 +3,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kshot.data.class_table import ClassTable
+from kshot.episodes import pools
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.pools import FrozenPool, SampledPool
-from kshot.episodes.sampling import Uniform
+from kshot.episodes.sampling import ClassWeighted, SamplerConfig, Uniform, WithinGroup
 from kshot.errors import DataError
 from tests.toy_episodes import class_table
 
 SHAPE = EpisodeShape(n_way=4, k_shot=1, n_query=3)
+UNIFORM = Uniform()
 LABELS = np.repeat(np.arange(30), 6)
 
 
-def pool(seed: int = 1, split: str = "meta_val") -> SampledPool:
-    return SampledPool.of_split(class_table(LABELS, np.arange(30)), SHAPE, Uniform(), seed=seed, split=split)
+def pool(seed: int = 1, split: str = "meta_val", sampler: SamplerConfig = UNIFORM) -> SampledPool:
+    return SampledPool.of_split(class_table(LABELS, np.arange(30)), SHAPE, sampler, seed=seed, split=split)
 
 
 def test_a_frozen_pool_holds_the_episodes_that_the_sampled_pool_gives() -> None:
@@ -31,6 +34,48 @@ def test_a_pool_survives_the_disk_with_its_hash(tmp_path: Path) -> None:
     assert loaded.shape == SHAPE
     assert loaded.hash == frozen.hash
     assert (loaded.indices.support == frozen.indices.support).all()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "pinned"),
+    [
+        (Uniform(), "c60fda7d594cf6d6b5238cd132ba0e629da32e081a2a642c3599eb75043a68f7"),
+        (WithinGroup(), "d71c7b678811dfc14917f6a56926ed09e14767b2cb7f8e49af5be4b1bfb1b9b4"),
+        (ClassWeighted(), "540862b9e55b41630cade05194777f7901fc6364c2986b12b8a05af25d024546"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_draws_of_a_pool_never_change(sampler: SamplerConfig, pinned: str) -> None:
+    """Pinned: versions of a model are compared on the same episodes over years."""
+    table = ClassTable.from_labels(LABELS, np.arange(30), np.arange(30) // 10)
+    assert SampledPool.of_split(table, SHAPE, sampler, seed=1, split="meta_val").freeze(20).hash == pinned
+
+
+def test_other_words_for_a_shape_or_a_sampler_draw_the_same_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {sampler: pool(sampler=sampler).key for sampler in (Uniform(), WithinGroup(), ClassWeighted())}
+    for worded in (EpisodeShape, Uniform, WithinGroup, ClassWeighted):
+        monkeypatch.setattr(worded, "__str__", lambda self: "in other words")
+    assert str(SHAPE) == "in other words"
+    assert {sampler: pool(sampler=sampler).key for sampler in drawn} == drawn
+
+
+def test_two_exponents_have_draws_and_names_of_their_own() -> None:
+    samplers = [ClassWeighted(exponent=exponent) for exponent in (0.5, 1.0, -1.0, 1.0000001)]
+    assert len({int(pool(sampler=sampler).key) for sampler in samplers}) == len(samplers)
+    settings = tuple(pools.TestSetting(n_way=5, k_shot=1, sampler=sampler) for sampler in samplers)
+    kinds = pools.TestPoolSettings(n_episodes=2, n_query=3, settings=settings).kinds()
+    assert list(kinds) == [
+        "5w1s-class_weighted",
+        "5w1s-class_weighted_1.0",
+        "5w1s-class_weighted_-1.0",
+        "5w1s-class_weighted_1.0000001",
+    ]
+
+
+def test_a_setting_that_stands_there_twice_is_refused() -> None:
+    one, same = pools.TestSetting(n_way=5, k_shot=1), pools.TestSetting(n_way=5, k_shot=1, sampler=Uniform())
+    with pytest.raises(ValueError, match="5-way 1-shot stands there twice"):
+        pools.TestPoolSettings(n_episodes=2, n_query=3, settings=(one, same))
 
 
 def test_the_hash_tells_seeds_splits_and_lengths_apart() -> None:

@@ -28,6 +28,11 @@ class EpisodeShape:
     def items_per_class(self) -> int:
         return self.k_shot + self.n_query
 
+    @property
+    def key_name(self) -> str:
+        """Its name in the key of a pool's draws. It must never change: other words would draw other episodes."""
+        return f"{self.n_way}-way {self.k_shot}-shot"
+
     def __str__(self) -> str:
         return f"{self.n_way}-way {self.k_shot}-shot"
 

@@ -52,8 +52,8 @@ class TestSetting:
 
     @property
     def name(self) -> str:
-        """Such as 5w1s, or 5w1s-within_group."""
-        return f"{self.n_way}w{self.k_shot}s" + ("" if self.sampler is None else f"-{self.sampler.name}")
+        """Such as 5w1s, 5w1s-within_group or 5w1s-class_weighted_1.0."""
+        return f"{self.n_way}w{self.k_shot}s" + ("" if self.sampler is None else f"-{self.sampler.key_name}")
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -67,9 +67,9 @@ class TestPoolSettings:
 
     @model_validator(mode="after")
     def _check_distinct(self) -> Self:
-        named, kinds = [setting.name for setting in self.settings], [str(kind) for kind in self.kinds().values()]
+        named, kinds = [setting.name for setting in self.settings], list(self.kinds().values())
         twice = [name for name in dict.fromkeys(named) if named.count(name) > 1]
-        twice += [kind for kind in dict.fromkeys(kinds) if kinds.count(kind) > 1]
+        twice += [str(kind) for kind in dict.fromkeys(kinds) if kinds.count(kind) > 1]
         if twice:
             raise ValueError(f"{twice[0]} stands there twice; need different settings")
         return self
@@ -127,8 +127,8 @@ class SampledPool(Generic[Ints]):
     def of_split(
         cls, table: ClassTable[Ints], shape: EpisodeShape, sampler: SamplerConfig, *, seed: int, split: str
     ) -> "SampledPool[Ints]":
-        how = () if isinstance(sampler, Uniform) else (sampler.name,)  # so that no two settings share their draws
-        key = stream_key(seed, "task_pool", split, str(shape), *how)
+        how = () if isinstance(sampler, Uniform) else (sampler.key_name,)  # so that no two settings share their draws
+        key = stream_key(seed, "task_pool", split, shape.key_name, *how)
         return cls(table=table, shape=shape, sampler=sampler, key=key)
 
     def on(self, device: torch.device) -> "SampledPool[Tensor]":

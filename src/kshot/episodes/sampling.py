@@ -30,6 +30,7 @@ _CLASSES, _ITEMS, _GROUPS, _NOISE = 0, 1, 2, 3  # the draws of an episode, as th
 _MANY = 4  # times as many candidates as are drawn: a sequence of them has few repetitions
 _PLACE_BITS, _NUMBER_BITS = 22, 40  # of a place in a sequence and of the number there, packed into one
 _KEY_BITS = 53
+_USUAL_EXPONENT = 0.5
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -37,6 +38,11 @@ class Uniform:
     """Every class is equally likely."""
 
     name: Literal["uniform"] = "uniform"
+
+    @property
+    def key_name(self) -> str:
+        """What this sampler is called in names of settings and in the key of a pool's draws; it must never change."""
+        return "uniform"
 
     def __str__(self) -> str:
         return ""
@@ -51,7 +57,12 @@ class ClassWeighted:
     """
 
     name: Literal["class_weighted"] = "class_weighted"
-    exponent: Annotated[float, Field(ge=-4, le=4)] = 0.5
+    exponent: Annotated[float, Field(ge=-4, le=4)] = _USUAL_EXPONENT
+
+    @property
+    def key_name(self) -> str:
+        """As for `Uniform`. Every exponent but the usual one is part of it, so that no two share their draws."""
+        return "class_weighted" if self.exponent == _USUAL_EXPONENT else f"class_weighted_{self.exponent!r}"
 
     def __str__(self) -> str:
         return f", classes by weight {self.exponent:g}"
@@ -62,6 +73,11 @@ class WithinGroup:
     """All classes of an episode share one group (alphabet, product line); groups by number of classes."""
 
     name: Literal["within_group"] = "within_group"
+
+    @property
+    def key_name(self) -> str:
+        """As for `Uniform`."""
+        return "within_group"
 
     def __str__(self) -> str:
         return " within a group"
