@@ -13,10 +13,10 @@ from kshot.backbones import BackboneConfig
 from kshot.backbones.adopted import Adopted
 from kshot.backbones.contract import Backbone, calibrate, items_at_once, recorded_statistics
 from kshot.backbones.layers.norm import ReferenceNorm
-from kshot.data.packed import ItemSpec
+from kshot.data.items import ImageKind
 from kshot.errors import ConfigError
 
-ITEM = ItemSpec(image_size=16, channels=1)
+ITEM = ImageKind(image_size=16, channels=1)
 
 
 def plain_network() -> nn.Module:
@@ -44,7 +44,7 @@ every_backbone = pytest.mark.parametrize("name", MAKERS)
 
 
 def built(config: Any) -> Backbone:
-    backbone: Backbone = config.build(channels=ITEM.channels, image_size=ITEM.image_size)
+    backbone: Backbone = config.build(ITEM)
     return backbone
 
 

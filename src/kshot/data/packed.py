@@ -111,8 +111,9 @@ class PackedDataset:
         self._info_bytes = info_bytes
 
     @classmethod
-    def open(cls, folder: Path) -> "PackedDataset":
+    def open(cls, folder: Path | str) -> "PackedDataset":
         """Raise DataError unless `folder` holds dataset.json and every file it lists at its full size."""
+        folder = Path(folder)
         if not (folder / INFO_FILE).is_file():
             raise DataError(_missing(folder))
         info_bytes = (folder / INFO_FILE).read_bytes()
