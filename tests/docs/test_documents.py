@@ -12,7 +12,7 @@ import yaml
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from kshot.cli import app
+from kshot.cli.app import app
 from kshot.config import params_from
 
 REPOSITORY = Path(__file__).parents[2]

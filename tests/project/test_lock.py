@@ -18,12 +18,12 @@ def test_a_second_run_waits_for_the_first_and_says_so(tmp_path: Path, monkeypatc
     waiting = threading.Event()
     news: list[str] = []
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         news.append(line)
         waiting.set()
 
     with FileLock(tmp_path / ".kshot/flow.lock"):
-        second = threading.Thread(target=lambda: _enter(tmp_path, tell))
+        second = threading.Thread(target=lambda: _enter(tmp_path, report))
         second.start()
         waiting.wait()
         assert not (tmp_path / "entered").exists()
@@ -75,8 +75,8 @@ def test_the_lock_of_a_living_dvc_stays(tmp_path: Path) -> None:
         dvc.communicate()
 
 
-def _enter(root: Path, tell: object) -> None:
-    with hold_workspace(root, tell):  # type: ignore[arg-type]
+def _enter(root: Path, report: object) -> None:
+    with hold_workspace(root, report):  # type: ignore[arg-type]
         (root / "entered").touch()
 
 

@@ -10,8 +10,8 @@ def test_of_lines_in_quick_succession_only_those_that_must_be_seen_are_written(m
     lines = LiveLines(written.append)
     for second in (0.5, 1.5, 2.5, 3.0, 5.0):
         clock[0] = second
-        lines.mention(lambda second=second: f"at {second}")
-    lines.say("end")
+        lines.log_sparingly(lambda second=second: f"at {second}")
+    lines.log("end")
     clock[0] = 6.0
-    lines.mention(lambda: "too soon")
+    lines.log_sparingly(lambda: "too soon")
     assert written == ["at 2.5", "at 5.0", "end"]

@@ -54,7 +54,7 @@ def score_cross_domain(
         beside = mean_interval(score_episodes(pixels, pool.indices, gather).accuracy)
         for mode, (in_mode, items) in modes.items():
             found = mean_interval(score_episodes(in_mode, pool.indices, items, lines=lines).accuracy)
-            lines.say(
+            lines.log(
                 f"{dataset.name}: {kind} {mode}: {found.mean:.2%}; {PIXELS} {beside.mean:.2%}; {len(pool):,} episodes"
             )
             results.append(

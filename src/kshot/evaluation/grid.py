@@ -12,11 +12,11 @@ from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import FrozenPools
 from kshot.evaluation.calibration import fit_temperatures
-from kshot.evaluation.held_in import held_in_and_held_out
 from kshot.evaluation.intervals import mean_interval
 from kshot.evaluation.per_class import class_interval
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, episodes_id
 from kshot.evaluation.scoring import embedded_once, score_episodes
+from kshot.evaluation.seen_classes import on_seen_and_unseen_classes
 from kshot.evaluation.tables import Evaluation, SettingScores, class_table, confusion_table, episode_table
 from kshot.model import SavedModel
 from kshot.runtime.files import json_bytes
@@ -91,7 +91,7 @@ def _score_settings(
         for mode, (learner, items) in scored.items():
             scores = score_episodes(learner, pool.indices, items, temperature=temperatures[mode], lines=lines)
             others = "".join(f"; {name} {other.accuracy.mean():.2%}" for name, other in beside.items())
-            lines.say(f"{kind} {mode}: {scores.accuracy.mean():.2%}{others}; {len(pool):,} episodes")
+            lines.log(f"{kind} {mode}: {scores.accuracy.mean():.2%}{others}; {len(pool):,} episodes")
             yield SettingScores(
                 name=name,
                 kind=kind,
@@ -145,7 +145,9 @@ def _held_in(
 ) -> Iterator[dict[str, Any]]:
     """Accuracy on the classes of training and on held-out ones, in the mode that is served."""
     in_use = served(learner)
-    rows = held_in_and_held_out(in_use, grid.dataset, setting.kind.shape, gather, seed=seed, n_episodes=_FEW_EPISODES)
+    rows = on_seen_and_unseen_classes(
+        in_use, grid.dataset, setting.kind.shape, gather, seed=seed, n_episodes=_FEW_EPISODES
+    )
     for name, accuracy in rows:
         yield {"queries": name, "accuracy": accuracy.mean, "ci95": accuracy.half_width}
 

@@ -150,4 +150,4 @@ def episode_logits(
     for start in range(0, len(indices), at_once):
         episodes = load_episodes(indices[start : start + at_once], gather)
         yield learner.classify(learner.adapt(episodes.support), episodes.query_x)
-        lines.mention(partial("{:,} of {:,} episodes scored".format, start + len(episodes), len(indices)))
+        lines.log_sparingly(partial("{:,} of {:,} episodes scored".format, start + len(episodes), len(indices)))

@@ -18,7 +18,7 @@ from kshot.ingest.splits import SeededSplits, assign_splits
 from kshot.ingest.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_atomically
 from kshot.runtime.cpu import usable_cores
 
-Progress = Callable[[int, int], None]  # items done, items in all
+OnProgress = Callable[[int, int], None]  # items done, items in all
 
 QUARANTINE_FILE = "quarantine.csv"
 DEFAULT_ITEM = ImageKind(image_size=84, channels=3)
@@ -63,7 +63,7 @@ def ingest(
     rotations: Rotations | None = None,
     licence: str = "",
     splits: SplitRequest | None = None,
-    progress: Progress = _no_progress,
+    progress: OnProgress = _no_progress,
     shard_limit_bytes: int = SHARD_LIMIT_BYTES,
 ) -> IngestReport:
     """Pack the items of `source` into data_folder/name, or append those that are new.
@@ -111,7 +111,7 @@ def ingest_built_in(
     name: str,
     data_folder: Path,
     *,
-    progress: Progress = _no_progress,
+    progress: OnProgress = _no_progress,
     shard_limit_bytes: int = SHARD_LIMIT_BYTES,
 ) -> IngestReport:
     """Make or fetch a built-in dataset into data_folder/name. Raise DataError when it cannot be had."""
@@ -137,7 +137,7 @@ def dataset_folder(data_folder: Path, name: str) -> Path:
     return data_folder / name
 
 
-def _add_files(writer: PackedWriter, source: Source, item: ItemKind, progress: Progress) -> Iterator[Quarantined]:
+def _add_files(writer: PackedWriter, source: Source, item: ItemKind, progress: OnProgress) -> Iterator[Quarantined]:
     """Add every readable file in order of id; yield the others."""
     with _decoders(item) as decode:
         for done, (file, decoded) in enumerate(decode(source.files), start=1):

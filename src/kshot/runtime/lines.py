@@ -13,14 +13,14 @@ class LiveLines:
         self._write = write
         self._last = time.monotonic()
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self._write(line)
         self._last = time.monotonic()
 
-    def mention(self, line: Callable[[], str]) -> None:
+    def log_sparingly(self, line: Callable[[], str]) -> None:
         """Write what `line` returns, unless a line was written within the last two seconds."""
         if time.monotonic() - self._last >= _EVERY_S:
-            self.say(line())
+            self.log(line())
 
 
 def silent_lines() -> LiveLines:

@@ -150,8 +150,8 @@ def run_training(job: TrainingJob) -> Progress:
             progress = _after_validation(progress, settings, job.objective.score(workers, job.lines))
             if progress.validations_since_best == 0:
                 best_weights = _copy(module.state_dict())
-            job.lines.say(_validation_line(progress, job))
-        job.lines.mention(partial(_step_line, progress, job))
+            job.lines.log(_validation_line(progress, job))
+        job.lines.log_sparingly(partial(_step_line, progress, job))
         if workers.is_first and now - last_save >= settings.checkpoint_every_s:
             job.checkpoints.save(_state(module, optimizer, progress, best_weights))
             saved_step, last_save = progress.step, time.monotonic()
@@ -283,7 +283,7 @@ def _resume(job: TrainingJob, optimizer: Adam) -> tuple[Progress, Tensors]:
     state = job.checkpoints.latest()
     if state is None:
         return Progress(), _copy(job.objective.module.state_dict())
-    job.lines.say(f"resuming from the checkpoint of step {state.progress.step:,}")
+    job.lines.log(f"resuming from the checkpoint of step {state.progress.step:,}")
     job.objective.module.load_state_dict(state.weights)
     optimizer.load_state(state.optimizer)
     return state.progress, state.best_weights

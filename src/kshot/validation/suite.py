@@ -30,7 +30,7 @@ class Check:
     """One expectation on one table, and how to name what fails it.
 
     `found` is set where the table is a single row about the whole set. Otherwise the failing rows are
-    counted as `noun`s that are `wrong`, and `tell` names each.
+    counted as `noun`s that are `wrong`, and `describe` names each.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Check:
     found: str = ""
     noun: str = "item"
     wrong: str = ""
-    tell: Callable[[pd.DataFrame], Iterable[str]] = lambda rows: map(repr, rows["id"])
+    describe: Callable[[pd.DataFrame], Iterable[str]] = lambda rows: map(repr, rows["id"])
 
 
 def check(dataset: PackedDataset, facts: Facts, limits: FactSettings) -> list[CheckResult]:
@@ -79,7 +79,7 @@ def _result(one: Check, outcome: Any) -> CheckResult:
         found = one.found
     else:
         rows = one.table.iloc[outcome.result.get("unexpected_index_list") or []]
-        offenders = tuple(dict.fromkeys(one.tell(rows)))
+        offenders = tuple(dict.fromkeys(one.describe(rows)))
         found = f"{count(len(offenders), one.noun)} {one.wrong}"
     return CheckResult(
         name=one.name,
@@ -110,7 +110,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         table=facts.columns,
         noun="column",
         wrong="with missing values",
-        tell=lambda rows: [f"{row.column} misses {row.missing:,}" for row in rows.itertuples()],
+        describe=lambda rows: [f"{row.column} misses {row.missing:,}" for row in rows.itertuples()],
     )
     yield Check(
         name="shard_layout",
@@ -119,7 +119,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         table=facts.shards,
         noun="shard",
         wrong="of another layout",
-        tell=lambda rows: [f"{row.file} is {row.found}, not {row.needed}" for row in rows.itertuples()],
+        describe=lambda rows: [f"{row.file} is {row.found}, not {row.needed}" for row in rows.itertuples()],
     )
     yield Check(
         name="unique_ids",
@@ -160,7 +160,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
             table=items,
             noun=noun,
             wrong=wrong,
-            tell=_equal_ids,
+            describe=_equal_ids,
         )
 
 
@@ -172,7 +172,7 @@ def _original_checks(gxe: ModuleType, items: pd.DataFrame, size: int) -> Iterabl
         expectation=gxe.ExpectColumnValuesToBeInSet(column="mode", value_set=sorted(_ORIGINAL_MODES)),
         table=items,
         wrong="from an unknown mode",
-        tell=lambda rows: [f"{row.id!r} was {row.mode!r}" for row in rows.itertuples()],
+        describe=lambda rows: [f"{row.id!r} was {row.mode!r}" for row in rows.itertuples()],
     )
     yield Check(
         name="original_size",
@@ -180,7 +180,7 @@ def _original_checks(gxe: ModuleType, items: pd.DataFrame, size: int) -> Iterabl
         expectation=gxe.ExpectColumnValuesToBeBetween(column="original_px", min_value=size, severity="warning"),
         table=items.assign(original_px=items[["width", "height"]].min(axis=1)),
         wrong="enlarged from a smaller original",
-        tell=lambda rows: [f"{row.id!r} was {row.width} x {row.height}" for row in rows.itertuples()],
+        describe=lambda rows: [f"{row.id!r} was {row.width} x {row.height}" for row in rows.itertuples()],
     )
 
 
@@ -216,7 +216,7 @@ def _class_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts) -> Iter
         table=facts.items,
         noun="class",
         wrong="in no split",
-        tell=_unknown_classes,
+        describe=_unknown_classes,
     )
     for name, column, needed, wrong, severity in (
         ("disjoint_splits", "splits", "no class in two splits", "in several splits", "critical"),
@@ -230,7 +230,7 @@ def _class_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts) -> Iter
             table=facts.classes,
             noun="class",
             wrong=wrong,
-            tell=lambda rows: map(repr, rows["class"]),
+            describe=lambda rows: map(repr, rows["class"]),
         )
     yield Check(
         name="images_per_class",
@@ -241,7 +241,7 @@ def _class_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts) -> Iter
         table=facts.class_shapes,
         noun="class",
         wrong=f"short of {dataset.item.kind}s",
-        tell=_short_classes,
+        describe=_short_classes,
     )
     yield Check(
         name="classes_per_split",
@@ -252,7 +252,7 @@ def _class_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts) -> Iter
         table=facts.split_shapes,
         noun="episode shape",
         wrong="short of classes",
-        tell=lambda rows: [
+        describe=lambda rows: [
             f"{row.split} {row.shape} has {row.classes_found} of {row.classes_needed} needed {row.where}"
             for row in rows.itertuples()
         ],

@@ -9,7 +9,7 @@ from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.sampling import EpisodeIndices
-from kshot.evaluation.held_in import held_in_and_held_out, mixed
+from kshot.evaluation.seen_classes import mixed, on_seen_and_unseen_classes
 from kshot.seeding import stream_key
 from tests.tiny_dataset import tiny_dataset
 
@@ -31,7 +31,7 @@ def test_nothing_is_measured_where_a_class_has_too_few_images(tmp_path: Path) ->
     gather, learner = item_gather(dataset, torch.device("cpu")), ProtoNet(Flatten())
     for k_shot, n_rows in ((4, 5), (5, 0)):
         shape = EpisodeShape(n_way=3, k_shot=k_shot, n_query=9)
-        rows = list(held_in_and_held_out(learner, dataset, shape, gather, seed=1, n_episodes=4))
+        rows = list(on_seen_and_unseen_classes(learner, dataset, shape, gather, seed=1, n_episodes=4))
         assert len(rows) == n_rows
 
 

@@ -21,7 +21,7 @@ from kshot.seeding import stream_key, uniform
 _STREAM = "held_in"
 
 
-def held_in_and_held_out(
+def on_seen_and_unseen_classes(
     learner: Learner[Any], dataset: PackedDataset, shape: EpisodeShape, gather: Gather, *, seed: int, n_episodes: int
 ) -> Iterator[tuple[str, Interval]]:
     """Accuracy on meta_train classes, on meta_test classes, and in episodes with half of each.
