@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from kshot.algorithms.linear_probe import LinearProbe
     from kshot.algorithms.maml import MAML, MAMLConfig
     from kshot.algorithms.protonet import ProtoNet
-    from kshot.arrays import arrays, evaluate, train
     from kshot.backbones.adopted import Adopted
     from kshot.backbones.contract import Backbone, calibrate
     from kshot.backbones.conv4 import Conv4
     from kshot.data.packed import PackedDataset
     from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
     from kshot.model import load_model
+    from kshot.on_arrays import arrays, evaluate, train
     from kshot.serving.classifier import FewShotClassifier
 
 _MODULES = {
@@ -41,11 +41,11 @@ _MODULES = {
     "ProtoNet": "kshot.algorithms.protonet",
     "Support": "kshot.episodes.episode",
     "TransferLearner": "kshot.algorithms.learner",
-    "arrays": "kshot.arrays",
+    "arrays": "kshot.on_arrays",
     "calibrate": "kshot.backbones.contract",
-    "evaluate": "kshot.arrays",
+    "evaluate": "kshot.on_arrays",
     "load_model": "kshot.model",
-    "train": "kshot.arrays",
+    "train": "kshot.on_arrays",
 }
 
 __all__ = [

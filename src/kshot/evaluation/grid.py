@@ -145,9 +145,8 @@ def _held_in(
 ) -> Iterator[dict[str, Any]]:
     """Accuracy on the classes of training and on held-out ones, in the mode that is served."""
     in_use = served(learner)
-    rows = on_seen_and_unseen_classes(
-        in_use, grid.dataset, setting.kind.shape, gather, seed=seed, n_episodes=_FEW_EPISODES
-    )
+    shape = setting.kind.shape
+    rows = on_seen_and_unseen_classes(in_use, grid.dataset, shape, gather, seed=seed, n_episodes=_FEW_EPISODES)
     for name, accuracy in rows:
         yield {"queries": name, "accuracy": accuracy.mean, "ci95": accuracy.half_width}
 

@@ -65,18 +65,6 @@ _SERVING_PACKAGES = (
     "typing_extensions",
 )
 
-_IMAGES = (-1, -1, -1, -1)
-SIGNATURE = ModelSignature(
-    inputs=Schema(
-        [
-            TensorSpec(np.dtype(np.uint8), _IMAGES, "support_images"),
-            TensorSpec(np.dtype(np.int64), (-1,), "support_labels"),
-            TensorSpec(np.dtype(np.uint8), _IMAGES, "query_images"),
-        ]
-    ),
-    outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
-)
-
 T = TypeVar("T")
 
 
@@ -109,7 +97,7 @@ class ModelFiles:
     """What the registered model is made of.
 
     `folder` holds model.json and weights.safetensors; `code` is the file that MLflow runs to load the
-    model; `input_example` maps each name of SIGNATURE to an array, and `expected` is the output for it.
+    model; `input_example` has an array for each input by its name, and `expected` is the output for it.
     """
 
     folder: Path
@@ -268,11 +256,17 @@ def _log_model(model: ModelFiles) -> str:
             artifacts={"model": str(model.folder)},
             code_paths=[str(Path(__file__).resolve().parent.parent)],
             pip_requirements=serving_requirements(),
-            signature=SIGNATURE,
+            signature=_signature(model.input_example),
             input_example=dict(model.input_example),
             model_config={"weights_sha256": model.weights_sha256},
         )
     return str(info.model_id)
+
+
+def _signature(example: Mapping[str, NDArray[Any]]) -> ModelSignature:
+    """Inputs of the example's names and types, whose sizes are free; out come probabilities (Q, N)."""
+    inputs = [TensorSpec(array.dtype, (-1,) * array.ndim, name) for name, array in example.items()]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]))
 
 
 @contextmanager
