@@ -213,7 +213,7 @@ def _expanded(name: str, stage: dict[str, Any], root: Path) -> Iterator[tuple[st
     for key in stage["foreach"].removeprefix("${").removesuffix("}").split("."):
         items = items[key]
     for item in items:
-        yield f"{name}@{item}", yaml.safe_load(yaml.safe_dump(stage["do"]).replace("${item}", item))
+        yield f"{name}@{item}", yaml.safe_load(yaml.safe_dump(stage["do"]).replace("${item}", str(item)))
 
 
 def _paths(entries: list[str | dict[str, Any]] | None) -> list[PurePosixPath]:
