@@ -230,6 +230,7 @@ def test_finished_run_becomes_a_version_with_its_whole_lineage(
         "meta_train/metrics.json",
         "model_card.md",
         "params.yaml",
+        "pretrain/metrics.json",
         "smoke_test.safetensors",
         "task_pool/pools.json",
         "validate/facts.json",
