@@ -265,8 +265,8 @@ def _log_model(model: ModelFiles) -> str:
 
 def _signature(example: Mapping[str, NDArray[Any]]) -> ModelSignature:
     """Inputs of the example's names and types, whose sizes are free; out come probabilities (Q, N)."""
-    inputs = [TensorSpec(array.dtype, (-1,) * array.ndim, name) for name, array in example.items()]
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]))
+    inputs = Schema([TensorSpec(array.dtype, (-1,) * array.ndim, name) for name, array in example.items()])
+    return ModelSignature(inputs=inputs, outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]))
 
 
 @contextmanager
