@@ -13,6 +13,7 @@ from kshot.algorithms.learner import (
     MetaLearner,
     Problem,
     TransferLearner,
+    episodes_at_once,
     normalization_mode,
     normalization_modes,
     served,
@@ -286,3 +287,12 @@ def test_ordinary_training_makes_features_that_answer_episodes_of_other_classes(
 @every_algorithm
 def test_the_mode_that_is_served_depends_on_no_other_query(config: Any) -> None:
     assert normalization_mode(served(on_images(config))) == NON_TRANSDUCTIVE
+
+
+@every_algorithm
+def test_as_many_episodes_are_taken_together_as_the_learner_likes_and_as_fit(config: Any) -> None:
+    learner = on_images(config)
+    per_episode = 30 * learner.backbone.bytes_per_item
+    assert episodes_at_once(learner, 30, 100 * per_episode) == learner.episodes_at_once
+    assert episodes_at_once(learner, 30, 1) == 1
+    assert episodes_at_once(learner, 30, 2 * per_episode) == min(2, learner.episodes_at_once)

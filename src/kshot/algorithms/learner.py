@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from kshot.backbones.contract import items_at_once
 from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
 
 AdaptedT = TypeVar("AdaptedT")
@@ -130,6 +131,12 @@ def normalization_modes(learner: Learner[AdaptedT]) -> dict[str, Learner[Adapted
 def served(learner: Learner[AdaptedT]) -> Learner[AdaptedT]:
     """The learner in the mode that is served: a prediction depends on no other query."""
     return normalization_modes(learner)[NON_TRANSDUCTIVE]
+
+
+def episodes_at_once(learner: Learner[Any], items_per_episode: int, budget_bytes: int) -> int:
+    """How many episodes, at least one, to give the learner together: as many as it likes and as activations fit."""
+    fit = items_at_once(learner.backbone, budget_bytes) // items_per_episode
+    return max(1, min(learner.episodes_at_once, fit))
 
 
 def embed_alone(backbone: nn.Module, items: Tensor) -> Tensor:

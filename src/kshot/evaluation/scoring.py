@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
-from kshot.algorithms.learner import FeatureWise, Learner
+from kshot.algorithms.learner import FeatureWise, Learner, episodes_at_once
 from kshot.backbones.contract import items_at_once
 from kshot.data.class_table import Int
 from kshot.data.gather import Gather
@@ -28,6 +28,7 @@ Float = NDArray[np.float64]
 
 _EPISODES_AT_ONCE = 64  # scored together from features, within this many numbers
 _NUMBERS_AT_ONCE = 32_000_000
+_SCORING_BYTES = 2**30  # of the largest activations of the episodes that are taken together
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -140,13 +141,13 @@ def episode_logits(
 
     A learner that sees items one by one has each embedded once, and episodes are gathers.
     """
+    items_per_episode = indices.support[0].size + indices.query[0].size
     if isinstance(learner, FeatureWise):
         learner, gather = embedded_once(learner, gather)
-        items_per_episode = indices.support[0].size + indices.query[0].size
         per_episode = gather(indices.support[:1, :1, :1]).numel() * items_per_episode
         at_once = min(max(1, _NUMBERS_AT_ONCE // per_episode), _EPISODES_AT_ONCE)
     else:
-        at_once = learner.episodes_at_once
+        at_once = episodes_at_once(learner, items_per_episode, _SCORING_BYTES)
     for start in range(0, len(indices), at_once):
         episodes = load_episodes(indices[start : start + at_once], gather)
         yield learner.classify(learner.adapt(episodes.support), episodes.query_x)

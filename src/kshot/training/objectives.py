@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner
+from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner, episodes_at_once
 from kshot.backbones.contract import calibrate
 from kshot.data.batches import TrainItems
 from kshot.data.class_table import Int
@@ -23,6 +23,7 @@ from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import Workers
 
 _CALIBRATION_EPISODES = 16
+_TRAINING_BYTES = 2**30  # of the largest activations of the episodes that are taken together
 
 
 class Objective(Protocol):
@@ -66,7 +67,8 @@ class Episodic:
 
     @property
     def at_once(self) -> int:
-        return self.learner.episodes_at_once
+        shape = self.train.pool.shape
+        return episodes_at_once(self.learner, shape.n_way * shape.items_per_class, _TRAINING_BYTES)
 
     @property
     def unit(self) -> str:
