@@ -13,7 +13,7 @@ import threading
 import time
 
 GUARDIAN_PID = "KSHOT_GUARDIAN_PID"  # the flow process; a stage that DVC starts inherits it
-_DVC_STAGE = "DVC_STAGE"  # DVC sets it for every stage command
+_PIPELINE = (GUARDIAN_PID, "DVC_STAGE", "TORCHELASTIC_RUN_ID")  # DVC sets it for a stage, torchrun for a worker
 _CHECK_EVERY_S = 0.5
 
 
@@ -29,8 +29,8 @@ def die_with_parent() -> None:
 
 
 def die_with_pipeline() -> None:
-    """`die_with_parent` for a stage that a flow or DVC runs; a command started by hand may outlive its shell."""
-    if GUARDIAN_PID in os.environ or _DVC_STAGE in os.environ:
+    """`die_with_parent` for what a flow, DVC or torchrun runs; a command started by hand may outlive its shell."""
+    if any(name in os.environ for name in _PIPELINE):
         die_with_parent()
 
 
