@@ -80,8 +80,8 @@ def main() -> int:
 def _rerun(root: Path, model: str, version: int, from_scratch: bool, report: Callable[[str], None]) -> Rerun:
     from kshot.config import load_params
     from kshot.pages.page import render
-    from kshot.process import CPU, CPU_WITH_KERNELS, WITHOUT_KERNELS
     from kshot.registry import rebuild, receipt  # here and not above: these import torch and mlflow
+    from kshot.runtime.process import CPU, CPU_WITH_KERNELS, WITHOUT_KERNELS
 
     name = model or load_params(Workspace(root).params).register.model_name
     folder = Workspace(root).rerun(name, version)

@@ -17,8 +17,8 @@ from kshot.backbones import BackboneConfig
 from kshot.episodes.pools import TaskPoolSettings
 from kshot.errors import ConfigError
 from kshot.evaluation.scoring import EvaluationSettings
-from kshot.process import ProcessSettings
 from kshot.promotion.settings import PromotionSettings
+from kshot.runtime.process import ProcessSettings
 from kshot.settings import STRICT
 from kshot.training.loop import TrainingSettings
 from kshot.training.pretraining import NoPretraining, PretrainConfig

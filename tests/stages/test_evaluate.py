@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from kshot import launch
 from kshot.config import load_params
 from kshot.data.packed import PackedDataset
 from kshot.episodes.pools import FrozenPool
 from kshot.errors import DataError, ModelError
 from kshot.model import load_model
-from kshot.stages import evaluate, meta_train, pretrain, task_pool
+from kshot.stages import evaluate, launch, meta_train, pretrain, task_pool
 from kshot.workspace import Workspace
 from tests.browser import check_stands_alone
 from tests.tiny_project import tiny_params, write_project

@@ -189,8 +189,8 @@ def test_a_loss_that_is_not_finite_is_one_line_also_from_two_processes(tmp_path:
 
 def test_a_setting_that_the_learner_cannot_take_is_refused_before_training(tmp_path: Path) -> None:
     root = project(tmp_path)
-    text = (root / "params.yaml").read_text().replace("name: protonet", "name: maml").replace("- k_shot: 1\n      n_way: 3", "- k_shot: 1\n      n_way: 5")
-    (root / "params.yaml").write_text(text)
+    text = (root / "params.yaml").read_text().replace("name: protonet", "name: maml")
+    (root / "params.yaml").write_text(text.replace("- k_shot: 1\n      n_way: 3", "- k_shot: 1\n      n_way: 5"))
     with pytest.raises(EpisodeError, match="meta_test asks for 5-way 1-shot; this learner, trained 3-way"):
         meta_train.run(load_params(root / "params.yaml"), Workspace(root))
 

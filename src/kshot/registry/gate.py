@@ -16,10 +16,10 @@ from kshot.evaluation.baselines import untrained_baselines
 from kshot.evaluation.grid import Grid, score_model, write_scores
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, Scorecard, episodes_id, read_scorecard
 from kshot.model import load_model
-from kshot.process import set_up_process
 from kshot.promotion.rule import PromotionDecision, decide
 from kshot.promotion.settings import PromotionSettings
 from kshot.runtime.lines import LiveLines
+from kshot.runtime.process import set_up_process
 from kshot.runtime.workers import choose_device
 from kshot.serving.classifier import check_weights
 from kshot.tracking import (

@@ -7,9 +7,9 @@ from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.evaluation.cross_domain import check_item, score_cross_domain
 from kshot.model import load_model
-from kshot.process import set_up_process
 from kshot.runtime.files import json_bytes
 from kshot.runtime.lines import LiveLines
+from kshot.runtime.process import set_up_process
 from kshot.runtime.workers import choose_device
 from kshot.workspace import Workspace
 

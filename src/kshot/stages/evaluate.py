@@ -11,8 +11,8 @@ from kshot.evaluation.baselines import pretrained_baseline, untrained_baselines
 from kshot.evaluation.grid import Grid, score_extras, score_model, write_scores
 from kshot.evaluation.report import write_report
 from kshot.model import load_model
-from kshot.process import set_up_process
 from kshot.runtime.lines import LiveLines
+from kshot.runtime.process import set_up_process
 from kshot.runtime.workers import choose_device
 from kshot.workspace import Workspace
 

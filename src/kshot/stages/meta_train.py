@@ -2,8 +2,8 @@
 
 from kshot.config import Params
 from kshot.data.packed import PackedDataset
-from kshot.launch import forget_checkpoints, train, training_of, write_history, write_speed
 from kshot.model import build_learner, save_model
+from kshot.stages.launch import forget_checkpoints, train, training_of, write_history, write_speed
 from kshot.training.fit import check_ways
 from kshot.workspace import Workspace
 

@@ -6,9 +6,9 @@ from kshot.algorithms.linear_probe import LinearProbeConfig
 from kshot.algorithms.maths.losses import CrossEntropyConfig
 from kshot.config import Params
 from kshot.data.packed import PackedDataset
-from kshot.launch import forget_checkpoints, model_config, train, write_history
 from kshot.model import save_model
 from kshot.runtime.files import json_bytes
+from kshot.stages.launch import forget_checkpoints, model_config, train, write_history
 from kshot.training.fit import ModelTraining
 from kshot.training.pretraining import NoPretraining
 from kshot.workspace import Workspace

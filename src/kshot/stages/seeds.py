@@ -7,11 +7,11 @@ from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_frozen
 from kshot.evaluation.grid import Grid, score_model
-from kshot.launch import forget_checkpoints, train, training_of
 from kshot.model import save_model
 from kshot.runtime.files import json_bytes
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import choose_device
+from kshot.stages.launch import forget_checkpoints, train, training_of
 from kshot.workspace import Workspace
 
 

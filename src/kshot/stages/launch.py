@@ -29,11 +29,11 @@ from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_val_pool
 from kshot.errors import KshotError, TrainingError
 from kshot.model import ModelConfig
-from kshot.process import device_name, set_up_process
 from kshot.runtime.cpu import check_bfloat16
 from kshot.runtime.error_file import error_file, leave_error
 from kshot.runtime.files import json_bytes
 from kshot.runtime.lines import LiveLines, silent_lines
+from kshot.runtime.process import device_name, set_up_process
 from kshot.runtime.workers import choose_device, in_worker, joined_workers, torchrun_command
 from kshot.seeding import stream_key
 from kshot.training.fit import ModelTraining, Trained, fit
@@ -179,7 +179,7 @@ def _training_key(
 
 def source_hash(stage: str, params: Params, workspace: Workspace) -> str:
     """Hash of the source files that dvc.yaml names as dependencies of the stage; without dvc.yaml, of all of kshot."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     files = {package} if not workspace.graph.exists() else _source_deps(stage, params, workspace)
     digest = sha256()
     for path in sorted(file for named in files for file in ([named] if named.is_file() else named.rglob("*"))):
