@@ -146,9 +146,9 @@ def test_without_a_model_the_next_command_is_named(tmp_path: Path) -> None:
         evaluate.run(load_params(root / "params.yaml"), Workspace(root))
 
 
-def test_a_learner_with_inner_steps_is_scored_after_each_of_them(maml: Path, protonet: Path) -> None:
+def test_a_learner_with_inner_steps_is_scored_after_a_handful_of_them(maml: Path, protonet: Path) -> None:
     curve = metrics(maml)["adaptation"]
-    steps = list(range(11))
+    steps = [0, 1, 2, 5, 10]
     assert [point["steps"] for point in curve if point["mode"] == "non-transductive"] == steps
     assert [point["steps"] for point in curve if point["mode"] == "transductive"] == steps
     last = {point["mode"]: point["accuracy"] for point in curve if point["steps"] == 10}

@@ -1,23 +1,24 @@
 """How far the accuracy of one training spreads over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 
-def over_seeds(
-    seed: int, results: Sequence[Mapping[str, Any]], others: Mapping[int, Sequence[Mapping[str, Any]]]
-) -> list[dict[str, Any]]:
+def over_seeds(metrics: Mapping[str, Any], others: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation of the accuracy over trainings, a row for each setting in each mode.
 
-    `results` are those of `seed`, as in metrics.json, and `others` those of further seeds on the same episodes. Empty
-    where there are no others.
+    `metrics` is the metrics.json of the evaluation, and `others` has those of further seeds on the same episodes.
+    Empty where there are no others.
     """
     if not others:
         return []
-    found = {other: {(row["setting"], row["mode"]): row["accuracy"] for row in rows} for other, rows in others.items()}
-    return [_row(seed, result, found) for result in results]
+    found = {
+        seed: {(result["setting"], result["mode"]): result["accuracy"] for result in other["results"]}
+        for seed, other in others.items()
+    }
+    return [_row(metrics["seed"], result, found) for result in metrics["results"]]
 
 
 def _row(seed: int, result: Mapping[str, Any], others: Mapping[int, Mapping[tuple[str, str], float]]) -> dict[str, Any]:

@@ -70,11 +70,7 @@ def write_run_report(name: str, version: int, root: Path) -> Path:
             state=_state(model, decision, root),
             decision=decision,
             sections=markup((folder / _SECTIONS).read_text(encoding="utf-8")),
-            over_seeds=over_seeds(
-                evaluation["seed"],
-                evaluation["results"],
-                {seed: _read(folder / path)["results"] for seed, path in seeds.items()},
-            ),
+            over_seeds=over_seeds(evaluation, {seed: _read(folder / path) for seed, path in seeds.items()}),
             cross_domain={other: _read(folder / path)["results"] for other, path in cross_domain.items()},
             warnings=[check for check in _read(folder / _FACTS)["checks"] if not check["passed"]],
             changes=None if against is None else _changes(compare(name, against, version, root), decision or {}),
