@@ -27,6 +27,7 @@ def tiny_params() -> dict[str, Any]:
         "pretrain": {"name": "none"},
         "meta_train": {
             "algorithm": {"name": "protonet"},
+            "initial": "random",
             "training": {"n_steps": 8, "episodes_per_step": 4, "validate_every": 4, "checkpoint_every_s": 0},
         },
         "evaluate": {},

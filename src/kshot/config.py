@@ -45,7 +45,7 @@ class DatasetSettings:
 class MetaTrainSettings:
     algorithm: AlgorithmConfig
     loss: LossConfig = Field(default_factory=CrossEntropyConfig)  # of the queries of an episode
-    initial: Literal["random", "pretrained"] = "random"  # the backbone's weights before the first step
+    initial: Literal["random", "pretrained"]  # the backbone's weights before the first step
     training: TrainingSettings
 
 

@@ -42,7 +42,7 @@ class ModelConfig:
     backbone: BackboneConfig
     item: AnyItemKind
     train_shape: EpisodeShape
-    n_train_classes: int | None = None  # not kept by models of before
+    n_train_classes: int | None = None  # None in a model saved before it was kept
 
     @property
     def problem(self) -> Problem:
@@ -53,7 +53,8 @@ class ModelConfig:
 class SavedModel:
     """A learner with what it is made of, and what to divide its logits by in each normalisation mode.
 
-    `temperatures` were fitted on meta_val, so that probabilities can be believed; a model of before has none.
+    `temperatures` were fitted on meta_val, so that probabilities can be believed; a model that was saved before they
+    were kept has none.
     """
 
     learner: Learner[Any]

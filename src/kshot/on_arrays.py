@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from kshot.algorithms.learner import Learner, MetaLearner
+from kshot.algorithms.learner import Learner, MetaLearner, served
 from kshot.data.class_table import ClassTable
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
@@ -41,11 +41,12 @@ def evaluate(
 ) -> Interval:
     """Mean accuracy, with its 95% interval, on episodes drawn from items x (I, *item) with integer labels y (I,).
 
+    Each query is classified alone, as in serving: no prediction depends on the other queries of its episode.
     Raises EpisodeError where y has too few classes, or a class too few items.
     """
     shape = EpisodeShape(n_way=n_way, k_shot=k_shot, n_query=n_query)
     pool = _pool(y, shape, seed=seed, split="meta_test").freeze(n_episodes)
-    return mean_interval(score_episodes(learner.eval(), pool.indices, _gather(x, learner)).accuracy)
+    return mean_interval(score_episodes(served(learner).eval(), pool.indices, _gather(x, learner)).accuracy)
 
 
 def train(
@@ -59,12 +60,17 @@ def train(
     episodes_per_step: int = 1,
     outer_lr: float = 1e-3,
     validate_every: int = 100,
+    patience: int | None = None,
     seed: int = 1,
     lines: LiveLines | None = None,
 ) -> float:
     """Meta-train in place on episodes of items x (I, *item) with labels y (I,), and keep the weights that were best on
     episodes of `validate_on`, which is (x, y) of other classes. Returns their accuracy there.
+
+    Stops after `patience` validations in a row without a better accuracy; None goes on to the last step.
     """
+    if not isinstance(learner, MetaLearner):
+        raise EpisodeError(f"train got a {type(learner).__name__}; need a MetaLearner, such as ProtoNet, MAML or ANIL")
     gather = _gather(x, learner)
     val_x, val_y = validate_on
     n_stored = len(gather.items)
@@ -79,6 +85,7 @@ def train(
             outer_lr=outer_lr,
             schedule="cosine",
             validate_every=validate_every,
+            patience=patience or n_steps,
         ),
         checkpoints=_NoCheckpoints(),
         lines=lines or silent_lines(),
@@ -118,7 +125,7 @@ def _gather(x: ArrayLike | Tensor, learner: Learner[Any]) -> _Items:
 
 
 def _pool(y: ArrayLike | Tensor, shape: EpisodeShape, *, seed: int, split: str, first_item: int = 0) -> SampledPool:
-    labels = np.asarray(y)
+    labels = y.cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise EpisodeError(f"labels are {labels.dtype} {labels.shape}; need one integer for each item")
     names, numbers = np.unique(labels, return_inverse=True)

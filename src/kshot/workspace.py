@@ -76,7 +76,7 @@ class Workspace:
     @property
     def pretrained_model(self) -> Path:
         """What the pretrain stage trained; not there where it was asked for none."""
-        return self.output("pretrain") / "model"
+        return self.output("pretrain") / "pretrained"
 
     # what a run leaves behind
 

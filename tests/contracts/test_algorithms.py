@@ -1,5 +1,7 @@
 """What every algorithm promises. A new name in `AlgorithmConfig` is tested here without a further line."""
 
+from inspect import getattr_static
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 from kshot.algorithms import AlgorithmConfig, Learner
 from kshot.algorithms.learner import (
     NON_TRANSDUCTIVE,
+    FeatureWise,
     MetaLearner,
     Problem,
     TransferLearner,
@@ -18,17 +21,26 @@ from kshot.algorithms.learner import (
     normalization_modes,
     served,
 )
-from kshot.backbones import Conv4Config
+from kshot.algorithms.maths.losses import FocalConfig
+from kshot.backbones import Conv4Config, MLPConfig
 from kshot.backbones.contract import calibrate
+from kshot.config import params_from
 from kshot.data.batches import TrainItems
+from kshot.data.gather import item_gather
 from kshot.data.items import ImageKind
+from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
 from kshot.episodes.loader import EpisodeLoader
-from kshot.errors import EpisodeError
+from kshot.errors import ConfigError, EpisodeError
 from kshot.evaluation.scoring import score_episodes
+from kshot.model import ModelConfig
+from kshot.runtime.lines import silent_lines
 from kshot.runtime.workers import Workers
+from kshot.training.fit import ModelTraining, fit
 from kshot.training.loop import TrainingJob, TrainingSettings, gradient_and_loss, run_training
 from kshot.training.objectives import Episodic, Supervised
+from tests.tiny_dataset import tiny_dataset
+from tests.tiny_project import tiny_params
 from tests.toy_episodes import SHAPE, LinearBackbone, image_pools, point_pools, separable_points
 from tests.training.fakes import NoCheckpoints
 
@@ -268,6 +280,40 @@ def test_the_loss_that_is_given_is_the_one_that_is_minimised(config: Any) -> Non
     assert {shape for shape, _ in seen} == {(SHAPE.n_way * SHAPE.n_query, SHAPE.n_way)}
 
 
+@every_algorithm
+def test_a_learner_that_sees_items_one_by_one_is_found_to_do_so(config: Any) -> None:
+    """Also where the check of a protocol looks at the class alone, as from Python 3.12 on."""
+    learner = on_points(config)
+    static = all(getattr_static(learner, name, None) is not None for name in ("embed", "on_features"))
+    assert isinstance(learner, FeatureWise) == static == hasattr(learner, "on_features")
+
+
+@every_transfer_learner
+def test_a_loss_for_queries_is_refused(config: Any, tmp_path: Path) -> None:
+    tiny_dataset(n_images=6).write(tmp_path / "tiny")
+    dataset = PackedDataset.open(tmp_path / "tiny")
+    model = ModelConfig(algorithm=config, backbone=MLPConfig(), item=dataset.item, train_shape=SHAPE, n_train_classes=2)
+    training = ModelTraining(
+        config=model,
+        loss=FocalConfig(),
+        settings=TrainingSettings(n_steps=1),
+        task_pool=params_from(tiny_params(), source="tiny").task_pool,
+        seed=1,
+        init_seed=1,
+    )
+    with pytest.raises(ConfigError, match=f"meta_train.loss is focal, for the queries of episodes; {config.name} is"):
+        fit(
+            training,
+            dataset,
+            item_gather(dataset, torch.device("cpu")),
+            point_pools()[1],
+            device=torch.device("cpu"),
+            checkpoints=tmp_path,
+            workers=Workers(),
+            lines=silent_lines(),
+        )
+
+
 @every_transfer_learner
 def test_ordinary_training_makes_features_that_answer_episodes_of_other_classes(config: Any) -> None:
     points, labels = separable_points()
@@ -275,7 +321,7 @@ def test_ordinary_training_makes_features_that_answer_episodes_of_other_classes(
     rows = np.flatnonzero(labels < 12)
     train = TrainItems(items=rows, labels=labels[rows], batch_size=48, seed=1)
     torch.manual_seed(0)
-    learner = config.build(LinearBackbone(), Problem(train_shape=SHAPE, n_train_classes=train.n_classes))
+    learner = config.build(LinearBackbone(), Problem(train_shape=SHAPE, n_train_classes=12))
     assert learner.class_logits(points[:5]).shape == (5, 12)
     before = score_episodes(learner, pool.indices, gather).accuracy.mean()
     objective = Supervised(learner=learner, train=train, gather=gather, val_pool=pool)
@@ -295,4 +341,4 @@ def test_as_many_episodes_are_taken_together_as_the_learner_likes_and_as_fit(con
     per_episode = 30 * learner.backbone.bytes_per_item
     assert episodes_at_once(learner, 30, 100 * per_episode) == learner.episodes_at_once
     assert episodes_at_once(learner, 30, 1) == 1
-    assert episodes_at_once(learner, 30, 2 * per_episode) == min(2, learner.episodes_at_once)
+    assert episodes_at_once(learner, 30, 3 * per_episode) == min(2, learner.episodes_at_once)

@@ -1,5 +1,6 @@
 """What every backbone promises. A new name in `BackboneConfig` is tested here without a further line."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from kshot.backbones import BackboneConfig
 from kshot.backbones.adopted import Adopted
@@ -155,6 +157,56 @@ def test_statistics_that_are_kept_change_neither_with_the_batch_nor_by_calibrati
     assert all(module.frozen for module in adopted.modules() if isinstance(module, ReferenceNorm))
 
 
-def test_a_network_with_dropout_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the network has dropout \(1\); need none.*next: set its p to 0"):
-        Adopted(nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(256, 4)), items(1))
+class FunctionalDropout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("noise", [nn.Dropout(0.5), FunctionalDropout()], ids=["module", "function"])
+def test_a_network_that_draws_noise_in_training_is_refused(noise: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="the network answers otherwise each time in training"):
+        Adopted(nn.Sequential(nn.Flatten(), noise, nn.Linear(256, 4)), items(1))
+    Adopted(nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(256, 4)), items(1))
+
+
+def test_two_adoptions_of_one_network_do_not_disturb_each_other() -> None:
+    network = plain_network()
+    first, second = Adopted(network, items(1)), Adopted(network, items(1))
+    expected = first(items(5), 5)
+    second(items(5), None)
+    assert torch.equal(first(items(5), 5), expected)
+    assert torch.equal(second(items(5), 5), expected)
+
+
+def test_a_norm_that_stands_in_two_places_stays_one() -> None:
+    norm = nn.BatchNorm2d(1)
+    adopted = Adopted(nn.Sequential(norm, nn.Conv2d(1, 1, 3), norm), items(1))
+    norms = [module for module in adopted.modules() if isinstance(module, ReferenceNorm)]
+    assert len(norms) == 1
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in adopted.modules())
+
+
+def test_a_network_in_double_precision_is_adopted_in_it() -> None:
+    adopted = Adopted(plain_network().double(), items(1).double())
+    assert adopted(items(3).double(), 3).dtype == torch.float64
+
+
+def test_a_norm_that_no_batch_reaches_keeps_its_statistics() -> None:
+    network = plain_network()
+    network.add_module("auxiliary", nn.Identity())
+    adopted = Adopted(network, items(1))
+    adopted.unused = ReferenceNorm(3)  # type: ignore[assignment]
+    calibrate(adopted, [items(4)])
+    assert adopted.unused.population_mean.tolist() == [0, 0, 0]  # type: ignore[union-attr]
+
+
+def test_statistics_of_one_thread_do_not_enter_those_of_another() -> None:
+    backbone = made("adopted").eval()
+    calibrate(backbone, [items(6)])
+    expected = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    with recorded_statistics(backbone) as statistics:
+        backbone(items(6), 6)
+        other = threading.Thread(target=lambda: backbone(9 * items(6, seed=4), 6))
+        other.start()
+        other.join()
+    assert all(torch.equal(value, expected[name]) for name, value in statistics().items())

@@ -221,12 +221,15 @@ def test_an_edit_of_another_algorithm_leaves_the_run_as_it_is(project: Path) -> 
         assert not {"validate", "task_pool", "pretrain"} & stale(project)
 
 
-def test_another_seed_trains_one_model_and_where_a_run_runs_trains_none_and_registers(project: Path) -> None:
+def test_another_seed_trains_one_model_and_neither_a_baseline_nor_where_a_run_runs_trains_any(project: Path) -> None:
     params = yaml.safe_load((project / "params.yaml").read_text())
     write_params(project, params | {"seeds": [7]})
     assert ran(project) == {"seeds@7"}
     write_params(project, params | {"seeds": [7], "process": {"device": "cpu", "n_processes": 2}})
     assert ran(project) == set()
+    pretrain = {"name": "supervised", "n_steps": 2, "validate_every": 2}
+    write_params(project, yaml.safe_load((project / "params.yaml").read_text()) | {"pretrain": pretrain})
+    assert {"pretrain", "evaluate"} <= ran(project) <= {"pretrain", "evaluate", "toy"}
     assert "tiny version 1: registered" in run(project, "-m", "kshot", "register")
 
 

@@ -80,8 +80,6 @@ class TransferLearner(Learner[AdaptedT]):
 class FeatureWise(Protocol):
     """A learner that sees an item only through the item's own features, so that each item need be embedded once."""
 
-    backbone: nn.Module
-
     def embed(self, items: Tensor) -> Tensor:
         """Features (B, D) of items (B, *item), each embedded alone."""
         ...
@@ -134,9 +132,12 @@ def served(learner: Learner[AdaptedT]) -> Learner[AdaptedT]:
 
 
 def episodes_at_once(learner: Learner[Any], items_per_episode: int, budget_bytes: int) -> int:
-    """How many episodes, at least one, to give the learner together: as many as it likes and as activations fit."""
-    fit = items_at_once(learner.backbone, budget_bytes) // items_per_episode
-    return max(1, min(learner.episodes_at_once, fit))
+    """How many episodes, at least one, to give the learner together: as many as it likes and as activations fit.
+
+    Where memory bounds it, a power of two: so 2 or 4 workers sum in the same order as one.
+    """
+    fit = max(1, items_at_once(learner.backbone, budget_bytes) // items_per_episode)
+    return min(learner.episodes_at_once, 1 << (fit.bit_length() - 1))
 
 
 def embed_alone(backbone: nn.Module, items: Tensor) -> Tensor:

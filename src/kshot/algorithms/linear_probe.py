@@ -26,7 +26,9 @@ class LinearProbeConfig:
     name: Literal["linear_probe"] = "linear_probe"
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "LinearProbe":
-        return LinearProbe(backbone, class_head=nn.Linear(backbone.n_features, problem.n_train_classes or 0))
+        n_classes = problem.n_train_classes
+        head = None if n_classes is None else nn.Linear(backbone.n_features, n_classes)
+        return LinearProbe(backbone, class_head=head)
 
 
 @dataclass(frozen=True, kw_only=True)

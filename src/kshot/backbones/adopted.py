@@ -3,17 +3,19 @@
 Shapes: B items of one episode, R reference items, D features.
 """
 
-from dataclasses import dataclass
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from kshot.backbones.contract import Backbone
 from kshot.backbones.layers.conv_block import at_least_float32
 from kshot.backbones.layers.norm import ReferenceNorm
 from kshot.errors import ConfigError
+
+_N_REFERENCE: ContextVar[int | None] = ContextVar("n_reference", default=None)
+_PASSES = 4  # to find noise in
 
 
 class Adopted(Backbone):
@@ -22,60 +24,60 @@ class Adopted(Backbone):
     Each batch normalisation of the network is replaced, in place, by one that normalises by the statistics that
     `n_reference` names. Its running averages become the population statistics; with `keep_statistics` these are used
     for every batch and never changed, as suits a pretrained network that is not trained on.
-    `example` holds one item or more, (B, *item): the number of features and the memory that an item takes are measured
-    on it. Raises ConfigError for a network with dropout, whose noise would depend on the order of episodes.
+    `example` holds one item or more, (B, *item), where the network lies: the number of features and the memory that an
+    item takes are measured on it. Raises ConfigError for a network that draws noise in training, such as dropout: its
+    results would depend on the order of episodes.
     """
 
     def __init__(self, network: nn.Module, example: Tensor, *, keep_statistics: bool = False) -> None:
         super().__init__()
-        dropouts = [name for name, module in network.named_modules() if isinstance(module, _DropoutNd) and module.p > 0]
-        if dropouts:
-            raise ConfigError(
-                f"the network has dropout ({dropouts[0]}); need none, for episodes that are the same in any order; "
-                f"next: set its p to 0"
-            )
-        self._reference = _Reference()
-        self.network = _with_reference_norms(network, self._reference, keep_statistics)
+        self.network = _with_reference_norms(network, keep_statistics, {})
+        _check_without_noise(self.network, example[:1])
         features, self.bytes_per_item = _measured(self.network, example[:1])
         self.map_shape = (features.shape[1], features.shape[2], features.shape[3]) if features.dim() == 4 else None
         self.n_features = features[0].numel()
 
     def forward(self, items: Tensor, n_reference: int | None) -> Tensor:
-        self._reference.n = n_reference
-        return at_least_float32(self.network(items).flatten(1))
-
-
-@dataclass
-class _Reference:
-    """What the norms of one network are told before each pass: the number of reference items."""
-
-    n: int | None = None
+        token = _N_REFERENCE.set(n_reference)
+        try:
+            return at_least_float32(self.network(items).flatten(1))
+        finally:
+            _N_REFERENCE.reset(token)
 
 
 class _Norm(nn.Module):
     """Stands where a batch normalisation stood, which its network calls with the items alone."""
 
-    def __init__(self, norm: ReferenceNorm, reference: _Reference) -> None:
+    def __init__(self, norm: ReferenceNorm) -> None:
         super().__init__()
         self.norm = norm
-        self._reference = reference
 
     def forward(self, x: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(x, self._reference.n)
+        normalised: Tensor = self.norm(x, _N_REFERENCE.get())
         return normalised
 
 
-def _with_reference_norms(module: nn.Module, reference: _Reference, keep_statistics: bool) -> nn.Module:
+def _with_reference_norms(module: nn.Module, keep_statistics: bool, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """`made` has the new norm of each old one: a norm that stands in two places stays one."""
     if isinstance(module, _BatchNorm):
-        return _Norm(_reference_norm(module, keep_statistics), reference)
-    for name, child in module.named_children():
-        setattr(module, name, _with_reference_norms(child, reference, keep_statistics))
+        if module not in made:
+            made[module] = _Norm(_reference_norm(module, keep_statistics))
+        return made[module]
+    if isinstance(module, _Norm):
+        module.norm.frozen = keep_statistics
+        return module
+    for name, child in list(module._modules.items()):
+        if child is not None:
+            setattr(module, name, _with_reference_norms(child, keep_statistics, made))
     return module
 
 
 def _reference_norm(old: _BatchNorm, keep_statistics: bool) -> ReferenceNorm:
     norm = ReferenceNorm(old.num_features, old.eps)
     norm.frozen = keep_statistics
+    like = old.weight if old.affine else old.running_mean
+    if like is not None:
+        norm.to(device=like.device, dtype=like.dtype)
     if old.running_mean is not None and old.running_var is not None:
         norm.population_mean.copy_(old.running_mean)
         norm.population_var.copy_(old.running_var)
@@ -85,6 +87,20 @@ def _reference_norm(old: _BatchNorm, keep_statistics: bool) -> ReferenceNorm:
         norm.weight.requires_grad_(False)
         norm.bias.requires_grad_(False)
     return norm
+
+
+@torch.no_grad()
+def _check_without_noise(network: nn.Module, item: Tensor) -> None:
+    training = network.training
+    try:
+        first, *others = (network.train()(item) for _ in range(_PASSES))
+    finally:
+        network.train(training)
+    if not all(torch.equal(first, other) for other in others):
+        raise ConfigError(
+            "the network answers otherwise each time in training, as dropout and stochastic depth make it; need the "
+            "same answer, so that episodes are the same in any order; next: set the rates of its dropout to 0"
+        )
 
 
 @torch.no_grad()

@@ -11,8 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from kshot.backbones.layers.conv_block import at_least_float32
-from kshot.backbones.layers.norm import ReferenceNorm, all_but_channels
+from kshot.backbones.layers.norm import RECORDING, ReferenceNorm
 
 EMBED_BYTES = 196 * 2**20  # of activations in one pass
 
@@ -28,7 +27,7 @@ class Backbone(nn.Module, ABC):
     map_shape: tuple[int, int, int] | None = None
     """(C, H, W) where the D features are such a map, flattened in this order; None where they are not."""
     bytes_per_item: int = 2**20
-    """Memory of the largest activations that one item has at the same time, without gradients."""
+    """Memory of the largest activations that one item has at the same time; with gradients all layers are kept."""
 
     @abstractmethod
     def forward(self, items: Tensor, n_reference: int | None) -> Tensor:
@@ -63,7 +62,7 @@ def calibrate(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Each batch is normalised by its own statistics on the way, as in training. Norms that are frozen keep theirs.
     """
-    if not any(True for _ in _norms(backbone)):
+    if not any(isinstance(module, ReferenceNorm) and not module.frozen for module in backbone.modules()):
         return
     with recorded_statistics(backbone) as statistics:
         for batch in batches:
@@ -75,44 +74,25 @@ def calibrate(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
 
 @contextmanager
 def recorded_statistics(backbone: nn.Module) -> Iterator[Callable[[], dict[str, Tensor]]]:
-    """Record what enters each norm while the context is open.
+    """Record what enters each norm in this thread while the context is open.
 
     What it gives returns the population statistics that the batches amount to, each by the name of its buffer: the
-    means over the batches. Norms that are frozen are left out.
+    means over the batches. Norms that are frozen are left out, and those that no batch reached.
     """
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    handles = []
-    for name, norm in _norms(backbone):
-        handles.append(norm.register_forward_pre_hook(_recorder(seen.setdefault(name, []))))
-        norm.observed = True
+    seen: dict[ReferenceNorm, list[tuple[Tensor, Tensor]]] = {}
 
     def statistics() -> dict[str, Tensor]:
         found = {}
-        for name, moments in seen.items():
-            means, variances = zip(*moments, strict=True)
-            prefix = f"{name}." if name else ""
-            found[f"{prefix}population_mean"] = torch.stack(means).mean(0)
-            found[f"{prefix}population_var"] = torch.stack(variances).mean(0)
+        for name, module in backbone.named_modules():
+            if isinstance(module, ReferenceNorm) and module in seen:
+                means, variances = zip(*seen[module], strict=True)
+                prefix = f"{name}." if name else ""
+                found[f"{prefix}population_mean"] = torch.stack(means).mean(0)
+                found[f"{prefix}population_var"] = torch.stack(variances).mean(0)
         return found
 
+    token = RECORDING.set(seen)
     try:
         yield statistics
     finally:
-        for (_, norm), handle in zip(_norms(backbone), handles, strict=True):
-            norm.observed = False
-            handle.remove()
-
-
-def _norms(backbone: nn.Module) -> Iterator[tuple[str, ReferenceNorm]]:
-    for name, module in backbone.named_modules():
-        if isinstance(module, ReferenceNorm) and not module.frozen:
-            yield name, module
-
-
-def _recorder(seen: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, tuple[Tensor, int | None]], None]:
-    def record(_: nn.Module, inputs: tuple[Tensor, int | None]) -> None:
-        x = at_least_float32(inputs[0].detach())
-        var, mean = torch.var_mean(x, dim=all_but_channels(x), correction=0)
-        seen.append((mean, var))
-
-    return record
+        RECORDING.reset(token)

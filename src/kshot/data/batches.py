@@ -19,7 +19,8 @@ _CALIBRATION_BATCHES = 8
 class TrainItems:
     """The items (I,) of the meta_train classes and the number of each one's class (I,), in shuffled batches.
 
-    Batch `number` is a function of the number and the seed: every item comes once before any comes again.
+    Batch `number` is a function of the number and the seed. An epoch is a new order of all items, cut into whole
+    batches; what is left over at its end is dropped.
     """
 
     items: Int
@@ -32,10 +33,6 @@ class TrainItems:
         table = dataset.class_table("meta_train")
         present = np.arange(table.items.shape[1]) < table.counts[:, None]
         return cls(items=table.items[present], labels=np.nonzero(present)[0], batch_size=batch_size, seed=seed)
-
-    @property
-    def n_classes(self) -> int:
-        return int(self.labels.max()) + 1
 
     def rows(self, number: int) -> Int:
         """Rows of batch `number` in `items` and `labels`."""

@@ -39,11 +39,15 @@ class EpisodeShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
-    """The labelled items of a batch of episodes: x (B, S, *item), y (B, S) int64 in 0..n_way-1."""
+    """The labelled items of a batch of episodes: x (B, S, *item), y (B, S) int64 in 0..n_way-1.
+
+    keys (B,) as in `EpisodeBatch`; None in serving, where a learner with noise draws from a fixed stream.
+    """
 
     x: Tensor
     y: Tensor
     n_way: int
+    keys: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_labelled("support", self.x, self.y, self.n_way)
@@ -79,7 +83,7 @@ class EpisodeBatch:
 
     @property
     def support(self) -> Support:
-        return Support(x=self.support_x, y=self.support_y, n_way=self.n_way)
+        return Support(x=self.support_x, y=self.support_y, n_way=self.n_way, keys=self.keys)
 
     def one_by_one(self) -> Iterator["EpisodeBatch"]:
         """The same episodes as batches of one."""

@@ -104,14 +104,14 @@ def embedded_once(learner: Learner[Any], gather: Gather) -> tuple[Learner[Any], 
     """
     if not isinstance(learner, FeatureWise):
         return learner, gather
-    return learner.on_features(), _Features(learner, gather)
+    return learner.on_features(), _Features(learner, items_at_once(learner.backbone), gather)
 
 
 class _Features:
     """Item indices (...) -> features (..., D); each item goes through the learner once."""
 
-    def __init__(self, learner: FeatureWise, gather: Gather) -> None:
-        self._learner, self._gather = learner, gather
+    def __init__(self, learner: FeatureWise, at_once: int, gather: Gather) -> None:
+        self._learner, self._at_once, self._gather = learner, at_once, gather
         self._row_of_item = np.full(0, -1)
         self._features: Tensor | None = None  # (I, D)
 
@@ -130,8 +130,7 @@ class _Features:
         return self._features[torch.from_numpy(self._row_of_item[items])]
 
     def _chunks(self, items: Int) -> list[Int]:
-        at_once = items_at_once(self._learner.backbone)
-        return [items[start : start + at_once] for start in range(0, len(items), at_once)]
+        return [items[start : start + self._at_once] for start in range(0, len(items), self._at_once)]
 
 
 def episode_logits(

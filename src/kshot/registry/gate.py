@@ -12,7 +12,7 @@ from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import hashes_of_test_pools, read_frozen
 from kshot.errors import ModelError
-from kshot.evaluation.baselines import untrained_baselines
+from kshot.evaluation.baselines import pretrained_baseline, untrained_baselines
 from kshot.evaluation.grid import Grid, score_model, write_scores
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, Scorecard, episodes_id, read_scorecard
 from kshot.model import load_model
@@ -147,7 +147,7 @@ def _logged(model: RegisteredModel, root: Path) -> Scorecard:
 def _rescored(
     model: RegisteredModel, workspace: Workspace, params: Params, dataset: PackedDataset, *, with_baselines: bool
 ) -> Scorecard:
-    """The baselines that need no training stand beside the challenger; nothing reads those of a champion."""
+    """The baselines of this workspace stand beside the challenger; nothing reads those of a champion."""
     check_weights(model.folder / "weights.safetensors", model.weights_sha256)
     saved = load_model(model.folder)
     if saved.item != dataset.item:
@@ -163,7 +163,12 @@ def _rescored(
         Grid(dataset=dataset, frozen=frozen, seed=params.seed),
         saved.on(device),
         gather,
-        baselines=untrained_baselines(saved.config, dataset, gather, seed=params.seed) if with_baselines else {},
+        baselines={
+            **untrained_baselines(saved.config, dataset, gather, seed=params.seed),
+            **pretrained_baseline(workspace.pretrained_model, device),
+        }
+        if with_baselines
+        else {},
         lines=LiveLines(partial(print, flush=True)),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ class LeftError:
     exit_code: int
 
     def as_error(self) -> KshotError | None:
-        """The same error again; None of a fault, whose class is none of kshot's."""
+        """The same error again; None for an unexpected exception."""
         kind = _classes(KshotError).get(self.kind)
         return None if kind is None else kind(self.message)
 
@@ -69,9 +69,16 @@ def leave_error(error: Exception) -> None:
     else:
         kind = type(error).__name__
         left = LeftError(kind=kind, message=f"{kind}: {message}", exit_code=_OF_A_FAULT)
+        if _holds_own_error(Path(named)):
+            return  # the error of one worker brings the others down, and is the one to read
     unfinished = Path(f"{named}.{os.getpid()}")  # several workers may fail at once
     unfinished.write_text(json.dumps(asdict(left)), encoding="utf-8")
     unfinished.replace(named)
+
+
+def _holds_own_error(path: Path) -> bool:
+    left = ErrorFile(path).read()
+    return left is not None and left.as_error() is not None
 
 
 def _classes(root: type[KshotError]) -> dict[str, type[KshotError]]:

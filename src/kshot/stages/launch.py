@@ -28,7 +28,7 @@ from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_val_pool
 from kshot.errors import KshotError, TrainingError
-from kshot.model import ModelConfig
+from kshot.model import ModelConfig, build_learner
 from kshot.runtime.cpu import check_bfloat16
 from kshot.runtime.error_file import error_file, leave_error
 from kshot.runtime.files import json_bytes
@@ -36,7 +36,7 @@ from kshot.runtime.lines import LiveLines, silent_lines
 from kshot.runtime.process import device_name, set_up_process
 from kshot.runtime.workers import choose_device, in_worker, joined_workers, torchrun_command
 from kshot.seeding import stream_key
-from kshot.training.fit import ModelTraining, Trained, fit
+from kshot.training.fit import ModelTraining, Trained, check_ways, fit
 from kshot.training.loop import TrainingSettings, episodes_per_s
 from kshot.workspace import Workspace
 
@@ -73,6 +73,7 @@ def train(
     `stage` is NAME or NAME@ITEM. None in a process that is not to write the outputs: where the workers have done it
     when this returns, and in all workers but the first. Raises the error that a worker left.
     """
+    check_ways(build_learner(training.config), params.task_pool.kinds())
     set_up_process(params.process)
     device = choose_device(params.process.device)
     if training.settings.precision == "bfloat16" and device.type == "cpu":
@@ -110,7 +111,7 @@ def forget_checkpoints(trained: Trained) -> None:
 
 
 def write_history(folder: Path, trained: Trained) -> None:
-    """history.parquet and metrics.json. No clock enters them: the same training gives the same bytes."""
+    """history.parquet and metrics.json. They hold no times: the same training gives the same bytes."""
     job, progress = trained.job, trained.progress
     pq.write_table(pa.Table.from_pylist([asdict(point) for point in progress.history]), folder / "history.parquet")
     best = max(progress.history, key=lambda point: point.val_accuracy)

@@ -2,9 +2,8 @@
 
 from kshot.config import Params
 from kshot.data.packed import PackedDataset
-from kshot.model import build_learner, save_model
+from kshot.model import save_model
 from kshot.stages.launch import forget_checkpoints, train, training_of, write_history, write_speed
-from kshot.training.fit import check_ways
 from kshot.workspace import Workspace
 
 
@@ -12,7 +11,6 @@ def run(params: Params, workspace: Workspace) -> None:
     """Write model/, history.parquet and metrics.json. What cannot be trained as configured is refused first."""
     dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     training = training_of(params, dataset, workspace, seed=params.seed)
-    check_ways(build_learner(training.config), params.task_pool.kinds())
     trained = train("meta_train", training, params, workspace, dataset)
     if trained is None:
         return

@@ -1,4 +1,4 @@
-"""The same training from another seed, scored on the same episodes: how far results spread by chance alone."""
+"""The same training from another seed, scored on the same episodes: how far results spread with the seed."""
 
 from functools import partial
 

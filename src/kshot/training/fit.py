@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner
-from kshot.algorithms.maths.losses import LossConfig
+from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
 from kshot.data.batches import TrainItems
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
@@ -16,7 +16,7 @@ from kshot.episodes.frozen import train_pool
 from kshot.episodes.loader import EpisodeLoader
 from kshot.episodes.pools import FrozenPool, TaskPoolSettings
 from kshot.episodes.sampling import EpisodeKind
-from kshot.errors import EpisodeError, TrainingError
+from kshot.errors import ConfigError, EpisodeError, TrainingError
 from kshot.evaluation.calibration import fit_temperatures
 from kshot.model import ModelConfig, SavedModel, build_learner, load_model
 from kshot.runtime.lines import LiveLines
@@ -98,6 +98,12 @@ def _objective(
     training: ModelTraining, learner: Learner[Any], dataset: PackedDataset, gather: Gather, val_pool: FrozenPool
 ) -> Objective:
     if isinstance(learner, TransferLearner):
+        if training.loss != CrossEntropyConfig():
+            raise ConfigError(
+                f"meta_train.loss is {training.loss.name}, for the queries of episodes; "
+                f"{training.config.algorithm.name} is trained on the labels of meta_train by cross-entropy; "
+                "next: take meta_train.loss out"
+            )
         items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
         return Supervised(learner=learner, train=items, gather=gather, val_pool=val_pool)
     if isinstance(learner, MetaLearner):

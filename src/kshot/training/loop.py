@@ -31,7 +31,7 @@ Tensors = dict[str, Tensor]
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class TrainingSettings:
-    """Adam over `n_steps` of `episodes_per_step` episodes; the best weights on meta_val are kept."""
+    """Adam over `n_steps` of `episodes_per_step` episodes or batches; the best weights on meta_val are kept."""
 
     n_steps: Annotated[int, Field(ge=1)]
     episodes_per_step: Annotated[int, Field(ge=1)] = 1
@@ -214,7 +214,8 @@ def _checked_losses(outcomes: list[Tensor], steps: range) -> list[float]:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
                 f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; need finite numbers; "
-                "next: lower meta_train.training.outer_lr (or the algorithm's inner_lr) in params.yaml and run again"
+                "next: lower meta_train.training.outer_lr (or the algorithm's inner_lr, or pretrain.learning_rate) "
+                "in params.yaml and run again"
             )
         losses.append(loss)
     return losses

@@ -12,7 +12,7 @@ def conv_norm_relu_pool(x: Tensor, convolution: nn.Conv2d, norm: ReferenceNorm, 
 
     convolution: 3x3, padded by 1, without a bias.
     """
-    if norm.observed:
+    if norm.is_recorded:
         return F.relu(F.max_pool2d(norm(convolution(x), n_reference), 2))
     if n_reference is None or norm.frozen:
         return conv_block_folded(x, convolution.weight, *norm.population_affine())

@@ -3,6 +3,8 @@
 Shapes: B images of one episode (its support, its query or both), R reference images, C,H,W, D features.
 """
 
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,8 +26,6 @@ class ReferenceNorm(nn.Module):
         self.eps = eps
         self.frozen = False
         """Always the population statistics, which then nothing changes: those of a pretrained network that stays."""
-        self.observed = False
-        """While statistics are recorded: what normalises by other means must then pass its images through here."""
         self.weight = nn.Parameter(torch.ones(n_channels))
         self.bias = nn.Parameter(torch.zeros(n_channels))
         self.population_mean: Tensor
@@ -33,7 +33,16 @@ class ReferenceNorm(nn.Module):
         self.register_buffer("population_mean", torch.zeros(n_channels))
         self.register_buffer("population_var", torch.ones(n_channels))
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether statistics are recorded now: what normalises by other means must then pass its items through here."""
+        return RECORDING.get() is not None and not self.frozen
+
     def forward(self, x: Tensor, n_reference: int | None) -> Tensor:
+        seen = RECORDING.get()
+        if seen is not None and not self.frozen:
+            var, mean = torch.var_mean(at_least_float32(x.detach()), dim=all_but_channels(x), correction=0)
+            seen.setdefault(self, []).append((mean, var))
         if n_reference is None or self.frozen:
             return F.batch_norm(
                 x, self.population_mean, self.population_var, self.weight, self.bias, False, 0, self.eps
@@ -50,6 +59,10 @@ class ReferenceNorm(nn.Module):
         """Scale and shift (C,) that the population statistics amount to."""
         scale = self.weight * (self.population_var + self.eps).rsqrt()
         return scale, self.bias - self.population_mean * scale
+
+
+RECORDING: ContextVar[dict[ReferenceNorm, list[tuple[Tensor, Tensor]]] | None] = ContextVar("recording", default=None)
+"""While statistics are recorded: mean and variance of everything that entered each norm. Each thread has its own."""
 
 
 def all_but_channels(x: Tensor) -> list[int]:
