@@ -105,14 +105,13 @@ def test_every_way_to_draw_looks_at_no_value(dataset: PackedDataset, sampler: Sa
 
 def test_episodes_drawn_on_the_host_would_wait(dataset: PackedDataset) -> None:
     training = job(dataset, ProtoNetConfig(), beside=True)
-    drawn_on_host = EpisodeLoader(
-        pool=SampledPool.of_split(
-            dataset.class_table("meta_train"), training.val_pool.shape, Uniform(), seed=1, split="meta_train"
-        ),
-        gather=training.train.gather,
-    )
+    objective = training.objective
+    assert isinstance(objective, Episodic)
+    table, shape = dataset.class_table("meta_train"), objective.val_pool.shape
+    on_host = SampledPool.of_split(table, shape, Uniform(), seed=1, split="meta_train")
+    drawn_on_host = replace(objective, train=EpisodeLoader(pool=on_host, gather=objective.train.gather))
     with pytest.raises(WaitError, match="numbers of the host"):
-        outcomes(replace(training, train=drawn_on_host), on_device=True)
+        outcomes(replace(training, objective=drawn_on_host), on_device=True)
 
 
 LOOKS: dict[str, Callable[[Tensor], object]] = {
