@@ -9,18 +9,18 @@ from pydantic import TypeAdapter
 
 from kshot.config import Params, params_from
 from kshot.errors import StageError
+from kshot.project.dvc import stage_order
 from kshot.project.dvc_answers import changed_since_lock
 from kshot.tracking import flatten
 from kshot.workspace import Workspace
 
 NEXT = "next: make demo, or python -m flows.train"
-_STAGES = ("validate", "task_pool", "pretrain", "meta_train", "evaluate")
 
 
 def check_receipt(root: Path, params: Params) -> None:
     """Raise StageError unless settings, code, data and outputs in `root` are those that dvc.lock records."""
-    items = item_stages(params.cross_domain, params.seeds)
-    stages, needed = current_stages(_read_yaml(Workspace(root).receipt), items), (*_STAGES, *items)
+    needed = _needed_stages(root, item_stages(params.cross_domain, params.seeds))
+    stages = _current_stages(_read_yaml(Workspace(root).receipt), needed)
     missing = [name for name in needed if name not in stages]
     if missing:
         raise StageError(f"dvc.lock has no stage {', '.join(missing)}; need {', '.join(needed)}; {NEXT}")
@@ -35,7 +35,8 @@ def check_receipt(root: Path, params: Params) -> None:
 def check_recorded_bytes(root: Path) -> int:
     """The number of files and folders that dvc.lock names. StageError unless each is in `root` as it was recorded."""
     lock, params = _read_yaml(Workspace(root).receipt), _read_yaml(Workspace(root).params)
-    stages = current_stages(lock, item_stages(params.get("cross_domain") or (), params.get("seeds") or ()))
+    items = item_stages(params.get("cross_domain") or (), params.get("seeds") or ())
+    stages = _current_stages(lock, _needed_stages(root, items))
     changed = changed_since_lock(root, tuple(stages))
     if changed:
         raise StageError(
@@ -45,10 +46,15 @@ def check_recorded_bytes(root: Path) -> int:
     return sum(len(entry.get("deps", ())) + len(entry.get("outs", ())) for entry in stages.values())
 
 
-def current_stages(lock: Mapping[str, Any], items: Iterable[str]) -> dict[str, Any]:
-    """The entries of dvc.lock without those of items, such as seeds@7, that params.yaml named once and no more."""
-    named = set(items)
-    return {name: entry for name, entry in lock.get("stages", {}).items() if "@" not in name or name in named}
+def _needed_stages(root: Path, items: Iterable[str]) -> tuple[str, ...]:
+    """Every stage that dvc.yaml has, with those of the items that params.yaml lists."""
+    return tuple(dict.fromkeys((*stage_order(root), *items)))
+
+
+def _current_stages(lock: Mapping[str, Any], needed: Iterable[str]) -> dict[str, Any]:
+    """The entries of dvc.lock without those that are no more, such as a seed that params.yaml listed once."""
+    entries: dict[str, Any] = lock.get("stages", {})
+    return {name: entries[name] for name in needed if name in entries}
 
 
 def item_stages(cross_domain: Iterable[str], seeds: Iterable[int]) -> list[str]:
