@@ -38,6 +38,7 @@ PARAMS: dict[str, Any] = {
     "pretrain": {"name": "none"},
     "meta_train": {
         "algorithm": {"name": "protonet"},
+        "initial": "random",
         "training": {"n_steps": 20},
     },
     "evaluate": {},
@@ -310,7 +311,7 @@ def test_run_that_did_not_reach_the_end_is_refused(project: Path, write_run: Wri
     lock = yaml.safe_load((project / "dvc.lock").read_text())
     del lock["stages"]["evaluate"]
     (project / "dvc.lock").write_text(yaml.safe_dump(lock))
-    with pytest.raises(StageError, match=r"dvc\.lock has no stage evaluate; need validate, task_pool"):
+    with pytest.raises(StageError, match=r"dvc\.lock has no stage evaluate; need evaluate, meta_train"):
         register_run(project, params, None)
 
 
@@ -327,7 +328,7 @@ def test_artifact_that_cannot_be_compared_is_refused(project: Path, write_run: W
     params = write_run()
     shutil.rmtree(project / ".dvc" / "cache")
     message = (
-        r"^artifacts/validate, which stage validate wrote, is not in cache \(5 such in all\); need .*; next: dvc fetch"
+        r"^artifacts/evaluate, which stage evaluate wrote, is not in cache \(5 such in all\); need .*; next: dvc fetch"
     )
     with pytest.raises(StageError, match=message):
         register_run(project, params, None)
