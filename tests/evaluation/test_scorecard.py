@@ -35,9 +35,11 @@ def test_new_training_classes_leave_the_held_out_episodes_as_they_are(tmp_path: 
     assert id_of(tiny_dataset(), tmp_path / "one") == id_of(grown, tmp_path / "grown")
 
 
-def write_evaluation(folder: Path, modes: tuple[str, ...] = ("transductive", "non-transductive")) -> None:
+def write_evaluation(
+    folder: Path, modes: tuple[str, ...] = ("transductive", "non-transductive"), **more: float
+) -> None:
     """Two episodes in each mode, right in 0.5 and 0.9 where they count; classes of two groups."""
-    found = {"baselines": {"pixels": {"accuracy": 0.2}}, "calibration_error": 0.03}
+    found = {"baselines": {"pixels": {"accuracy": 0.2}}, "calibration_error": 0.03} | more
     results = [{"setting": "5w1s", "mode": mode, "accuracy": 0.7} | found for mode in modes]
     (folder / "metrics.json").write_text(json.dumps({"results": results, "episodes_id": "e" * 64}))
     episodes = [
@@ -82,3 +84,8 @@ def test_scores_that_are_not_served_do_not_count(tmp_path: Path) -> None:
     write_evaluation(tmp_path, modes=("transductive",))
     with pytest.raises(StageError, match="has no non-transductive result"):
         read_scorecard(tmp_path, "a" * 64)
+
+
+def test_the_calibration_error_is_that_of_the_probabilities_that_are_served(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, tempered_calibration_error=0.01)
+    assert read_scorecard(tmp_path, "w").calibration_error == 0.01

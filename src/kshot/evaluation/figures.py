@@ -80,7 +80,7 @@ def reliability(plain: Bins, tempered: Bins) -> Figure:
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], linestyle=":", color="grey")
-    for bins, name in ((plain, "as served"), (tempered, "with the temperature of meta_val")):
+    for bins, name in ((plain, "logits as they are"), (tempered, "as served, with the temperature of meta_val")):
         filled = bins.count > 0
         label = f"{name}: error {100 * bins.expected_calibration_error:.2f} points"
         axes.plot(100 * bins.confidence[filled], 100 * bins.accuracy[filled], marker="o", label=label)

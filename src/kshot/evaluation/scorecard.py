@@ -76,7 +76,7 @@ def read_scorecard(
             name: {setting: result["baselines"][name]["accuracy"] for setting, result in served.items()}
             for name in names
         },
-        calibration_error=max(result["calibration_error"] for result in served.values()),
+        calibration_error=max(_calibration_error(result) for result in served.values()),
         adapt_ms=adapt_ms,
         classify_ms=classify_ms,
     )
@@ -97,6 +97,11 @@ def _accuracies(folder: Path, *, by: str) -> dict[str, float]:
 def _served(table: pd.DataFrame) -> pd.DataFrame:
     served = table[table["mode"] == NON_TRANSDUCTIVE]
     return served if "setting" in served else served.assign(setting=served.apply(_setting, axis=1))
+
+
+def _calibration_error(result: Mapping[str, Any]) -> float:
+    """Of the probabilities that are served; of the logits as they are in an evaluation that knew no temperature."""
+    return float(result.get("tempered_calibration_error", result["calibration_error"]))
 
 
 def _setting(row: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ class SettingScores:
         return self.mode == NON_TRANSDUCTIVE
 
     def bins(self, *, tempered: bool) -> Bins:
-        """Confidence against accuracy, as served or with the temperature of meta_val."""
+        """Confidence against accuracy, of the logits as they are or as served, with the temperature of meta_val."""
         confidence = self.scores.tempered if tempered else self.scores.confidence
         return calibration_bins(confidence, self.scores.right)
 
