@@ -1,0 +1,111 @@
+"""What a file's name alone says: whether it may hold an item, or is left out and why.
+
+A mask is named like a picture of its folder, with a word such as `_mask` at its end; or it lies beside a JPEG of the
+same name, in a folder where every such lossless picture does; or in a folder such as `masks` beside `images`.
+"""
+
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import PurePosixPath
+
+PICTURE_FOLDERS = frozenset({"images", "image", "imgs", "img", "pictures", "photos", "jpegimages"})
+
+_SYSTEM = frozenset(
+    {
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "folder.htt", "picasa.ini", "icon\r"),
+        *("__macosx", "@eadir", "@tmp", "#recycle", "$recycle.bin", "recycler", "lost+found", "__pycache__"),
+        *("system volume information", "network trash folder", "temporary items"),
+    }
+)
+_SYSTEM_ENDS = ("~", ".tmp", ".part", ".crdownload", ".swp", ":zone.identifier")
+_NOTE_NAME = re.compile(
+    r"(readme|licen[cs]e|copying|notice|changelog|manifest|authors|(sha\d+|md5)(sums?)?|checksums?)", re.IGNORECASE
+)
+_NOTES = frozenset(
+    {
+        *(".json", ".jsonl", ".ndjson", ".geojson", ".xml", ".txt", ".csv", ".tsv", ".md", ".rst", ".html", ".htm"),
+        *(".ini", ".cfg", ".toml", ".yaml", ".yml", ".db", ".sqlite", ".css", ".js", ".log", ".pdf", ".rtf"),
+        *(".doc", ".docx", ".odt", ".xls", ".xlsx", ".ods", ".ppt", ".pptx", ".parquet", ".feather", ".mat"),
+        *(".h5", ".hdf5", ".pkl", ".pickle", ".pt", ".pth", ".onnx", ".py", ".ipynb", ".sh", ".bat", ".m", ".r"),
+        *(".url", ".lnk", ".sha256", ".md5", ".xmp", ".thm", ".aae"),
+    }
+)
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"})
+_VIDEOS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".m4v", ".wav", ".mp3"})
+_LOSSY, _LOSSLESS = frozenset({".jpg", ".jpeg"}), frozenset({".png", ".bmp", ".gif", ".tif", ".tiff"})
+_MASK_NAME = re.compile(
+    r"(?P<picture>.+?)[-_. ]+(?:masks?|segm?|segmentation|labels?|gt|ground_?truth|annot(?:ations?)?)[-_. ]?\d*",
+    re.IGNORECASE,
+)
+_MASK_FOLDERS = frozenset(
+    {*("masks", "mask", "annotations", "annotation", "groundtruth", "gt", "segmentations", "segmentation", "labels")}
+)
+_BESIDE_MASKS = PICTURE_FOLDERS | {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+class Reason(StrEnum):
+    """Why a file is left out that is no damaged item: what it is counted as."""
+
+    SYSTEM = "file of the system"
+    NOTE = "annotation or note"
+    MASK = "mask"
+    ARCHIVE = "archive"
+    VIDEO = "video or sound"
+    UNLISTED = "picture that no row names"
+    UNLABELLED = "picture without a class"
+
+
+_PLURALS = {
+    Reason.SYSTEM: "files of the system",
+    Reason.NOTE: "annotations or notes",
+    Reason.MASK: "masks",
+    Reason.ARCHIVE: "archives (unpack them first)",
+    Reason.VIDEO: "videos or sounds",
+    Reason.UNLISTED: "pictures that no row names",
+    Reason.UNLABELLED: "pictures without a class",
+}
+
+
+def counted(number: int, reason: Reason) -> str:
+    return f"{number:,} {reason if number == 1 else _PLURALS[reason]}"
+
+
+def is_system(name: str) -> bool:
+    """Whether an operating system or a file manager leaves files or folders of this name behind."""
+    folded = name.lower()
+    return name.startswith((".", "~$")) or folded in _SYSTEM or folded.endswith(_SYSTEM_ENDS)
+
+
+def reason_to_leave_out(name: str) -> Reason | None:
+    """None where a file of this name may hold an item."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if is_system(name):
+        return Reason.SYSTEM
+    if suffix in _NOTES or (not suffix and _NOTE_NAME.fullmatch(name)):
+        return Reason.NOTE
+    if suffix in _ARCHIVES:
+        return Reason.ARCHIVE
+    return Reason.VIDEO if suffix in _VIDEOS else None
+
+
+def masks(names: Iterable[str]) -> set[str]:
+    """Those of the pictures of one folder that are masks of others."""
+    paths = {name: PurePosixPath(name) for name in names}
+    stems = {path.stem for path in paths.values()}
+    marked = {
+        name
+        for name, path in paths.items()
+        if (match := _MASK_NAME.fullmatch(path.stem)) is not None and match["picture"] in stems
+    }
+    lossy = {path.stem for path in paths.values() if path.suffix.lower() in _LOSSY}
+    lossless = {name for name, path in paths.items() if path.suffix.lower() in _LOSSLESS} - marked
+    return marked | lossless if all(paths[name].stem in lossy for name in lossless) else marked
+
+
+def mask_folders(names: Iterable[str]) -> set[str]:
+    """Those of sibling folders that hold masks, where another is named as one of pictures, or as a split."""
+    words = {name: "".join(letter for letter in name.lower() if letter not in "-_ ") for name in names}
+    if not _BESIDE_MASKS.intersection(words.values()):
+        return set()
+    return {name for name, word in words.items() if word in _MASK_FOLDERS}
