@@ -56,7 +56,11 @@ def test_commands_and_options_are_these() -> None:
     """Settings of a run belong into params.yaml: a new option has to be meant."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     found = {name: sorted(p.name for p in command.params) for name, command in commands.items()}
-    ingest = ["image_size", "invert", "licence", "mode", "name", "rotations", "seed", "source", "split_by", "splits"]
+    ingest = [
+        *("class_column", "dry_run", "group_column", "image_size", "images_in", "invert", "keep_masks", "layout"),
+        *("licence", "mode", "name", "names", "no_tables", "path_column", "rotations", "seed", "source"),
+        *("split_by", "split_column", "splits"),
+    ]
     assert found == {
         "ingest": ingest,
         "stage": ["item", "name"],

@@ -75,10 +75,10 @@ def test_the_quarantine_is_that_of_the_last_ingest(class_folders: Folders, tmp_p
 
 def test_when_nothing_is_usable_the_error_shows_the_first_reason(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a").mkdir(parents=True)
-    with pytest.raises(DataError, match="none of 1 files is usable; the first is 'a': the class folder holds no file"):
+    with pytest.raises(DataError, match="none of 1 files is usable; the first is 'a': the folder holds no picture"):
         ingest(tmp_path / "photos", "defects", tmp_path / "data", item=SMALL)
     (tmp_path / "photos" / "a").rmdir()
-    with pytest.raises(DataError, match="holds no file in a class folder"):
+    with pytest.raises(DataError, match="photos holds no picture in a class folder"):
         ingest(tmp_path / "photos", "defects", tmp_path / "data", item=SMALL)
     assert not (tmp_path / "data" / "defects").exists()
 

@@ -1,13 +1,16 @@
 import tarfile
 import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kshot.data.names import Reason
 from kshot.errors import DataError
-from kshot.ingest.sources import Source, check_class_names, open_source
+from kshot.ingest.sources import Reading, Source, check_class_names, open_source
+from kshot.ingest.tables import Columns
 
 
 def lay(folder: Path, *names: str, content: bytes = b"x") -> Path:
@@ -23,8 +26,8 @@ def table(path: Path, text: str) -> Path:
     return path
 
 
-def read(path: Path) -> Source:
-    with open_source(path) as source:
+def read(path: Path, **how: object) -> Source:
+    with open_source(path, Reading(**how)) as source:  # type: ignore[arg-type]
         return source
 
 
@@ -54,21 +57,22 @@ def test_leavings_of_file_managers_are_ignored(tmp_path: Path) -> None:
     assert read(folder).refused == ()
 
 
-def test_loose_files_and_empty_class_folders_are_listed_as_refused(tmp_path: Path) -> None:
-    folder = lay(tmp_path / "shop", "a/1.png", "notes.txt")
+def test_loose_pictures_and_empty_class_folders_are_listed_as_refused(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "a/1.png", "2.png", "notes.txt")
     (folder / "empty").mkdir()
-    refused = {row.source: row.reason for row in read(folder).refused}
-    assert refused == {
-        "empty": "the class folder holds no file",
-        "notes.txt": "not in a class folder; needed class/file or group/class/file",
+    source = read(folder)
+    assert {row.source: row.reason for row in source.refused} == {
+        "empty": "the folder holds no picture",
+        "2.png": "not in a class folder; needed class/picture or group/class/picture",
     }
+    assert [(row.source, row.reason) for row in source.left_out] == [("notes.txt", Reason.NOTE)]
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("a/1.png", "a/more/1.png"), "'a' holds files, such as '1.png', and folders, such as 'more'"),
-        (("a/b/c/1.png",), "'a/b/c' is a folder three levels down"),
+        (("a/1.png", "a/more/1.png"), "'a' holds pictures, and folders such as 'a/more'; needed class/picture"),
+        (("a/b/c/1.png",), "'a/b/c' is a folder 3 levels down that holds pictures"),
     ],
 )
 def test_other_layouts_are_refused_by_name(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
@@ -129,6 +133,159 @@ def test_a_csv_at_the_top_of_a_folder_takes_the_place_of_its_layout(tmp_path: Pa
     assert rows(read(folder)) == [("deep/er/still/1.png", "dent", "")]
 
 
+def three_tables(folder: Path, header: str = "filename,label") -> Path:
+    """One folder of pictures, and a table for each split, of classes of its own."""
+    for split, classes in (("train", "ab"), ("val", "c"), ("test", "de")):
+        lay(folder, *(f"images/{name}{number}.jpg" for name in classes for number in range(2)))
+        lines = [f"{name}{number}.jpg,{name}" for name in classes for number in range(2)]
+        table(folder / f"{split}.csv", "\n".join([header, *lines]))
+    return folder
+
+
+def test_tables_that_are_named_as_splits_are_the_splits(tmp_path: Path) -> None:
+    source = read(three_tables(tmp_path / "mini"))
+    assert rows(source)[0] == ("images/a0.jpg", "a", "")
+    assert source.given_splits == dict(zip("abcde", ["meta_train"] * 2 + ["meta_val"] + ["meta_test"] * 2, strict=True))
+
+
+def test_one_of_several_tables_says_that_the_others_are_not_read(tmp_path: Path) -> None:
+    source = read(three_tables(tmp_path / "mini") / "train.csv")
+    assert {file.class_name for file in source.files} == {"a", "b"}
+    assert source.given_splits == {}
+    assert "not read: test.csv, val.csv beside it; to read several tables, give their folder" in source.remarks
+    assert any("6 other pictures lie in" in remark for remark in source.remarks)
+
+
+def test_tables_in_folders_that_are_named_as_splits_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "shop"
+    for split, name in (("train", "a"), ("test", "b")):
+        lay(folder / split, "1.png", "2.png")
+        table(folder / split / "metadata.csv", f"file_name,label\n1.png,{name}\n2.png,{name}\n")
+    source = read(folder)
+    assert rows(source)[0] == ("test/1.png", "b", "")
+    assert source.given_splits == {"a": "meta_train", "b": "meta_test"}
+
+
+def test_lists_of_pictures_give_the_splits_of_class_folders(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "images/a/1.png", "images/b/1.png", "images/c/1.png")
+    for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
+        table(folder / f"{split}.txt", "a/1.png\n".replace("a", name))
+    source = read(folder)
+    assert rows(source) == [(f"images/{name}/1.png", name, "") for name in "abc"]
+    assert source.given_splits == {"a": "meta_train", "b": "meta_val", "c": "meta_test"}
+
+
+def test_several_tables_that_are_no_splits_are_refused_by_name(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "1.png", "2.png")
+    for name in ("train", "sample_submission"):
+        table(folder / f"{name}.csv", "id,label\n1,a\n2,b\n")
+    with pytest.raises(DataError, match=r"2 tables of labels, sample_submission.csv, train.csv.*next: give the table"):
+        read(folder)
+    assert len(read(folder / "train.csv").files) == 2
+
+
+def test_a_list_of_pictures_without_labels_is_named_and_its_pictures_are_left_out(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "train_images/1.png", "test_images/2.png")
+    table(folder / "train.csv", "id,label\n1,a\n")
+    table(folder / "test.csv", "id\n2\n")
+    source = read(folder)
+    assert rows(source) == [("train_images/1.png", "a", "")]
+    assert source.remarks == ("not read: test.csv gives no class",)
+    assert [(row.source, row.reason) for row in source.left_out if row.reason is Reason.UNLISTED] == [
+        ("test_images/2.png", Reason.UNLISTED)
+    ]
+
+
+@pytest.mark.parametrize("name", ["licences.csv", "labels.xlsx", "labels.parquet"])
+def test_a_table_that_is_not_understood_stops_the_ingest_of_class_folders(tmp_path: Path, name: str) -> None:
+    folder = lay(tmp_path / "shop", "a/1.png", "b/1.png")
+    table(folder / name, "who,licence\nsomebody,CC0\n")
+    with pytest.raises(DataError, match=rf"{name}.*next: .*--no-tables"):
+        read(folder)
+    assert len(read(folder, tables=False).files) == 2
+
+
+def test_a_json_file_that_names_pictures_may_hold_labels_and_another_does_not(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "a/1.png", "b/1.png")
+    table(folder / "licence.json", '{"licence": "CC0"}')
+    assert len(read(folder).files) == 2
+    table(folder / "labels.json", '{"1.png": "a"}')
+    with pytest.raises(DataError, match="labels.json may hold labels, and is not read; needed a CSV"):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["bad.csv", "notes.txt"])
+def test_a_remark_on_a_few_pictures_does_not_replace_class_folders(tmp_path: Path, name: str) -> None:
+    folder = lay(tmp_path / "shop", *(f"{kind}/{number}.png" for kind in "ab" for number in range(3)))
+    table(folder / name, "a/1.png,blurred\n".replace(",", " " if name.endswith("txt") else ","))
+    with pytest.raises(
+        DataError, match=f"{name} names 1 of 6 pictures, which lie in class folders; next: .*--no-tables"
+    ):
+        read(folder)
+    assert len(read(folder, tables=False).files) == 6
+    assert rows(read(folder, columns=Columns(class_name="2"))) == [("a/1.png", "blurred", "")]
+
+
+def test_tables_in_class_folders_are_annotations(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "signs", "00000/1.ppm", "00001/1.ppm")
+    table(folder / "00000" / "GT-00000.csv", "Filename;Width;ClassId\n1.ppm;30;0\n")
+    assert [file.class_name for file in read(folder).files] == ["00000", "00001"]
+
+
+def test_the_columns_and_the_folder_of_the_pictures_can_be_given(tmp_path: Path) -> None:
+    pictures = lay(tmp_path / "elsewhere", "1.png", "2.png")
+    path = table(lay(tmp_path, "tables/other") / "tables" / "t.csv", "id,age,breed,part\n1,3,a,train\n2,4,b,test\n")
+    source = read(path, pictures=pictures, columns=Columns(class_name="breed", split="part"))
+    assert rows(source) == [("1.png", "a", ""), ("2.png", "b", "")]
+    assert source.given_splits == {"a": "meta_train", "b": "meta_test"}
+
+
+def test_a_name_that_several_pictures_have_is_refused_and_not_guessed(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "left/1.png", "right/1.png", "2.png")
+    with pytest.raises(DataError, match=r"line 2: '1' may be left/1.png, right/1.png; needed one.*--images-in"):
+        read(table(folder / "labels.csv", "id,label\n1,a\n2,b\n"))
+    assert rows(read(folder / "labels.csv", pictures=folder / "left")) == [("1.png", "a", "")]
+
+
+def test_a_class_in_several_splits_is_refused_and_pooled_when_asked(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "train/a/1.png", "test/a/1.png", "train/b/1.png", "test/b/1.png")
+    with pytest.raises(DataError, match=r"class 'a' is in meta_t.* and in meta_t.*next: add --split-by class"):
+        read(folder)
+    pooled = read(folder, draw_splits=True)
+    assert rows(pooled)[0] == ("test/a/1.png", "a", "")
+    assert (len(pooled.files), pooled.given_splits) == (4, {})
+
+
+def test_rows_that_repeat_another_count_once(tmp_path: Path) -> None:
+    lay(tmp_path, "1.png")
+    source = read(table(tmp_path / "boxes.csv", "path,class,x\n1.png,a,3\n1.png,a,9\n"))
+    assert len(source.files) == 1
+    assert "1 rows repeat another, and count once" in source.remarks
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            {"columns": Columns(class_name="label")},
+            "columns or --images-in are given, and shop has no table at its top",
+        ),
+        ({"names": "gbk"}, "--names is the encoding of names in an archive"),
+    ],
+)
+def test_what_is_said_of_a_source_in_vain_is_refused(tmp_path: Path, how: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(lay(tmp_path / "shop", "a/1.png"), **how)
+
+
+def test_masks_and_annotations_beside_pictures_are_left_out_and_counted_unless_they_are_wanted(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "tiles", *(f"blow/{n}.{kind}" for n in range(3) for kind in ("jpg", "png", "xml")))
+    source = read(folder)
+    assert [file.id for file in source.files] == ["blow/0.jpg", "blow/1.jpg", "blow/2.jpg"]
+    assert Counter(row.reason for row in source.left_out) == {Reason.MASK: 3, Reason.NOTE: 3}
+    assert len(read(folder, keep_masks=True).files) == 6
+
+
 def test_files_that_a_csv_names_in_vain_are_refused(tmp_path: Path) -> None:
     lay(tmp_path, "1.png")
     source = read(table(tmp_path / "labels.csv", "path,class\n1.png,a\n2.png,a\n"))
@@ -138,21 +295,36 @@ def test_files_that_a_csv_names_in_vain_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"has the columns \(none\); needed path,class"),
-        ("file,label\n1.png,a\n", "has the columns file, label; needed path,class"),
+        ("", "labels.csv is empty"),
         ("path,class\n1.png\n", "line 2: found 1 columns; needed 2"),
-        ("path,class\n1.png,\n", "line 2: the class is empty"),
-        ("path,class\n/etc/passwd,a\n", "line 2: found path '/etc/passwd'; needed one relative"),
-        ("path,class\n../1.png,a\n", r"line 2: found path '\.\./1\.png'"),
-        ("path,class\n1.png,a\n1.png,b\n", r"'1\.png' occurs twice \(as 'a' and 'b'\)"),
+        ("path,path\n1.png,2.png\n", "has two columns 'path'"),
+        (
+            "path,class\n/etc/passwd,a\n",
+            "no column of labels.csv names pictures: it has the columns path, class, the first",
+        ),
+        ("path,class\n1.png,a\n1.png,b\n", "line 3: '1.png' is of class 'b', and of 'a' in labels.csv line 2"),
         ("path,class,split\n1.png,a,maybe\n", "line 2: found split 'maybe'"),
-        ("path,class,split\n1.png,a,train\n2.png,a,val\n", "line 3: class 'a' is in meta_train and in val"),
+        (
+            "path,class,split\n1.png,a,train\n2.png,a,val\n",
+            "line 3: class 'a' is in meta_train and in meta_val.*next: add --split-by class",
+        ),
+        ("path,breed,age\n1.png,a,3\n", "which of breed, age is the class is not said; next: --class-column breed"),
     ],
 )
 def test_a_wrong_csv_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
     lay(tmp_path, "1.png", "2.png")
     with pytest.raises(DataError, match=message):
         read(table(tmp_path / "labels.csv", text))
+
+
+def test_rows_without_a_class_and_rows_that_lead_outside_are_refused_one_by_one(tmp_path: Path) -> None:
+    lay(tmp_path, "1.png", "2.png")
+    source = read(table(tmp_path / "labels.csv", "path,class\n1.png,a\n2.png,\n../1.png,b\n"))
+    assert [file.id for file in source.files] == ["1.png"]
+    assert {row.source: row.reason for row in source.refused} == {
+        "2.png": "its row names no class",
+        "../1.png": "leads outside",
+    }
 
 
 def test_a_csv_that_is_not_text_is_refused(tmp_path: Path) -> None:

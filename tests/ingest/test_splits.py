@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from kshot.data.packed import SPLITS, Splits
 from kshot.errors import DataError
-from kshot.ingest.splits import SeededSplits, assign_splits, read_splits
+from kshot.ingest.splits import SeededSplits, assign_splits, read_splits, split_of
 
 
 def classes(count: int, groups: int = 1) -> dict[str, str]:
@@ -63,6 +63,28 @@ def test_given_splits_are_taken_as_they_are() -> None:
     )
 
 
+def test_a_part_of_the_training_classes_is_held_back_where_none_are_given_to_select_models_on() -> None:
+    given = {f"class{number:03d}": "meta_test" if number < 5 else "meta_train" for number in range(25)}
+    splits = assign_splits(classes(25), given=given, plan=SeededSplits(seed=3))
+    assert splits.meta_test == tuple(f"class{number:03d}" for number in range(5))
+    assert len(splits.meta_val) == 4 and len(splits.meta_train) == 16
+    assert splits == assign_splits(dict(reversed(classes(25).items())), given=given, plan=SeededSplits(seed=3))
+    assert splits != assign_splits(classes(25), given=given, plan=SeededSplits(seed=4))
+
+
+@pytest.mark.parametrize(
+    ("split", "spellings"),
+    [
+        ("meta_train", "train Train TRAINING trn training_set trainset train2017 train_images meta-train 01_train"),
+        ("meta_val", "val valid Validation dev meta_val val_data validation-set images_val"),
+        ("meta_test", "test Testing testset test_images eval evaluation images_evaluation"),
+        (None, "trains restrain trainval latest contest valley devil test1 a meta"),
+    ],
+)
+def test_splits_are_known_in_any_usual_spelling(split: str | None, spellings: str) -> None:
+    assert {split_of(name) for name in spellings.split()} == {split}
+
+
 def test_given_splits_must_cover_a_first_ingest_and_name_known_classes() -> None:
     with pytest.raises(DataError, match="none for 2 classes .'class001', 'class002'"):
         assign_splits(classes(3), given={"class000": "meta_train"}, plan=SeededSplits())
@@ -99,8 +121,8 @@ def test_a_split_file_names_classes_in_any_unicode_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,training\n", "line 1: found split 'training'; needed one of meta_train"),
-        ("a,train\na,test\n", "line 2: class 'a' is in meta_train and in test"),
+        ("a,practice\n", "line 1: found split 'practice'; needed one of meta_train"),
+        ("a,train\na,test\n", "line 2: class 'a' is in meta_train and in meta_test"),
         ("a,train,x\n", "line 1: found 3 columns"),
     ],
 )

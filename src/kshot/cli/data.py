@@ -1,6 +1,10 @@
 """Commands on what a run starts from: its dataset and its settings."""
 
+import re
+import shlex
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,76 +12,172 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from kshot.cli.output import say, warn
 from kshot.errors import ConfigError
 from kshot.project.data_pointer import fetch_data, track_data
 from kshot.workspace import Workspace
 
 if TYPE_CHECKING:
     from kshot.data.items import AnyItemKind
-    from kshot.ingest import SplitRequest
+    from kshot.ingest import IngestReport, SplitRequest
+    from kshot.ingest.sources import Source
 
 _WORKSPACE = Workspace(Path())
 _REFUSED_SHOWN = 10
 
 
 def ingest(
+    context: typer.Context,
     source: Annotated[
-        str, typer.Argument(help="Folder of class folders, CSV, zip or tar; or a built-in source, such as glyphs.")
+        str, typer.Argument(help="Folder of class folders, table, zip or tar; or a built-in source, such as glyphs.")
     ],
     name: Annotated[str, typer.Option(help="Name of the dataset; a built-in source has its own.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what is understood, and the command that does it.")
+    ] = False,
     image_size: Annotated[int | None, typer.Option(help="Pixels on a side, 84 for a new dataset.")] = None,
     mode: Annotated[Literal["grey", "colour"] | None, typer.Option(help="Colour for a new dataset.")] = None,
     invert: Annotated[bool, typer.Option("--invert", help="Dark ink on light paper becomes light on dark.")] = False,
     rotations: Annotated[bool, typer.Option("--rotations", help="Quarter turns of a class are classes too.")] = False,
-    splits: Annotated[Path | None, typer.Option(help="CSV of class,split; else classes are drawn.")] = None,
+    splits: Annotated[Path | None, typer.Option(help="CSV of class,split.")] = None,
     split_by: Annotated[
-        Literal["class", "group"], typer.Option(help="What is drawn into a split as a whole.")
-    ] = "class",
+        Literal["class", "group"] | None,
+        typer.Option(help="Draw the splits, whatever the source says, by whole classes or groups."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the drawn splits.")] = 1,
+    layout: Annotated[str, typer.Option(help="What the levels of folders are, such as split/class.")] = "",
+    path_column: Annotated[str, typer.Option(help="Column of a table that names the picture.")] = "",
+    class_column: Annotated[str, typer.Option(help="Column of the class.")] = "",
+    group_column: Annotated[str, typer.Option(help="Column of the group.")] = "",
+    split_column: Annotated[str, typer.Option(help="Column of the split.")] = "",
+    images_in: Annotated[Path | None, typer.Option(help="Folder in which the pictures of a table lie.")] = None,
+    no_tables: Annotated[bool, typer.Option("--no-tables", help="Take the classes from the folders alone.")] = False,
+    keep_masks: Annotated[
+        bool, typer.Option("--keep-masks", help="Files that are named like masks are pictures too.")
+    ] = False,
+    names: Annotated[str, typer.Option(help="Encoding of the names in an archive, such as gbk.")] = "",
     licence: Annotated[str, typer.Option(help="Noted in dataset.json and on the model card.")] = "",
 ) -> None:
-    """Pack images into data/NAME, or append the new ones; damaged files are listed and left out."""
-    from kshot.data.packed import SPLITS
-    from kshot.ingest import BUILT_IN, ingest_built_in
-    from kshot.ingest import ingest as ingest_images
+    """Pack images into data/NAME, or append the new ones; what is left out is listed with the reason."""
+    from kshot.ingest import BUILT_IN, Columns, Reading, pack, read_layout
+    from kshot.ingest.sources import open_source
 
     data = _WORKSPACE.data
+    if source in BUILT_IN and not Path(source).exists():
+        _ingest_built_in(context, source)
+        return
+    if not name and not dry_run:
+        raise ConfigError(
+            f"no name for the dataset made of {source}; next: {_command(context, name=_suggested_name(source))}"
+        )
     fetch_data(_WORKSPACE)
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"ingest {name or source}", total=None, visible=False)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
-
-        if source in BUILT_IN and not Path(source).exists():
-            _check_no_options(source, name, image_size, mode, invert, rotations, splits, licence)
-            report = ingest_built_in(BUILT_IN[source], source, data, progress=show)
-        else:
-            if not name:
-                raise ConfigError(f"no name for the dataset made of {source}; next: kshot ingest {source} --name NAME")
-            report = ingest_images(
-                Path(source),
+    reading = Reading(
+        columns=Columns(path=path_column, class_name=class_column, group=group_column, split=split_column),
+        pictures=images_in,
+        tables=not no_tables,
+        layout=read_layout(layout) if layout else (),
+        keep_masks=keep_masks,
+        draw_splits=split_by is not None,
+        names=names,
+    )
+    if splits and split_by:
+        raise ConfigError("--splits gives the splits and --split-by draws them; needed one of both")
+    request = _split_request(splits, split_by or "class", seed)
+    item = _item_spec(data / name, image_size, mode, invert) if name else None
+    with open_source(Path(source), reading) as opened:
+        for line in _understood(opened, request, data / name if name else None):
+            say(line)
+        if dry_run:
+            say(f"next: {_command(context, name=name or _suggested_name(source))}")
+            return
+        with _progress(f"ingest {name}") as show:
+            report = pack(
+                opened,
                 name,
                 data,
-                item=_item_spec(data / name, image_size, mode, invert),
+                item=item,
                 rotations=(0, 90, 180, 270) if rotations else None,
                 licence=licence,
-                splits=_split_request(splits, split_by, seed),
+                splits=request,
                 progress=show,
             )
-    track_data(_WORKSPACE, _warn)
-    counts = ", ".join(f"{len(report.splits.of(split))} {split}" for split in SPLITS)
-    typer.echo(
-        f"{report.folder}: {report.n_items:,} items ({report.added:,} new), {report.n_classes:,} classes ({counts})"
-    )
-    for refused in report.quarantined[:_REFUSED_SHOWN]:
-        typer.echo(f"refused: {refused.source}: {refused.reason}", err=True)
-    if len(report.quarantined) > _REFUSED_SHOWN:
-        typer.echo(
-            f"refused: {len(report.quarantined):,} files in all, listed in {report.folder}/quarantine.csv", err=True
+    _tell(report, known=frozenset(row.source for row in opened.refused))
+    say(f"next: set dataset.name: {report.folder.name} in params.yaml, then make train")
+
+
+def _ingest_built_in(context: typer.Context, source: str) -> None:
+    from kshot.ingest import BUILT_IN, ingest_built_in
+
+    given = [option for option in _typed(context) if option != "source"]
+    if given:
+        raise ConfigError(
+            f"{source} is built in, with its own name, size, splits and licence; next: kshot ingest {source}"
         )
-    if report.folder.name not in BUILT_IN:
-        typer.echo(f"next: set dataset.name: {report.folder.name} in params.yaml, then make train")
+    fetch_data(_WORKSPACE)
+    with _progress(f"ingest {source}") as show:
+        report = ingest_built_in(BUILT_IN[source], source, _WORKSPACE.data, progress=show)
+    _tell(report)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def _understood(source: "Source", request: "SplitRequest", folder: Path | None) -> Iterator[str]:
+    """What was understood of `source`, to be added to the dataset in `folder` where there is one."""
+    from kshot.data.packed import INFO_FILE, read_info, read_manifest
+    from kshot.ingest.understanding import understanding
+
+    if folder is None or not (folder / INFO_FILE).is_file():
+        return understanding(source, request, groups_before={}, splits_before=None)
+    before = read_info(folder)
+    classes, groups = read_manifest(folder, before, ["class", "group"]).columns
+    known = dict(zip(classes.to_pylist(), groups.to_pylist(), strict=True))
+    return understanding(source, request, groups_before=known, splits_before=before.splits)
+
+
+def _tell(report: "IngestReport", *, known: frozenset[str] = frozenset()) -> None:
+    """Say what was packed, and what was refused but for the `known` files, of which it was said before."""
+    from kshot.data.packed import SPLITS
+
+    track_data(_WORKSPACE, warn)
+    counts = ", ".join(f"{len(report.splits.of(split))} {split}" for split in SPLITS)
+    say(f"{report.folder}: {report.n_items:,} items ({report.added:,} new), {report.n_classes:,} classes ({counts})")
+    news = [refused for refused in report.quarantined if refused.source not in known]
+    for refused in news[:_REFUSED_SHOWN]:
+        warn(f"refused: {refused.source}: {refused.reason}")
+    if len(report.quarantined) > min(len(news), _REFUSED_SHOWN):
+        warn(f"refused: {len(report.quarantined):,} in all, listed in {report.folder}/quarantine.csv")
+
+
+def _typed(context: typer.Context) -> dict[str, object]:
+    """The parameters that were typed, by name, in the order of the command's signature."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {
+        name: value for name, value in context.params.items() if getattr(sources[name], "name", "") == "COMMANDLINE"
+    }
+
+
+def _command(context: typer.Context, *, name: str) -> str:
+    """The command that was typed, under the name `name` and not as a dry run."""
+    typed = {**_typed(context), "name": name}
+    words = ["kshot", "ingest", str(typed.pop("source"))]
+    for option, value in typed.items():
+        flag = f"--{option.replace('_', '-')}"
+        if option != "dry_run" and value is not None:
+            words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+def _suggested_name(source: str) -> str:
+    """A name for the dataset that is made of `source`: its own, in letters that a name may have."""
+    stem = Path(source).resolve().name
+    for suffix in reversed(Path(stem).suffixes if not Path(source).is_dir() else []):
+        stem = stem.removesuffix(suffix)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-_") or "pictures"
 
 
 def preset(name: Annotated[str, typer.Argument(help="Name of a file in presets/, without .yaml.")]) -> None:
@@ -93,17 +193,6 @@ def preset(name: Annotated[str, typer.Argument(help="Name of a file in presets/,
             "or run the flow on it as it is: make train"
         )
     shutil.copyfile(known[name], _WORKSPACE.params)
-
-
-def _warn(message: str) -> None:
-    typer.echo(message, err=True)
-
-
-def _check_no_options(source: str, *options: object) -> None:
-    if any(options):
-        raise ConfigError(
-            f"{source} is built in, with its own name, size, splits and licence; next: kshot ingest {source}"
-        )
 
 
 def _item_spec(

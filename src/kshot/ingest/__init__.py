@@ -2,11 +2,26 @@
 
 from kshot.ingest import glyphs, omniglot
 from kshot.ingest.built_in import BuiltIn
-from kshot.ingest.pack import IngestReport, SplitRequest, ingest, ingest_built_in
+from kshot.ingest.layout import read_layout
+from kshot.ingest.pack import IngestReport, ingest, ingest_built_in, pack
+from kshot.ingest.sources import Reading
+from kshot.ingest.splits import SplitRequest
+from kshot.ingest.tables import Columns
 
 BUILT_IN: dict[str, BuiltIn] = {
     "glyphs": glyphs.BUILT_IN,
     "omniglot": omniglot.BUILT_IN,
 }
 
-__all__ = ["BUILT_IN", "BuiltIn", "IngestReport", "SplitRequest", "ingest", "ingest_built_in"]
+__all__ = [
+    "BUILT_IN",
+    "BuiltIn",
+    "Columns",
+    "IngestReport",
+    "Reading",
+    "SplitRequest",
+    "ingest",
+    "ingest_built_in",
+    "pack",
+    "read_layout",
+]

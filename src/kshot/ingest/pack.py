@@ -2,25 +2,28 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from kshot.data.folders import LAYOUTS
 from kshot.data.items import AnyItemKind, ImageKind
 from kshot.data.items.contract import ItemKind, Read
+from kshot.data.names import counted
 from kshot.data.packed import INFO_FILE, Quarantined, Rotations, Splits, read_info
 from kshot.errors import DataError
 from kshot.ingest.built_in import BuiltIn
-from kshot.ingest.sources import Source, SourceFile, check_class_names, open_source
-from kshot.ingest.splits import SeededSplits, assign_splits
+from kshot.ingest.sources import Reading, Source, SourceFile, check_class_names, open_source
+from kshot.ingest.splits import SplitRequest, assign_splits
 from kshot.ingest.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_atomically
 from kshot.runtime.cpu import usable_cores
 
 OnProgress = Callable[[int, int], None]  # items done, items in all
 
-QUARANTINE_FILE = "quarantine.csv"
+QUARANTINE_FILE, LEFT_OUT_FILE = "quarantine.csv", "left_out.csv"
 DEFAULT_ITEM = ImageKind(image_size=84, channels=3)
 
 _FILES_AT_ONCE = 256
@@ -42,20 +45,40 @@ class IngestReport:
         return len(self.splits.by_class())
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitRequest:
-    """Splits `given` by class, which take precedence over a CSV's column, and how to draw them when none are."""
-
-    given: Mapping[str, str] = field(default_factory=dict)
-    seeded: SeededSplits = field(default_factory=SeededSplits)
-
-
 def _no_progress(done: int, total: int) -> None:
     pass
 
 
 def ingest(
     source: Path,
+    name: str,
+    data_folder: Path,
+    *,
+    reading: Reading | None = None,
+    item: AnyItemKind | None = None,
+    rotations: Rotations | None = None,
+    licence: str = "",
+    splits: SplitRequest | None = None,
+    progress: OnProgress = _no_progress,
+    shard_limit_bytes: int = SHARD_LIMIT_BYTES,
+) -> IngestReport:
+    """Open the source at the path `source`, read as `reading` says, and `pack` it."""
+    with open_source(source, reading) as opened:
+        return pack(
+            opened,
+            name,
+            data_folder,
+            item=item,
+            rotations=rotations,
+            licence=licence,
+            splits=splits,
+            progress=progress,
+            shard_limit_bytes=shard_limit_bytes,
+        )
+
+
+def pack(
+    source: Source,
     name: str,
     data_folder: Path,
     *,
@@ -68,34 +91,31 @@ def ingest(
 ) -> IngestReport:
     """Pack the items of `source` into data_folder/name, or append those that are new.
 
-    `source` is a folder of class folders, a CSV, or a zip or tar of either (see `sources`). `item` and
-    `rotations` default to those of the dataset when it exists, else to 84x84 colour without rotations.
-    Damaged files are listed in dataset.json and quarantine.csv. Raise DataError when nothing usable
-    remains, and for whatever would make the dataset ambiguous; the dataset is then as it was.
+    `item` and `rotations` default to those of the dataset when it exists, else to 84x84 colour without rotations.
+    Damaged files are listed in dataset.json and quarantine.csv, other files of the source in left_out.csv. Raise
+    DataError when nothing usable remains, and for whatever would make the dataset ambiguous; it is then as it was.
     """
     folder = dataset_folder(data_folder, name)
     before = read_info(folder) if (folder / INFO_FILE).is_file() else None
     item = item or (before.item if before else DEFAULT_ITEM)
     rotations = rotations or (before.rotations if before else (0,))
     splits = splits or SplitRequest()
-    with (
-        open_source(source) as opened,
-        PackedWriter(
-            folder,
-            item=item,
-            source=opened.name,
-            licence=licence,
-            rotations=rotations,
-            shard_limit_bytes=shard_limit_bytes,
-        ) as writer,
-    ):
-        check_class_names([*writer.class_groups, *dict.fromkeys(file.class_name for file in opened.files)])
-        refused = [*opened.refused, *_add_files(writer, opened, item, progress)]
+    with PackedWriter(
+        folder,
+        item=item,
+        source=source.name,
+        licence=licence,
+        rotations=rotations,
+        shard_limit_bytes=shard_limit_bytes,
+    ) as writer:
+        check_class_names([*writer.class_groups, *dict.fromkeys(file.class_name for file in source.files)])
+        refused = [Quarantined(source=row.source, reason=row.reason) for row in source.refused]
+        refused += _add_files(writer, source, item, progress)
         quarantined = tuple(sorted(refused, key=lambda row: row.source))
         if writer.added + writer.skipped == 0:
             raise DataError(_nothing_usable(source, quarantined))
-        given = {**opened.given_splits, **splits.given}
-        seen = {*opened.given_splits, *(file.class_name for file in opened.files)}
+        given = {**source.given_splits, **splits.given}
+        seen = {*source.given_splits, *(file.class_name for file in source.files)}
         emptied = seen - writer.class_groups.keys()  # no file of theirs is usable
         assigned = assign_splits(
             writer.class_groups,
@@ -103,6 +123,7 @@ def ingest(
             plan=splits.seeded,
             before=writer.before.splits if writer.before else None,
         )
+        _write_table(folder / LEFT_OUT_FILE, [(row.source, str(row.reason)) for row in source.left_out])
         return _publish(writer, assigned, quarantined)
 
 
@@ -183,7 +204,7 @@ def _record(file: SourceFile, decoded: Read, source_name: str) -> Record:
 
 
 def _publish(writer: PackedWriter, splits: Splits, quarantined: tuple[Quarantined, ...]) -> IngestReport:
-    _write_quarantine(writer.folder / QUARANTINE_FILE, quarantined)
+    _write_table(writer.folder / QUARANTINE_FILE, [(row.source, row.reason) for row in quarantined])
     info = writer.publish(splits, quarantined)
     return IngestReport(
         folder=writer.folder,
@@ -195,20 +216,23 @@ def _publish(writer: PackedWriter, splits: Splits, quarantined: tuple[Quarantine
     )
 
 
-def _write_quarantine(path: Path, quarantined: tuple[Quarantined, ...]) -> None:
-    """The refused files as a table for people; dataset.json holds the same list."""
-    if not quarantined:
+def _write_table(path: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """Files that are no items, with the reasons, as a table for people; none where there are none."""
+    if not rows:
         path.unlink(missing_ok=True)
         return
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["source", "reason"])
-    table.writerows([row.source, row.reason] for row in quarantined)
+    table.writerows(rows)
     write_atomically(path, text.getvalue().encode())
 
 
-def _nothing_usable(source: Path, quarantined: tuple[Quarantined, ...]) -> str:
+def _nothing_usable(source: Source, quarantined: tuple[Quarantined, ...]) -> str:
     if not quarantined:
-        return f"{source} holds no file in a class folder; needed class/file or group/class/file"
+        left = "; ".join(
+            counted(number, reason) for reason, number in Counter(r.reason for r in source.left_out).items()
+        )
+        return f"{source.name} holds no picture in a class folder{f' ({left})' if left else ''}; needed {LAYOUTS}"
     first = quarantined[0]
-    return f"{source}: none of {len(quarantined)} files is usable; the first is {first.source!r}: {first.reason}"
+    return f"{source.name}: none of {len(quarantined)} files is usable; the first is {first.source!r}: {first.reason}"

@@ -1,8 +1,10 @@
 """Which classes are for meta-training, validation and test: given by the user, or drawn from a seed."""
 
 import csv
+import re
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,10 +15,19 @@ from pydantic.dataclasses import dataclass as settings
 
 from kshot.data.packed import SPLITS, Splits
 from kshot.errors import DataError
+from kshot.printing import printable
 from kshot.seeding import generator
 from kshot.settings import STRICT
 
-_NAMES = {name: split for split in SPLITS for name in (split, split.removeprefix("meta_"))}
+_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "meta_train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "meta_val"),
+    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation"), "meta_test"),
+}
+_BESIDE = r"(?:meta|data|dataset|images?|imgs?|pictures|photos|set|split|labels|annotations)"  # words around a split's
+_SPELLING = re.compile(
+    rf"(?:\d+[-_. ]+)?(?:{_BESIDE}[-_. ]?)*?({'|'.join(_WORDS)})(?:[-_. ]?(?:{_BESIDE}|20\d\d))*", re.IGNORECASE
+)
 _SHOWN = 5  # how many names an error lists
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -40,8 +51,22 @@ class SeededSplits:
         return self
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitRequest:
+    """Splits `given` by class, which take precedence over those of a source, and how to draw them when none are."""
+
+    given: Mapping[str, str] = field(default_factory=dict)
+    seeded: SeededSplits = field(default_factory=SeededSplits)
+
+
+def split_of(name: str) -> str | None:
+    """The split that `name` is a usual spelling of: train, Training, val_images, test-set, meta_val; else None."""
+    match = _SPELLING.fullmatch(name.strip())
+    return _WORDS[match[1].lower()] if match else None
+
+
 def read_splits(path: Path) -> dict[str, str]:
-    """A CSV of class,split -> split of each class; train, val, test are short for meta_train, ..."""
+    """A CSV of class,split -> split of each class, in any usual spelling: train, valid, meta_test, ..."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
@@ -59,13 +84,16 @@ def read_splits(path: Path) -> dict[str, str]:
 
 def add_given(given: dict[str, str], class_name: str, split: str, *, where: str) -> None:
     """Note that the user puts `class_name` into `split`; DataError when that is no split, or another than before."""
-    if split.strip() not in _NAMES:
-        raise DataError(f"{where}: found split {split.strip()!r}; needed one of {', '.join(SPLITS)}")
+    found = split_of(split)
+    if found is None:
+        raise DataError(f"{where}: found split {printable(split.strip())!r}; needed one of {', '.join(SPLITS)}")
     class_name = unicodedata.normalize("NFC", class_name)
-    known = given.setdefault(class_name, _NAMES[split.strip()])
-    if known != _NAMES[split.strip()]:
+    known = given.setdefault(class_name, found)
+    if known != found:
         raise DataError(
-            f"{where}: class {class_name!r} is in {known} and in {split.strip()}; needed one split per class"
+            f"{where}: class {printable(class_name)!r} is in {known} and in {found}; needed one split per class, "
+            "because a test is on classes that training never saw; next: add --split-by class, which pools the "
+            "pictures of each class and draws the splits anew"
         )
 
 
@@ -96,7 +124,7 @@ def assign_splits(
         with_group = _split_of_whole_groups(class_groups, kept)
         assigned = {name: given.get(name, with_group.get(group, "meta_train")) for name, group in new.items()}
     elif given:
-        assigned = _all_given(new, given)
+        assigned = _held_back(_all_given(new, given), plan)
     else:
         assigned = _drawn(new, plan)
     return _collected({**kept, **assigned})
@@ -125,13 +153,25 @@ def _all_given(classes: Mapping[str, str], given: Mapping[str, str]) -> dict[str
     return {name: given[name] for name in classes}
 
 
+def _held_back(assigned: dict[str, str], plan: SeededSplits) -> dict[str, str]:
+    """`assigned`; with train and test but nothing to select models on, a part of meta_train becomes meta_val."""
+    trained = sorted(name for name, split in assigned.items() if split == "meta_train")
+    if set(assigned.values()) != {"meta_train", "meta_test"} or len(trained) < 2:
+        return assigned
+    n_held = max(1, round(len(trained) * plan.meta_val / (plan.meta_train + plan.meta_val)))
+    drawn = generator(plan.seed, "splits", "held back").permutation(len(trained))[:n_held]
+    return assigned | {trained[number]: "meta_val" for number in drawn}
+
+
 def _drawn(class_groups: Mapping[str, str], plan: SeededSplits) -> dict[str, str]:
     units: dict[str, list[str]] = {}
     for name in sorted(class_groups):
         units.setdefault(class_groups[name] if plan.by == "group" else name, []).append(name)
     if len(units) < len(SPLITS):
-        what = "groups" if plan.by == "group" else "classes"
-        raise DataError(f"found {len(units)} {what}; needed at least {len(SPLITS)}, one for each split")
+        one, many = ("group", "groups") if plan.by == "group" else ("class", "classes")
+        raise DataError(
+            f"found {len(units)} {one if len(units) == 1 else many}; needed at least {len(SPLITS)}, one for each split"
+        )
     names = sorted(units)
     order = [names[index] for index in generator(plan.seed, "splits").permutation(len(names))]
     sizes = np.cumsum([len(units[unit]) for unit in order])

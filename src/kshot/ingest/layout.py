@@ -1,0 +1,175 @@
+"""What the levels of a folder tree mean: split, group or class.
+
+Without a word from the user: folders that are all named as splits are splits, at the level where they are found
+(split/class, group/split/class, class/split). A folder such as `images` that alone holds the pictures of its parent
+means nothing, nor does one that alone holds the splits. What is left is class, or group/class, where the class is then
+called "group/class". A level of which only some folders are named as splits is refused: it may mean either.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from kshot.data.folders import LAYOUTS, FoundFile, Parts, check_class_folders
+from kshot.data.names import PICTURE_FOLDERS
+from kshot.errors import DataError
+from kshot.ingest.splits import split_of
+from kshot.printing import printable
+
+Role = Literal["split", "group", "class"]
+Layout = tuple[Role, ...]  # of the levels of folders, from the top
+
+_SHOWN = 4
+_WAYS = "next: say which with --layout, such as --layout split/class or --layout group/class"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A picture of a class. `split` is the name of the folder that says so, or ""."""
+
+    file: FoundFile
+    class_name: str
+    group: str
+    split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """`unlabelled` lie in no class folder. `words` names the layout: "split/class/picture"."""
+
+    placed: tuple[Placed, ...]
+    unlabelled: tuple[FoundFile, ...]
+    words: str
+
+
+def read_layout(text: str) -> Layout:
+    """The layout that a user writes as split/class. Raises DataError."""
+    roles = tuple(text.strip("/").split("/"))
+    known = set(get_args(Role))
+    if not set(roles) <= known or len(set(roles)) < len(roles) or "class" not in roles:
+        raise DataError(
+            f"found layout {printable(text)!r}; needed split, group and class with / between them, each at most once "
+            "and class always, such as split/class"
+        )
+    return cast(Layout, roles)
+
+
+def place(files: Sequence[FoundFile], layout: Layout = ()) -> Placement:
+    """Give every file its class, group and split, by `layout` or by what the names say. Raises DataError."""
+    folders = tuple(dict.fromkeys(file.folders for file in files))
+    meanings = {folder: _by_layout(folder, layout) for folder in folders} if layout else _found(folders)
+    placed = tuple(
+        Placed(file=file, class_name=meaning.class_name, group=meaning.group, split=meaning.split)
+        for file in files
+        if (meaning := meanings[file.folders]) is not None
+    )
+    unlabelled = tuple(file for file in files if meanings[file.folders] is None)
+    return Placement(placed=placed, unlabelled=unlabelled, words=_words(layout, meanings.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Meaning:
+    class_name: str
+    group: str = ""
+    split: str = ""
+    roles: Layout
+
+
+def _by_layout(folder: Parts, layout: Layout) -> _Meaning | None:
+    if not folder:
+        return None
+    if len(folder) != len(layout):
+        raise DataError(
+            f"{printable('/'.join(folder))!r} is {len(folder)} folders deep; "
+            f"--layout {'/'.join(layout)} needs {len(layout)}"
+        )
+    said = dict(zip(layout, folder, strict=True))
+    split = said.get("split", "")
+    if split and split_of(split) is None:
+        raise DataError(f"{printable(split)!r} is no name of a split; needed one such as train, val or test")
+    group = said.get("group", "")
+    name = "/".join(part for part, role in zip(folder, layout, strict=True) if role != "split")
+    return _Meaning(class_name=name, group=group, split=split, roles=layout)
+
+
+def _found(folders: Iterable[Parts]) -> dict[Parts, _Meaning | None]:
+    meant = _without_picture_folders(folders)
+    level = _split_level(set(meant.values()))
+    rest: dict[Parts, tuple[Parts, str]] = {}
+    wrapped = level is not None and level > 0 and len({parts[:level] for parts in meant.values()}) == 1
+    for folder, parts in meant.items():
+        if level is None or len(parts) <= level:
+            rest[folder] = (parts, "")
+        else:
+            below = parts[level + 1 :]
+            above = () if wrapped and below else parts[:level]
+            rest[folder] = (above + below, parts[level])
+    check_class_folders(parts for parts, _ in rest.values() if parts)
+    return {
+        folder: _Meaning(
+            class_name="/".join(parts),
+            group=parts[0] if len(parts) == 2 else "",
+            split=split,
+            roles=_roles(level if not wrapped else 0, len(parts), bool(split)),
+        )
+        if parts
+        else None
+        for folder, (parts, split) in rest.items()
+    }
+
+
+def _roles(split_level: int | None, n_others: int, has_split: bool) -> Layout:
+    roles: list[Role] = ["group", "class"][2 - n_others :]  # type: ignore[assignment]
+    if has_split and split_level is not None:
+        roles.insert(split_level, "split")
+    return tuple(roles)
+
+
+def _without_picture_folders(folders: Iterable[Parts]) -> dict[Parts, Parts]:
+    """Each folder, without a level such as `images` that is alone in its parent, at the end or at the top."""
+    folders = tuple(folders)
+    children: dict[Parts, set[str]] = {}
+    for folder in folders:
+        for depth in range(len(folder)):
+            children.setdefault(folder[:depth], set()).add(folder[depth])
+    with_files = set(folders)
+
+    def alone(folder: Parts) -> bool:
+        parent = folder[:-1]
+        return folder[-1].casefold() in PICTURE_FOLDERS and len(children[parent]) == 1 and parent not in with_files
+
+    meant = {}
+    for folder in folders:
+        parts = folder[:-1] if folder and alone(folder) else folder
+        meant[folder] = parts[1:] if len(parts) > 1 and alone(parts[:1]) else parts
+    return meant
+
+
+def _split_level(folders: Iterable[Parts]) -> int | None:
+    """The first level whose folders are all named as splits. Raise DataError where a level may mean either."""
+    folders = tuple(folders)
+    for level in range(max(map(len, folders), default=0)):
+        here = {parts[level]: split_of(parts[level]) for parts in folders if len(parts) > level}
+        if all(here.values()):
+            return level
+        named = [name for name, split in here.items() if split]
+        inner = any(parts[level] in named and len(parts) > level + 1 for parts in folders if len(parts) > level)
+        if len({here[name] for name in named}) > 1 or (named and inner):
+            others = [name for name, split in here.items() if not split]
+            raise DataError(
+                f"the folders {_listed(named)} are named as splits, and {_listed(others)} beside them "
+                f"{'is' if len(others) == 1 else 'are'} not; {_WAYS}"
+            )
+    return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(printable(name)) for name in sorted(names)[:_SHOWN])
+    return f"{shown}, ..." if len(names) > _SHOWN else shown
+
+
+def _words(layout: Layout, meanings: Iterable[_Meaning | None]) -> str:
+    """Every layout that occurs, as a user would write it; the most usual order first."""
+    roles = dict.fromkeys(meaning.roles for meaning in meanings if meaning is not None)
+    found = ["/".join((*levels, "picture")) for levels in ([layout] if layout else sorted(roles, key=len))]
+    return " and ".join(found) or LAYOUTS

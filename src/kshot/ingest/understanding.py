@@ -1,0 +1,100 @@
+"""What an ingest has understood of a source, in lines for the person who started it, before a picture is decoded."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from kshot.data.names import counted
+from kshot.data.packed import SPLITS, Splits
+from kshot.ingest.sources import Source, SourceFile, check_class_names
+from kshot.ingest.splits import SplitRequest, assign_splits
+from kshot.printing import printable
+
+_SHOWN = 4
+_REASONS_SHOWN = 3
+
+
+def understanding(
+    source: Source, request: SplitRequest, *, groups_before: Mapping[str, str], splits_before: Splits | None
+) -> Iterator[str]:
+    """Lines on layout, classes, groups, splits, three examples, and what is left out and why, in counts.
+
+    `groups_before` and `splits_before` are of the dataset that the source is added to. Raise DataError for what would
+    make the dataset ambiguous, as packing does.
+    """
+    groups = {**groups_before, **{file.class_name: file.group for file in source.files}}
+    check_class_names(groups)
+    of_source = {name: split for name, split in source.given_splits.items() if name in groups}
+    given = {**of_source, **request.given}
+    assigned = assign_splits(groups, given=given, plan=request.seeded, before=splits_before) if groups else Splits()
+    split_of_class = assigned.by_class()
+    sizes = Counter(file.class_name for file in source.files)
+
+    yield f"source    {source.name}: {_n(len(source.files), 'picture')}; {source.words}"
+    yield f"classes   {len(sizes):,} of {_range(list(sizes.values()))} pictures each: {_listed(list(sizes))}"
+    named = list(dict.fromkeys(file.group for file in source.files if file.group))
+    if named:
+        yield f"groups    {len(named):,}: {_listed(named)}"
+    yield f"splits    {_how(source, request, split_of_class, splits_before)}: {_counts(sizes, split_of_class)}"
+    for file in _examples(source, split_of_class):
+        yield f"example   {printable(file.id)} is {printable(file.class_name)!r} in {split_of_class[file.class_name]}"
+    kinds = Counter(row.reason for row in source.left_out)
+    if kinds:
+        yield f"left out  {', '.join(counted(number, reason) for reason, number in kinds.most_common())}"
+    if source.refused:
+        yield f"refused   {_n(len(source.refused), 'file')}: {'; '.join(_reasons(source))}"
+    for remark in source.remarks:
+        yield f"note      {remark}"
+    empty = [split for split in SPLITS if groups and not assigned.of(split)]
+    if empty:
+        yield f"note      no class is in {' or in '.join(empty)}; a run needs some: add them, or --split-by class"
+
+
+def _how(source: Source, request: SplitRequest, assigned: Mapping[str, str], before: Splits | None) -> str:
+    if before is not None:
+        return "known classes keep theirs"
+    if not (request.given or source.given_splits):
+        return f"drawn by {request.seeded.by}, seed {request.seeded.seed}"
+    held = sum(assigned.get(name) != split for name, split in {**source.given_splits, **request.given}.items())
+    who = "--splits says" if request.given else f"the {source.split_words} say"
+    more = f", but for {_n(held, 'class')} of meta_train that seed {request.seeded.seed} holds back for meta_val"
+    return f"as {who}{more if held else ''}"
+
+
+def _counts(sizes: Mapping[str, int], split_of_class: Mapping[str, str]) -> str:
+    n_classes = Counter(split_of_class[name] for name in sizes)
+    n_files = Counter[str]()
+    for name, size in sizes.items():
+        n_files[split_of_class[name]] += size
+    return ", ".join(
+        f"{_n(n_classes[split], 'class')} ({_n(n_files[split], 'picture')}) in {split}" for split in SPLITS
+    )
+
+
+def _examples(source: Source, split_of_class: Mapping[str, str]) -> Iterator[SourceFile]:
+    """The first picture of each split, and others to make up three."""
+    first = {split_of_class[file.class_name]: file for file in reversed(source.files)}
+    shown = [first[split] for split in SPLITS if split in first]
+    others = (file for file in source.files if file not in shown)
+    yield from [*shown, *(file for file, _ in zip(others, range(3 - len(shown)), strict=False))]
+
+
+def _reasons(source: Source) -> Iterator[str]:
+    first = {row.reason: row.source for row in reversed(source.refused)}
+    for reason, name in list(first.items())[:_REASONS_SHOWN]:
+        yield f"{name}: {reason}"
+    if len(first) > _REASONS_SHOWN:
+        yield f"and {len(first) - _REASONS_SHOWN:,} other reasons"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(printable(name)) for name in names[:_SHOWN])
+    return f"{shown}, ..." if len(names) > _SHOWN else shown
+
+
+def _n(number: int, noun: str) -> str:
+    return f"{number:,} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"
