@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 from kshot.algorithms import ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.data.items import ImageKind
+from kshot.data.names import in_counts
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import DataError, EpisodeError, ModelError
 from kshot.model import ModelConfig, SavedModel, build_learner, save_model
@@ -48,6 +50,12 @@ def save(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
+def emptied(folder: Path) -> Path:
+    for file in folder.iterdir():
+        file.unlink()
+    return folder
+
+
 def test_each_query_gets_the_class_that_it_looks_like(model: str, support: Path, tmp_path: Path) -> None:
     one = save(tmp_path / "queries" / "one.png", half(columns=False))
     two = save(tmp_path / "queries" / "below" / "two.png", half(columns=True))
@@ -84,6 +92,66 @@ def test_query_that_is_no_image_is_listed_and_the_others_are_classified(
     assert report.refused[1] == RefusedImage(file=empty, reason="the file has 0 bytes")
 
 
+def leavings(folder: Path) -> None:
+    """What file managers, archives and people leave beside pictures."""
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._1.png", "Icon\r", "notes.txt"):
+        (folder / name).write_bytes(b"\xd0\xcf\x11\xe0")
+    (folder / "__MACOSX" / "left").mkdir(parents=True)
+    (folder / "__MACOSX" / "left" / "._1.png").write_bytes(b"x")
+
+
+def test_leavings_of_the_system_are_neither_classes_nor_images_and_are_counted(
+    model: str, support: Path, tmp_path: Path
+) -> None:
+    query = save(tmp_path / "queries" / "one.png", half(columns=False))
+    for folder in (support, support / "left", query.parent):
+        leavings(folder)
+
+    report = predict_files(model, support, [query.parent], root=tmp_path)
+
+    assert report.classes == ("left", "top")
+    assert [row.file for row in report.predicted] == [query]
+    assert report.refused == ()
+    assert in_counts(row.reason for row in report.left_out) == "18 files of the system, 3 annotations or notes"
+
+
+def test_a_query_that_is_given_by_itself_is_read_whatever_its_name_says(
+    model: str, support: Path, tmp_path: Path
+) -> None:
+    png = save(tmp_path / "one.png", half(columns=False))
+    given = [tmp_path / ".hidden", tmp_path / "one_mask.png", tmp_path / "Thumbs.db"]
+    for path in given:
+        path.write_bytes(png.read_bytes())
+    latin = tmp_path / os.fsdecode(b"caf\xe9.png")
+    latin.write_bytes(png.read_bytes())
+    report = predict_files(model, support, [*given, latin], root=tmp_path)
+    assert [row.file for row in report.predicted] == [*given, latin]
+
+
+def test_links_to_nothing_in_a_query_folder_are_named_and_the_others_are_classified(
+    model: str, support: Path, tmp_path: Path
+) -> None:
+    good = save(tmp_path / "queries" / "good.png", half(columns=True))
+    (good.parent / "gone.png").symlink_to("/nonexistent")
+    (good.parent / os.fsdecode(b"caf\xe9.png")).write_bytes(good.read_bytes())
+
+    report = predict_files(model, support, [good.parent], root=tmp_path)
+
+    assert [row.file for row in report.predicted] == [good]
+    assert [(row.file.name, row.reason) for row in report.refused] == [
+        ("caf\\udce9.png", "its name is not UTF-8; rename it"),
+        ("gone.png", "a link to nothing"),
+    ]
+
+
+def test_masks_beside_support_images_are_no_examples(model: str, support: Path, tmp_path: Path) -> None:
+    save(support / "left" / "1_mask.png", half(columns=False))
+    query = save(tmp_path / "q.png", half(columns=True))
+    report = predict_files(model, support, [query], root=tmp_path)
+    assert [row.class_name for row in report.predicted] == ["left"]
+    assert [row.source for row in report.left_out] == ["left/1_mask.png"]
+
+
 def test_support_image_that_is_no_image_stops_the_prediction(model: str, support: Path, tmp_path: Path) -> None:
     (support / "top" / "2.png").write_text("hello")
     query = save(tmp_path / "q.png", half(columns=True))
@@ -104,11 +172,26 @@ def test_long_list_of_refused_files_is_cut(model: str, support: Path, tmp_path: 
     [
         (lambda support: (support / "top").rename(support.parent / "gone"), r"of 1 class; need at least 2"),
         (lambda support: save(support / "loose.png", half(columns=True)), r"loose\.png is in no class folder"),
-        (lambda support: support.rename(support.parent / "gone"), r"no folder .*support; need one with"),
+        (lambda support: support.rename(support.parent / "gone"), r"no folder .*support; need one with.*; next: ls /"),
+        (lambda support: (support / "dog").mkdir(), r"no image in the class folder .*dog; need .*; next: put images"),
+        (lambda support: (support / "pets" / "dog").mkdir(parents=True), r"no image in the class folder .*pets"),
+        (
+            lambda support: leavings(emptied(support / "top")),
+            r"no image in the class folder .*top; need at least one",
+        ),
+        (lambda support: (support / "top" / "2.png").symlink_to("/nonexistent"), r"2\.png \(a link to nothing\); need"),
+        (
+            lambda support: save(support / "top" / "more" / "1.png", half(columns=True)),
+            r"'top' holds pictures, and so does the folder 'top/more' in it; needed .*; next: move",
+        ),
+        (
+            lambda support: save(support / "a" / "b" / "c" / "1.png", half(columns=True)),
+            r"'a/b/c' is a folder 3 levels down that holds pictures; needed .*; next: move",
+        ),
     ],
 )
 def test_unfit_support_folder_is_refused(
-    model: str, support: Path, tmp_path: Path, change: Callable[[Path], Path], message: str
+    model: str, support: Path, tmp_path: Path, change: Callable[[Path], object], message: str
 ) -> None:
     query = save(tmp_path / "q.png", half(columns=True))
     change(support)
@@ -117,8 +200,12 @@ def test_unfit_support_folder_is_refused(
 
 
 def test_missing_query_is_refused(model: str, support: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no file or folder .*nowhere\.png"):
-        predict_files(model, support, [tmp_path / "nowhere.png"], root=tmp_path)
+    good = save(tmp_path / "q.png", half(columns=True))
+    (tmp_path / "gone.png").symlink_to("/nonexistent")
+    with pytest.raises(DataError, match=rf"no file or folder .*nowhere/1\.png; need .*; next: ls {tmp_path}$"):
+        predict_files(model, support, [good, tmp_path / "nowhere" / "1.png"], root=tmp_path)
+    with pytest.raises(DataError, match=rf"gone\.png is a link to nothing; need .*; next: ls {tmp_path}$"):
+        predict_files(model, support, [good, tmp_path / "gone.png"], root=tmp_path)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match=r"no query image in .*nothing; need"):
         predict_files(model, support, [tmp_path / "nothing"], root=tmp_path)

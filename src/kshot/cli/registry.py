@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from kshot.cli.output import warn
+from kshot.printing import printable
 from kshot.workspace import Workspace
 
 _WORKSPACE = Workspace(Path())
@@ -98,18 +100,21 @@ def predict(
     queries: Annotated[list[Path], typer.Argument(help="Images, or folders of images, to classify.")],
 ) -> None:
     """Classify images into the classes shown by a few examples each."""
+    from kshot.data.names import in_counts
     from kshot.serving.prediction import predict_files
 
     report = predict_files(model, support, queries, root=Path.cwd())
-    table = Table(title=f"{report.model}: {len(report.classes)} classes", title_justify="left")
+    table = Table(title=Text(printable(f"{report.model}: {len(report.classes)} classes")), title_justify="left")
     table.add_column("image", overflow="fold")
     table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right", no_wrap=True)
     for row in report.predicted:
-        table.add_row(escape(str(row.file)), escape(row.class_name), f"{row.probability:.1%}")
+        table.add_row(Text(printable(str(row.file))), Text(printable(row.class_name)), f"{row.probability:.1%}")
     Console().print(table)
+    if report.left_out:
+        warn(f"left out: {in_counts(row.reason for row in report.left_out)}")
     for refused in report.refused:
-        typer.echo(f"refused: {refused.file}: {refused.reason}", err=True)
+        warn(f"refused: {refused.file}: {refused.reason}")
     if report.refused:
         raise typer.Exit(2)
 

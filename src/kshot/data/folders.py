@@ -1,11 +1,14 @@
 """Which files of a folder may hold items, and what is left out and why: one rule for ingest and for predict.
 
-A file whose name is not that of an item is left out (`kshot.data.names`). Links to nothing or in a circle, pipes and
-devices are refused, and so are names that are not UTF-8. A link to a file is that file, and a link to a folder is that
-folder. Every other file may hold an item; whether it does, the kind of item finds when it reads it.
+A file whose name is not that of an item is left out (`kshot.data.names`). Links to nothing or in a circle, pipes,
+devices and folders without the right to read are refused, and so are names that are not UTF-8. A link to a file is that
+file, and a link to a folder is that folder. Every other file may hold an item; whether it does, the kind of item finds
+when it reads it.
 """
 
+import errno
 import os
+import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -74,11 +77,17 @@ class Tree:
 def read_tree(folder: Path, *, keep_masks: bool = False) -> Tree:
     """Walk `folder`. Raise DataError where it cannot be read, or two names differ only in their Unicode form."""
     walk = _Walk(keep_masks=keep_masks)
-    walk.enter(folder, (), frozenset({os.path.realpath(folder)}))
+    try:
+        entries = _entries(folder)
+    except OSError as error:
+        raise DataError(f"{printable(str(folder))} cannot be read: {error.strerror}; needed a folder") from error
+    walk.enter(entries, (), frozenset({os.path.realpath(folder)}))
     files = sorted(walk.files, key=lambda file: file.id)
     for first, second in pairwise(files):
         if first.id == second.id:
-            raise DataError(f"{printable(first.id)!r} occurs twice, in two Unicode forms; needed one file a name")
+            raise DataError(
+                f"{first.id!r} occurs twice, in two Unicode forms; needed one file a name; next: rename one of them"
+            )
     return Tree(
         folder=folder,
         files=tuple(files),
@@ -93,11 +102,17 @@ def check_class_folders(folders: Iterable[Parts]) -> None:
     """Raise DataError unless the folders that hold files are class or group/class, and none lies in another."""
     with_files = dict.fromkeys(folders)
     for parts in with_files:
-        name = printable("/".join(parts))
+        name = "/".join(parts)
         if len(parts) > 2:
-            raise DataError(f"{name!r} is a folder {len(parts)} levels down that holds pictures; needed {LAYOUTS}")
+            raise DataError(
+                f"{name!r} is a folder {len(parts)} levels down that holds pictures; needed {LAYOUTS}; "
+                f"next: move its pictures up"
+            )
         if parts[:-1] in with_files and parts[:-1]:
-            raise DataError(f"{printable(parts[0])!r} holds pictures, and folders such as {name!r}; needed {LAYOUTS}")
+            raise DataError(
+                f"{parts[0]!r} holds pictures, and so does the folder {name!r} in it; needed {LAYOUTS}; "
+                f"next: move the pictures of one of the two"
+            )
 
 
 class _Walk:
@@ -109,12 +124,11 @@ class _Walk:
         self.refused: list[Refused] = []
         self.empty: list[Parts] = []
 
-    def enter(self, folder: Path, parts: Parts, around: frozenset[str]) -> bool:
-        """Take what `folder` holds, and say whether anything of it may hold an item.
+    def enter(self, entries: "list[os.DirEntry[str]]", parts: Parts, around: frozenset[str]) -> bool:
+        """Take what a folder holds, and say whether anything of it may hold an item.
 
         `around` are the real paths of the folder and of those that it lies in.
         """
-        entries = _entries(folder)
         folders = [entry for entry in entries if os.path.isdir(entry)]
         plain = [_found(entry, parts) for entry in entries if not os.path.isdir(entry)]
         kept = [file for file in plain if self._may_hold_an_item(file)]
@@ -139,12 +153,17 @@ class _Walk:
             for inside in _all_below(child):
                 self._leave_out(inside, Reason.SYSTEM if is_system(entry.name) else Reason.MASK)
         elif not _is_utf8(entry.name):
-            for inside in _all_below(child):
+            for inside in tuple(_all_below(child)) or (child.parts,):
                 self._refuse(inside, "the name of its folder is not UTF-8; rename it")
         elif real in around:
             self._refuse(child.parts, "a link to a folder that it lies in")
         else:
-            return self.enter(child.path, child.parts, around | {real})
+            try:
+                entries = _entries(child.path)
+            except OSError as error:
+                self._refuse(child.parts, f"cannot be read: {error.strerror}")
+            else:
+                return self.enter(entries, child.parts, around | {real})
         return not is_system(entry.name)  # a folder of nothing else is no empty class
 
     def _may_hold_an_item(self, file: FoundFile) -> bool:
@@ -155,10 +174,8 @@ class _Walk:
                 self.notes.append(file)
         elif not _is_utf8(file.name):
             self._refuse(file.parts, "its name is not UTF-8; rename it")
-        elif not file.path.exists():
-            self._refuse(file.parts, "a link to nothing")
-        elif not file.path.is_file():
-            self._refuse(file.parts, "not a plain file")
+        elif (why := _no_plain_file(file.path)) is not None:
+            self._refuse(file.parts, why)
         else:
             return True
         return False
@@ -175,16 +192,27 @@ def _found(entry: "os.DirEntry[str]", parts: Parts) -> FoundFile:
 
 
 def _entries(folder: Path) -> "list[os.DirEntry[str]]":
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _no_plain_file(path: Path) -> str | None:
+    """None for a plain file, and for a link to one."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+        return None if stat.S_ISREG(path.stat().st_mode) else "not a plain file"
     except OSError as error:
-        raise DataError(f"{printable(str(folder))} cannot be read: {error.strerror}") from error
+        reasons = {errno.ENOENT: "a link to nothing", errno.ELOOP: "a link in a circle"}
+        return reasons.get(error.errno or 0, f"cannot be read: {error.strerror}")
 
 
 def _all_below(folder: FoundFile) -> Iterator[Parts]:
-    """Every file below `folder`; links to folders count as one."""
-    for entry in _entries(folder.path):
+    """Every file below `folder`; links to folders, and folders that cannot be read, count as one."""
+    try:
+        entries = _entries(folder.path)
+    except OSError:
+        yield folder.parts
+        return
+    for entry in entries:
         inside = _found(entry, folder.parts)
         if entry.is_dir(follow_symlinks=False):
             yield from _all_below(inside)

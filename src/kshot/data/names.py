@@ -1,10 +1,12 @@
 """What a file's name alone says: whether it may hold an item, or is left out and why.
 
-A mask is named like a picture of its folder, with a word such as `_mask` at its end; or it lies beside a JPEG of the
-same name, in a folder where every such lossless picture does; or in a folder such as `masks` beside `images`.
+A mask is named like a picture of its folder, with a word such as `_mask` at its end or `mask_` before it; or it lies
+beside a JPEG of the same name, in a folder where every such lossless picture does; or in a folder such as `masks`
+beside `images`.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -14,7 +16,8 @@ PICTURE_FOLDERS = frozenset({"images", "image", "imgs", "img", "pictures", "phot
 _SYSTEM = frozenset(
     {
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "folder.htt", "picasa.ini", "icon\r"),
-        *("__macosx", "@eadir", "@tmp", "#recycle", "$recycle.bin", "recycler", "lost+found", "__pycache__"),
+        *("zbthumbnail.info", "pspbrwse.jbf", "autorun.inf", "__macosx", "__pycache__", "lost+found", "lost.dir"),
+        *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "~snapshot", "$recycle.bin", "recycler", "found.000"),
         *("system volume information", "network trash folder", "temporary items"),
     }
 )
@@ -34,9 +37,9 @@ _NOTES = frozenset(
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"})
 _VIDEOS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".m4v", ".wav", ".mp3"})
 _LOSSY, _LOSSLESS = frozenset({".jpg", ".jpeg"}), frozenset({".png", ".bmp", ".gif", ".tif", ".tiff"})
+_MASK_WORD = r"(?:masks?|segm?|segmentation|labels?|gt|ground_?truth|annot(?:ations?)?)"
 _MASK_NAME = re.compile(
-    r"(?P<picture>.+?)[-_. ]+(?:masks?|segm?|segmentation|labels?|gt|ground_?truth|annot(?:ations?)?)[-_. ]?\d*",
-    re.IGNORECASE,
+    rf"(?P<picture>.+?)[-_. ]+{_MASK_WORD}[-_. ]?\d*|{_MASK_WORD}[-_. ]+(?P<after>.+)", re.IGNORECASE
 )
 _MASK_FOLDERS = frozenset(
     {*("masks", "mask", "annotations", "annotation", "groundtruth", "gt", "segmentations", "segmentation", "labels")}
@@ -71,6 +74,11 @@ def counted(number: int, reason: Reason) -> str:
     return f"{number:,} {reason if number == 1 else _PLURALS[reason]}"
 
 
+def in_counts(reasons: Iterable[Reason]) -> str:
+    """How many files are left out for each reason, the most frequent first: "3 masks, 1 archive"."""
+    return ", ".join(counted(number, reason) for reason, number in Counter(reasons).most_common())
+
+
 def is_system(name: str) -> bool:
     """Whether an operating system or a file manager leaves files or folders of this name behind."""
     folded = name.lower()
@@ -96,7 +104,7 @@ def masks(names: Iterable[str]) -> set[str]:
     marked = {
         name
         for name, path in paths.items()
-        if (match := _MASK_NAME.fullmatch(path.stem)) is not None and match["picture"] in stems
+        if (match := _MASK_NAME.fullmatch(path.stem)) is not None and (match["picture"] or match["after"]) in stems
     }
     lossy = {path.stem for path in paths.values() if path.suffix.lower() in _LOSSY}
     lossless = {name for name, path in paths.items() if path.suffix.lower() in _LOSSLESS} - marked

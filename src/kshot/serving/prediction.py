@@ -1,5 +1,7 @@
 """What `kshot predict` does: from image files to one predicted class per query image."""
 
+import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kshot.data.folders import LeftOut, Tree, check_class_folders, read_tree
 from kshot.data.items.contract import ItemKind
 from kshot.errors import DataError
 from kshot.serving.classifier import FewShotClassifier
 
 _REFUSED_SHOWN = 5
+_REPLACE = "next: remove or replace them"
 _REGISTRY_SCHEME = "models:/"
 
 
@@ -33,34 +37,38 @@ class RefusedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionReport:
-    """`model` says which model answered: models:/NAME/VERSION or the folder."""
+    """`model` says which model answered: models:/NAME/VERSION or the folder. `left_out` are files of no image."""
 
     model: str
     classes: tuple[str, ...]
     predicted: tuple[PredictedImage, ...]
     refused: tuple[RefusedImage, ...]
+    left_out: tuple[LeftOut, ...]
 
 
 def predict_files(model: str, support: Path, queries: Sequence[Path], *, root: Path) -> PredictionReport:
     """Classify the image files `queries` (folders are searched) by the class folders under `support`.
 
-    `model` is models:/NAME@ALIAS, models:/NAME/VERSION or a model folder. A query that cannot be read is
-    listed as refused; a support image that cannot be read, or no readable query, raises DataError.
+    `model` is models:/NAME@ALIAS, models:/NAME/VERSION or a model folder. Which files of a folder are images, and which
+    folders are classes, follows the rule of ingest; a query that is given by itself is read whatever its name is.
+    A query that cannot be read is listed as refused. Raise DataError for a query that is not there, a support image
+    that cannot be read, a class without images, and where no query can be read.
     """
-    support_files = _support_files(support)
-    query_files = list(dict.fromkeys(file for query in queries for file in _files(query)))
-    if not query_files:
+    shown = _support(support)
+    given, refused, left_out = _queries(queries)
+    if not given and not refused:
         raise DataError(
             f"no query image in {', '.join(map(str, queries)) or 'nothing'}; need files or a folder of images"
         )
     name, classifier = load_classifier(model, root)
-    support_items, refused = _read(support_files, classifier.item)
-    if refused:
-        raise DataError(f"refused as support: {_listed(refused)}; need readable images; next: remove or replace them")
-    query_items, refused = _read(query_files, classifier.item)
+    support_items, damaged = _read([file.path for file in shown.files], classifier.item)
+    if damaged:
+        raise DataError(f"refused as support: {_listed(damaged)}; need readable images; {_REPLACE}")
+    query_items, damaged = _read(given, classifier.item)
+    refused = [*refused, *damaged]
     if not query_items:
-        raise DataError(f"refused as query: {_listed(refused)}; need at least one readable image")
-    classes = [file.relative_to(support).parent.as_posix() for file in support_items]
+        raise DataError(f"refused as query: {_listed(refused)}; need at least one readable image; {_REPLACE}")
+    classes = ["/".join(file.folders) for file in shown.files]
     prediction = classifier.adapt(_stacked(support_items.values()), classes).classify(_stacked(query_items.values()))
     best = prediction.probabilities.argmax(axis=1)
     predicted = (
@@ -72,6 +80,7 @@ def predict_files(model: str, support: Path, queries: Sequence[Path], *, root: P
         classes=tuple(map(str, prediction.labels)),
         predicted=tuple(predicted),
         refused=tuple(refused),
+        left_out=(*shown.left_out, *left_out),
     )
 
 
@@ -86,26 +95,53 @@ def load_classifier(model: str, root: Path) -> tuple[str, FewShotClassifier]:
     return f"models:/{registered.name}/{registered.version}", classifier
 
 
-def _support_files(support: Path) -> list[Path]:
-    if not support.is_dir():
-        raise DataError(f"no folder {support}; need one with a folder of images for each class")
-    files = _files(support)
-    loose = [file for file in files if file.parent == support]
-    if loose:
-        raise DataError(f"{loose[0]} is in no class folder; need {support}/CLASS/IMAGE")
-    if not files:
-        raise DataError(f"no image in {support}; need {support}/CLASS/IMAGE for at least 2 classes")
-    return files
+def _support(folder: Path) -> Tree:
+    """What lies in the class folders, in all of which there are images. Raise DataError."""
+    if not os.path.isdir(folder):
+        raise DataError(f"no folder {folder}; need one with a folder of images for each class; {_look_around(folder)}")
+    tree = read_tree(folder)
+    if tree.refused:
+        refused = [RefusedImage(file=folder / row.source, reason=row.reason) for row in tree.refused]
+        raise DataError(f"refused as support: {_listed(refused)}; need readable images; {_REPLACE}")
+    loose = next((file for file in tree.files if not file.folders), None)
+    if loose is not None:
+        raise DataError(f"{loose.path} is in no class folder; need {folder}/CLASS/IMAGE; next: move it into one")
+    classes = {file.folders for file in tree.files}
+    if not classes:
+        raise DataError(f"no image in {folder}; need {folder}/CLASS/IMAGE for at least 2 classes")
+    check_class_folders(classes)
+    for empty in tree.empty:
+        if not any(empty[: len(parts)] == parts for parts in classes):
+            raise DataError(
+                f"no image in the class folder {folder.joinpath(*empty)}; need at least one for each class; "
+                "next: put images into it, or remove it"
+            )
+    return tree
 
 
-def _files(path: Path) -> list[Path]:
-    """The file, or every file under the folder that is not hidden, in order of name."""
-    if path.is_dir():
-        below = (file for file in path.rglob("*") if file.is_file())
-        return sorted(file for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts))
-    if not path.exists():
-        raise DataError(f"no file or folder {path}; need images to classify")
-    return [path]
+def _queries(given: Sequence[Path]) -> tuple[list[Path], list[RefusedImage], list[LeftOut]]:
+    """The files to read, each once, and what is refused and left out of folders. Raise DataError."""
+    files: dict[Path, None] = {}
+    refused: list[RefusedImage] = []
+    left_out: list[LeftOut] = []
+    for path in given:
+        if os.path.isdir(path):
+            tree = read_tree(path)
+            files.update((file.path, None) for file in tree.files)
+            refused.extend(RefusedImage(file=path / row.source, reason=row.reason) for row in tree.refused)
+            left_out.extend(tree.left_out)
+        elif os.path.exists(path):
+            files[path] = None
+        else:
+            found = f"{path} is a link to nothing" if path.is_symlink() else f"no file or folder {path}"
+            raise DataError(f"{found}; need images to classify; {_look_around(path)}")
+    return list(files), refused, left_out
+
+
+def _look_around(path: Path) -> str:
+    """The command that lists what there is, instead of what `path` names."""
+    there = next(folder for folder in path.absolute().parents if os.path.isdir(folder))
+    return f"next: ls {shlex.quote(str(there))}"
 
 
 def _read(files: Sequence[Path], item: ItemKind) -> tuple[dict[Path, NDArray[Any]], list[RefusedImage]]:
