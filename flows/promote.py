@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.prefect_server import prefect_api
 from flows.stage_task import completed, failed
-from flows.summary import Promotion, terminal
+from flows.summary import Promotion, plain, terminal
 from kshot.errors import KshotError
 from kshot.workspace import Workspace
 
@@ -54,9 +54,9 @@ def main() -> int:
         with prefect_api(root, console.print):
             done = promote_flow(root, given.version, given.approve, return_state=True).result()
     except KshotError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(plain(f"error: {error}"), style="red", soft_wrap=True)
         return error.exit_code
-    console.print(str(done), markup=False, highlight=False, soft_wrap=True)
+    console.print(plain(str(done)), soft_wrap=True)
     return 0 if done.is_champion else NOT_PROMOTED
 
 

@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.prefect_server import prefect_api
 from flows.stage_task import completed, failed
-from flows.summary import terminal
+from flows.summary import plain, terminal
 from kshot.errors import KshotError, StageError
 from kshot.project.dvc import run_dvc, stage_order
 from kshot.project.live_process import run_live
@@ -71,9 +71,9 @@ def main() -> int:
         with prefect_api(root, console.print):
             done = rerun_flow(given.version, given.model, root, given.from_scratch, return_state=True).result()
     except KshotError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(plain(f"error: {error}"), style="red", soft_wrap=True)
         return error.exit_code
-    console.print(f"{done}\nreport  {done.page}", markup=False, highlight=False, soft_wrap=True)
+    console.print(plain(f"{done}\nreport  {done.page}"), soft_wrap=True)
     return 0 if done.passed else DIFFERENT
 
 

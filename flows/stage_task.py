@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
 
 from kshot.errors import KshotError, StageError, TransientStageError
+from kshot.printing import one_line
 from kshot.project.dvc import StageRun, run_stage
 
 RETRY_DELAYS_S = [1.0, 10.0]
@@ -53,4 +54,4 @@ def completed(message: str, result: T) -> T:
 
 def failed(error: KshotError, result: type[T]) -> T:
     """What a task or flow returns for an error that needs no trace: Prefect logs the trace of a raised one."""
-    return cast(T, Failed(message=str(error), data=error))
+    return cast(T, Failed(message=one_line(str(error)), data=error))

@@ -25,6 +25,7 @@ from flows.summary import (
     Promotion,
     Registered,
     Summary,
+    plain,
     read_scores,
     terminal,
     to_markdown,
@@ -135,7 +136,7 @@ def main() -> int:
         with imported_meanwhile(), prefect_api(root, console.print):
             summary = train_flow(root, return_state=True).result()
     except KshotError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(plain(f"error: {error}"), style="red", soft_wrap=True)
         return error.exit_code
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint", style="yellow")

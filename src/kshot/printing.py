@@ -1,6 +1,8 @@
 """Text of unknown origin, such as a file's name, as it may be printed: on one line, and obeyed by no terminal."""
 
+import io
 import unicodedata
+from typing import TextIO
 
 # Control and format characters (which turn the direction of writing), separators of lines, and bytes that are no UTF-8.
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -14,6 +16,17 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(letter if _is_plain(letter) else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def one_line(text: str) -> str:
+    """`text` as it may be printed, its lines one after another: a message of another program may have several."""
+    return " ".join(printable(line.strip(" \t")) for line in text.split("\n") if line.strip(" \t"))
+
+
+def escape_missing_letters(stream: TextIO) -> None:
+    r"""Let `stream` write letters that its encoding lacks as escapes, as in \xe9; else it ends the program."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _is_plain(letter: str) -> bool:

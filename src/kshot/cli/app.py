@@ -5,12 +5,16 @@ packages are imported by the commands that need them.
 """
 
 import sys
+from traceback import format_exception
+from types import TracebackType
 from typing import Annotated
 
 import typer
 
 from kshot.cli import data, machine, registry, stages
+from kshot.cli.output import warn
 from kshot.errors import KshotError
+from kshot.printing import escape_missing_letters, one_line
 from kshot.runtime.error_file import leave_error
 
 _COMMANDS = (
@@ -52,14 +56,22 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the whole
 
 def main() -> None:
     """Run the command that the arguments name. Every error is also left for the process that started this one."""
+    for stream in (sys.stdout, sys.stderr):
+        escape_missing_letters(stream)
+    sys.excepthook = _show_trace
     try:
         app(standalone_mode=True)
     except KshotError as error:
         leave_error(error)
         if _debug:
             raise
-        typer.echo(f"error: {error}", err=True)
+        warn(f"error: {one_line(str(error))}")
         sys.exit(error.exit_code)
     except Exception as error:
         leave_error(error)
         raise
+
+
+def _show_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    for line in "".join(format_exception(kind, error, trace)).rstrip("\n").split("\n"):
+        warn(line)

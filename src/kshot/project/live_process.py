@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from kshot.printing import printable
+
 PROGRESS_EVERY_S = 2.0
 _GRACE_S = 10.0
 _ESCAPES = re.compile(
@@ -68,7 +70,7 @@ def lines_of(descriptor: int) -> Iterator[str]:
 
 def _clean(line: str) -> str:
     """The line as a terminal would show it in the end."""
-    return _ESCAPES.sub("", line.rstrip("\r\n").rpartition("\r")[2]).rstrip()
+    return printable(_ESCAPES.sub("", line.rstrip("\r\n").rpartition("\r")[2]).rstrip().expandtabs())
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

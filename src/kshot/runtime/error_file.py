@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kshot.errors import KshotError
+from kshot.printing import one_line
 
 ERROR_FILE = "KSHOT_ERROR_FILE"
 _OF_A_FAULT = 1  # the exit code of a process that an unexpected exception ended
@@ -63,7 +64,7 @@ def leave_error(error: Exception) -> None:
     named = os.environ.get(ERROR_FILE)
     if not named:
         return
-    message = " ".join(str(error).split())
+    message = one_line(str(error))
     if isinstance(error, KshotError):
         left = LeftError(kind=type(error).__name__, message=message, exit_code=error.exit_code)
     else:

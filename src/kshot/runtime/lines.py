@@ -3,18 +3,20 @@
 import time
 from collections.abc import Callable
 
+from kshot.printing import printable
+
 _EVERY_S = 2.0
 
 
 class LiveLines:
-    """Hands lines to `write`: every important one, and of the others at most one every two seconds."""
+    """Hands lines to `write` as they may be printed: every important one, of the others one every two seconds."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._last = time.monotonic()
 
     def log(self, line: str) -> None:
-        self._write(line)
+        self._write(printable(line))
         self._last = time.monotonic()
 
     def log_sparingly(self, line: Callable[[], str]) -> None:
