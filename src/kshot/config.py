@@ -1,13 +1,13 @@
 """params.yaml -> typed settings. The only reader of that file."""
 
 import json
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 from pydantic import ValidationError as PydanticError
 from pydantic.dataclasses import dataclass as settings
 
@@ -23,6 +23,7 @@ from kshot.settings import STRICT
 from kshot.training.loop import TrainingSettings
 from kshot.training.pretraining import NoPretraining, PretrainConfig
 from kshot.validation.settings import FactSettings
+from kshot.yaml_file import read_yaml
 
 _MOVED = {
     "meta_train.backbone": "backbone",
@@ -33,7 +34,16 @@ _MOVED = {
     "meta_train.native_kernels": "process.native_kernels",
     "evaluate.pretrain_steps": "pretrain: {name: supervised, n_steps: ...}",
 }
-DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+_SHOWN = 80  # characters of a wrong value
+
+
+def _digits(value: Any) -> Any:
+    """A name of digits alone is a whole number to YAML, with the same text to DVC."""
+    return str(value) if type(value) is int else value
+
+
+DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"), BeforeValidator(_digits)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), BeforeValidator(_digits)]
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -51,7 +61,7 @@ class MetaTrainSettings:
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class RegisterSettings:
-    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    model_name: ModelName
     promotion: PromotionSettings = Field(default_factory=PromotionSettings)
 
 
@@ -94,38 +104,55 @@ class Params:
 def load_params(path: Path) -> Params:
     """Read and check a params file. Raises ConfigError with the full path of the first bad key."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(
             f"no {path}; need a params file; next: run in the project folder, or kshot preset demo"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     return params_from(raw, source=str(path))
 
 
 def params_from(raw: Any, *, source: str) -> Params:
     """Settings from the parsed content of a params file called `source`."""
     try:
-        return TypeAdapter(Params).validate_json(json.dumps(raw))
-    except (PydanticError, TypeError) as error:
-        raise ConfigError(_one_line(error, raw, source)) from error
+        return TypeAdapter(Params).validate_json(json.dumps(raw, allow_nan=False))
+    except PydanticError as error:
+        raise ConfigError(f"{source}: {_one_line(error, raw)}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {error}; need plain YAML values") from error
 
 
-def _one_line(error: PydanticError | TypeError, raw: Any, source: str) -> str:
-    if isinstance(error, TypeError):
-        return f"{source}: {error}; need plain YAML values"
+def _one_line(error: PydanticError, raw: Any) -> str:
+    """The first thing that is wrong, and how many more there are."""
     first = error.errors()[0]
     key = ".".join(map(str, _without_tags(first["loc"], raw)))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    found = f"{key} is {_shown(first['input'])}"
     match first["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
             hint = f"; it is {_MOVED[key]} now" if key in _MOVED else _nearest(first["loc"])
-            return f"{source}: unknown key {key}{hint}{more}"
+            return f"unknown key {key}{hint}{more}"
         case "missing" | "missing_argument":
-            return f"{source}: {key} is missing{more}"
+            return f"{key} is missing{more}"
+        case "union_tag_not_found":
+            return f"{key}.name is missing{more}"
+        case "union_tag_invalid":
+            tag, known = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+            matches = get_close_matches(tag.lower(), re.findall(r"'(.+?)'", known), n=1)
+            hint = f"; did you mean {matches[0]}?" if matches else ""
+            return f"{key}.name is '{tag}'; need one of {known}{hint}{more}"
+        case "string_type":
+            return f"{found}; need a text: put quotes around it{more}"
+        case "bool_type":
+            return f"{found}; need true or false{more}"
         case _:
-            return f"{source}: {key} is {first['input']!r}: {first['msg']}{more}"
+            return f"{found}; {first['msg'].replace('Input should be', 'need').replace('Value error, ', '')}{more}"
+
+
+def _shown(value: Any) -> str:
+    """As it stands in the file, as far as JSON can tell."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _without_tags(location: tuple[int | str, ...], raw: Any) -> Iterator[int | str]:

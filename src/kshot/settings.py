@@ -1,5 +1,5 @@
-"""How every settings dataclass reads its values: strictly, and refusing keys that it does not know."""
+"""How every settings dataclass reads its values: strictly, without unknown keys and infinite numbers."""
 
 from pydantic import ConfigDict
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

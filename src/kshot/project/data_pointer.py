@@ -5,10 +5,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from kshot.errors import StageError
 from kshot.workspace import Workspace
+from kshot.yaml_file import read_yaml
 
 _FILES_OF_A_SMALL_DATASET = 3  # dataset.json, manifest and one shard: the embedded glyphs, which can be made again
 
@@ -32,7 +31,7 @@ def fetch_data(workspace: Workspace) -> None:
     pointer = workspace.data_pointer
     if not pointer.exists() or workspace.data.exists() or _dvc(workspace, "pull", pointer).returncode == 0:
         return
-    n_files = sum(out.get("nfiles", 1) for out in yaml.safe_load(pointer.read_text(encoding="utf-8"))["outs"])
+    n_files = sum(out.get("nfiles", 1) for out in read_yaml(pointer)["outs"])
     if n_files > _FILES_OF_A_SMALL_DATASET:
         raise StageError(
             f"data.dvc points at {n_files} files that the remote does not give; need them, or this ingest "

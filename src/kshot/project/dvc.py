@@ -18,13 +18,12 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal
 
-import yaml
-
-from kshot.errors import RejectedStageError, StageError, TransientStageError
+from kshot.errors import ConfigError, RejectedStageError, StageError, TransientStageError
 from kshot.project.live_process import run_live
 from kshot.runtime.error_file import LeftError, error_file
 from kshot.runtime.lifeline import GUARDIAN_PID
 from kshot.workspace import Workspace
+from kshot.yaml_file import read_yaml
 
 _TAIL_LINES = 40
 _CUT_SHORT = (signal.SIGKILL, signal.SIGTERM)  # out of memory, a machine that shuts down: not the stage's own doing
@@ -78,9 +77,9 @@ class StageRun:
 def stage_order(root: Path) -> tuple[str, ...]:
     """Names of the stages in dvc.yaml, each after those whose outputs it reads."""
     try:
-        described: dict[str, Any] = yaml.safe_load(Workspace(root).graph.read_text(encoding="utf-8"))["stages"]
+        described: dict[str, Any] = read_yaml(Workspace(root).graph)["stages"]
         stages = {name: stage for key in described for name, stage in _expanded(key, described[key], root)}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ConfigError, KeyError, TypeError) as error:
         raise StageError(
             f"cannot read the stages of {Workspace(root).graph}: {error!r}; next: git checkout dvc.yaml"
         ) from error
@@ -209,11 +208,11 @@ def _expanded(name: str, stage: dict[str, Any], root: Path) -> Iterator[tuple[st
     if "foreach" not in stage:
         yield name, stage
         return
-    items: Any = yaml.safe_load(Workspace(root).params.read_text(encoding="utf-8"))
+    items: Any = read_yaml(Workspace(root).params)
     for key in stage["foreach"].removeprefix("${").removesuffix("}").split("."):
         items = items[key]
     for item in items:
-        yield f"{name}@{item}", yaml.safe_load(yaml.safe_dump(stage["do"]).replace("${item}", str(item)))
+        yield f"{name}@{item}", json.loads(json.dumps(stage["do"]).replace("${item}", str(item)))
 
 
 def _paths(entries: list[str | dict[str, Any]] | None) -> list[PurePosixPath]:

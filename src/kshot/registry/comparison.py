@@ -4,16 +4,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import yaml
 
 from kshot.data.packed import INFO_FILE, MANIFEST_FILE, read_info
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, Scorecard, class_accuracies, read_scorecard
 from kshot.promotion.rule import paired_difference, verdict_of
 from kshot.tracking import RegisteredModel, fetch_model, fetch_run_files, flatten
+from kshot.yaml_file import read_yaml
 
 DATA_FOLDER = "data"  # among a run's artifacts: dataset.json and the manifest, never pixels
 _FILES = (
@@ -131,7 +130,7 @@ def _compare(old: RegisteredModel, new: RegisteredModel, old_folder: Path, new_f
         name=new.name,
         before=old.version,
         after=new.version,
-        params=_changes(*(flatten(_read_yaml(folder / "params.yaml")) for folder in (old_folder, new_folder))),
+        params=_changes(*(flatten(read_yaml(folder / "params.yaml")) for folder in (old_folder, new_folder))),
         code=_changes(*({tag: model.tags.get(tag, "") for tag in _CODE_TAGS} for model in (old, new))),
         data=_data_change(old_folder / DATA_FOLDER, new_folder / DATA_FOLDER),
         same_weights=old.weights_sha256 == new.weights_sha256,
@@ -180,10 +179,6 @@ def _data_change(before: Path, after: Path) -> DataChange:
 def _class_changes(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[ScoreChange, ...]:
     both = [ScoreChange(name=name, before=before[name], after=after[name]) for name in before if name in after]
     return tuple(sorted(both, key=lambda change: -abs((change.after or 0) - (change.before or 0))))
-
-
-def _read_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter
 
 from kshot.config import Params, params_from
@@ -13,6 +12,7 @@ from kshot.project.dvc import stage_order
 from kshot.project.dvc_answers import changed_since_lock
 from kshot.tracking import flatten
 from kshot.workspace import Workspace
+from kshot.yaml_file import read_yaml
 
 NEXT = "next: make demo, or python -m flows.train"
 
@@ -20,7 +20,7 @@ NEXT = "next: make demo, or python -m flows.train"
 def check_receipt(root: Path, params: Params) -> None:
     """Raise StageError unless settings, code, data and outputs in `root` are those that dvc.lock records."""
     needed = _needed_stages(root, item_stages(params.cross_domain, params.seeds))
-    stages = _current_stages(_read_yaml(Workspace(root).receipt), needed)
+    stages = _current_stages(read_yaml(Workspace(root).receipt), needed)
     missing = [name for name in needed if name not in stages]
     if missing:
         raise StageError(f"dvc.lock has no stage {', '.join(missing)}; need {', '.join(needed)}; {NEXT}")
@@ -34,7 +34,7 @@ def check_receipt(root: Path, params: Params) -> None:
 
 def check_recorded_bytes(root: Path) -> int:
     """The number of files and folders that dvc.lock names. StageError unless each is in `root` as it was recorded."""
-    lock, params = _read_yaml(Workspace(root).receipt), _read_yaml(Workspace(root).params)
+    lock, params = read_yaml(Workspace(root).receipt), read_yaml(Workspace(root).params)
     items = item_stages(params.get("cross_domain") or (), params.get("seeds") or ())
     stages = _current_stages(lock, _needed_stages(root, items))
     changed = changed_since_lock(root, tuple(stages))
@@ -86,8 +86,3 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
     tree[keys[-1]] = value
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content

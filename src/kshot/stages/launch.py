@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 from pydantic import TypeAdapter
 
 from kshot.algorithms import AlgorithmConfig
@@ -39,6 +38,7 @@ from kshot.seeding import stream_key
 from kshot.training.fit import ModelTraining, Trained, check_ways, fit
 from kshot.training.loop import TrainingSettings, episodes_per_s
 from kshot.workspace import Workspace
+from kshot.yaml_file import read_yaml
 
 
 def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *, seed: int) -> ModelTraining:
@@ -190,7 +190,7 @@ def source_hash(stage: str, params: Params, workspace: Workspace) -> str:
 
 
 def _source_deps(stage: str, params: Params, workspace: Workspace) -> set[Path]:
-    described: dict[str, Any] = yaml.safe_load(workspace.graph.read_text(encoding="utf-8"))["stages"].get(stage, {})
+    described: dict[str, Any] = read_yaml(workspace.graph)["stages"].get(stage, {})
     described = described.get("do", described)
     plain = TypeAdapter(Params).dump_python(params, mode="json")
     named = (re.sub(r"\$\{([\w.]+)\}", partial(_value, plain), dep) for dep in described.get("deps", ()))
