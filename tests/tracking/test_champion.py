@@ -168,8 +168,18 @@ def test_a_decision_is_stored_with_its_version_in_tags_and_as_a_file(
 def test_what_is_not_there_is_named(three_versions: Path, name: str, version: int, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         move_champion(name, three_versions, version=version, expected=None, reason="", by="test")
-    with pytest.raises(ModelError, match="toy has no alias 'champion'; known: challenger"):
+    with pytest.raises(ModelError, match="toy has no champion: version 3 has not been decided on; next: kshot promote"):
         rollback("toy", three_versions, reason="", by="test")
+
+
+def test_a_model_without_champion_says_which_version_was_refused_and_why(three_versions: Path) -> None:
+    record_decision("toy", 3, three_versions, verdict="first", reason="first; accuracy 10 %, need 60 %", decision={})
+    with pytest.raises(
+        ModelError,
+        match=r"^toy has no champion: version 3 was not promoted \(first; accuracy 10 %, need 60 %\); "
+        r"next: kshot promote --version 3, or use models:/toy/3 as it is$",
+    ):
+        fetch_model("models:/toy@champion", three_versions)
 
 
 RACER = """

@@ -27,11 +27,11 @@ from kshot.errors import ModelError, StageError
 from kshot.tracking.runs import CHALLENGER, CHAMPION, PREVIOUS, aliases
 from kshot.tracking.smoke_test import smoke_test
 from kshot.tracking.store import first_line, open_store
-from kshot.tracking.versions import check_name, check_registry, download, find_version
+from kshot.tracking.versions import REASON_TAG, check_name, check_registry, download, find_version
 
 _ENTRY = "champion_history."
 _DECISIONS = "promotion"  # a folder of the run: one file per decision, named by its time
-_VERDICT_TAG, _REASON_TAG = "promotion", "promotion_reason"
+_VERDICT_TAG = "promotion"
 _TAG_LENGTH = 5000  # what the registry's column holds on a server database
 
 
@@ -95,7 +95,7 @@ def record_decision(
         found = find_version(client, name, None, str(version))
         client.log_dict(str(found.run_id), dict(decision), f"{_DECISIONS}/{_now().replace(':', '')}.json")
         client.set_model_version_tag(name, str(version), _VERDICT_TAG, verdict)
-        client.set_model_version_tag(name, str(version), _REASON_TAG, reason[:_TAG_LENGTH])
+        client.set_model_version_tag(name, str(version), REASON_TAG, reason[:_TAG_LENGTH])
 
 
 def last_decision(mlflow_run_id: str, root: Path) -> dict[str, Any] | None:

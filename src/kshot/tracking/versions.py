@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 _NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 _NAMES_SHOWN = 10
+REASON_TAG = "promotion_reason"  # of a version: why it was, or was not, promoted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,8 @@ def find_version(client: MlflowClient, name: str, alias: str | None, number: str
     """The version with this alias or number. Raises ModelError with the ones that are known."""
     check_name(client, name)
     by_alias = aliases(client, name)
+    if alias == CHAMPION and alias not in by_alias:
+        raise _no_champion(client, name)
     if alias is not None and alias not in by_alias:
         raise ModelError(
             f"{name} has no alias {alias!r}; known: {_listed(sorted(by_alias))}; "
@@ -114,6 +117,19 @@ def find_version(client: MlflowClient, name: str, alias: str | None, number: str
             raise
     known = sorted(int(version.version) for version in all_pages(client.search_model_versions, f"name = '{name}'"))
     raise ModelError(f"{name} has no version {wanted}; known: {_listed(known)}; next: models:/{name}@{CHAMPION}")
+
+
+def _no_champion(client: MlflowClient, name: str) -> ModelError:
+    """Of a model whose versions were all refused, or not decided on yet."""
+    versions = sorted(all_pages(client.search_model_versions, f"name = '{name}'"), key=lambda one: int(one.version))
+    if not versions:
+        return ModelError(f"{name} has no version; next: kshot register")
+    number, reason = versions[-1].version, versions[-1].tags.get(REASON_TAG)
+    why = f"was not promoted ({reason})" if reason else "has not been decided on"
+    return ModelError(
+        f"{name} has no champion: version {number} {why}; "
+        f"next: kshot promote --version {number}, or use models:/{name}/{number} as it is"
+    )
 
 
 def download(uri: str, target: Path | None) -> Path:
