@@ -9,7 +9,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kshot.data.folders import LAYOUTS, FoundFile, LeftOut, Parts, Refused, Tree, read_tree
@@ -86,8 +86,9 @@ def open_source(path: Path, reading: Reading | None = None) -> Iterator[Source]:
         yield _read_folder(path, printable(path.resolve().name), reading)
     elif is_archive(path):
         with tempfile.TemporaryDirectory(prefix="kshot-ingest-") as temporary:
-            extract(path, Path(temporary))
-            yield _read_folder(_unwrapped(Path(temporary)), printable(path.name), reading)
+            refused = extract(path, Path(temporary), reading.names)
+            source = _read_folder(_unwrapped(Path(temporary)), printable(path.name), reading)
+            yield replace(source, refused=(*refused, *source.refused))
     elif path.suffix.lower() in SUFFIXES:
         yield _read_one_table(path, reading)
     else:
@@ -225,11 +226,7 @@ def _read_one_table(path: Path, reading: Reading) -> Source:
         source = _with_remark(
             source, f"{n_unlisted:,} other pictures lie in {printable(str(folder))}, which no row names"
         )
-    return Source(**{**vars(source), "left_out": ()})  # the source is the table, and not the folder that it lies in
-
-
-def _with_remark(source: Source, remark: str) -> Source:
-    return Source(**{**vars(source), "remarks": (*source.remarks, remark)})
+    return replace(source, left_out=())  # the source is the table, and not the folder that it lies in
 
 
 def _picture_folder(folder: Path) -> Path:
