@@ -71,7 +71,10 @@ def test_loose_pictures_and_empty_class_folders_are_listed_as_refused(tmp_path: 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("a/1.png", "a/more/1.png"), "'a' holds pictures, and folders such as 'a/more'; needed class/picture"),
+        (
+            ("a/1.png", "a/more/1.png"),
+            "'a' holds pictures, and so does the folder 'a/more' in it; needed class/picture",
+        ),
         (("a/b/c/1.png",), "'a/b/c' is a folder 3 levels down that holds pictures"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from kshot.data.folders import LAYOUTS
 from kshot.data.items import AnyItemKind, ImageKind
 from kshot.data.items.contract import ItemKind, Read
-from kshot.data.names import counted
+from kshot.data.names import in_counts
 from kshot.data.packed import INFO_FILE, Quarantined, Rotations, Splits, read_info
 from kshot.errors import DataError
 from kshot.ingest.built_in import BuiltIn
@@ -230,9 +229,7 @@ def _write_table(path: Path, rows: Sequence[tuple[str, str]]) -> None:
 
 def _nothing_usable(source: Source, quarantined: tuple[Quarantined, ...]) -> str:
     if not quarantined:
-        left = "; ".join(
-            counted(number, reason) for reason, number in Counter(r.reason for r in source.left_out).items()
-        )
+        left = in_counts(row.reason for row in source.left_out)
         return f"{source.name} holds no picture in a class folder{f' ({left})' if left else ''}; needed {LAYOUTS}"
     first = quarantined[0]
     return f"{source.name}: none of {len(quarantined)} files is usable; the first is {first.source!r}: {first.reason}"

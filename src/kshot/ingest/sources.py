@@ -223,9 +223,8 @@ def _read_one_table(path: Path, reading: Reading) -> Source:
     source = _from_tables([_Labels(table=table, folder=(), split="")], whole, name, reading, remarks)
     n_unlisted = sum(row.reason is Reason.UNLISTED for row in source.left_out)
     if n_unlisted:
-        source = _with_remark(
-            source, f"{n_unlisted:,} other pictures lie in {printable(str(folder))}, which no row names"
-        )
+        remark = f"{n_unlisted:,} other pictures lie in {printable(str(folder))}, which no row names"
+        source = replace(source, remarks=(*source.remarks, remark))
     return replace(source, left_out=())  # the source is the table, and not the folder that it lies in
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from kshot.data.names import counted
+from kshot.data.names import in_counts
 from kshot.data.packed import SPLITS, Splits
 from kshot.ingest.sources import Source, SourceFile, check_class_names
 from kshot.ingest.splits import SplitRequest, assign_splits
@@ -37,9 +37,8 @@ def understanding(
     yield f"splits    {_how(source, request, split_of_class, splits_before)}: {_counts(sizes, split_of_class)}"
     for file in _examples(source, split_of_class):
         yield f"example   {printable(file.id)} is {printable(file.class_name)!r} in {split_of_class[file.class_name]}"
-    kinds = Counter(row.reason for row in source.left_out)
-    if kinds:
-        yield f"left out  {', '.join(counted(number, reason) for reason, number in kinds.most_common())}"
+    if source.left_out:
+        yield f"left out  {in_counts(row.reason for row in source.left_out)}"
     if source.refused:
         yield f"refused   {_n(len(source.refused), 'file')}: {'; '.join(_reasons(source))}"
     for remark in source.remarks:
