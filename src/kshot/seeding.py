@@ -6,14 +6,17 @@ splittable pseudorandom number generators", 2014), applied once per counter.
 """
 
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from typing_extensions import TypeVar
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 U64 = np.uint64
-Ints = TypeVar("Ints", NDArray[np.int64], Tensor, default=NDArray[np.int64])
+Ints = TypeVar("Ints", NDArray[np.int64], "Tensor", default=NDArray[np.int64])
 """Integers of the host, or of a device."""
 
 _GOLDEN, _FIRST, _SECOND = (word - (1 << 64) for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))

@@ -57,7 +57,7 @@ def test_bad_files_are_quarantined_with_their_reasons(class_folders: Folders, tm
     with (tmp_path / "data" / "defects" / "quarantine.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {"source": "a/empty.png", "reason": "the file has 0 bytes"}
-    assert rows[1]["reason"] == "not a PNG, JPEG, WEBP, BMP or TIFF image"
+    assert rows[1]["reason"] == "not a PNG, JPEG, WEBP, BMP, TIFF, PPM or GIF image"
     assert rows[2]["reason"].startswith("damaged JPEG image")
     described = json.loads((tmp_path / "data" / "defects" / "dataset.json").read_text())
     assert described["quarantined"] == rows

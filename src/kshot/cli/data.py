@@ -5,6 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _WORKSPACE = Workspace(Path())
 _REFUSED_SHOWN = 10
+_PERCENTILE = "percentile"
 
 
 def ingest(
@@ -38,6 +40,14 @@ def ingest(
     image_size: Annotated[int | None, typer.Option(help="Pixels on a side, 84 for a new dataset.")] = None,
     mode: Annotated[Literal["grey", "colour"] | None, typer.Option(help="Colour for a new dataset.")] = None,
     invert: Annotated[bool, typer.Option("--invert", help="Dark ink on light paper becomes light on dark.")] = False,
+    value_range: Annotated[
+        str,
+        typer.Option(
+            "--range",
+            metavar="LOW:HIGH|percentile",
+            help="What becomes 0..255 of pictures deeper than 8 bits; a new dataset finds their lowest to highest.",
+        ),
+    ] = "",
     rotations: Annotated[bool, typer.Option("--rotations", help="Quarter turns of a class are classes too.")] = False,
     splits: Annotated[Path | None, typer.Option(help="CSV of class,split.")] = None,
     split_by: Annotated[
@@ -83,7 +93,7 @@ def ingest(
     if splits and split_by:
         raise ConfigError("--splits gives the splits and --split-by draws them; needed one of both")
     request = _split_request(splits, split_by or "class", seed)
-    item = _item_spec(data / name, image_size, mode, invert) if name else None
+    item = _item_spec(data / name, image_size, mode, invert, _value_range(value_range)) if name else None
     with open_source(Path(source), reading) as opened:
         for line in _understood(opened, request, data / name if name else None):
             say(line)
@@ -99,6 +109,7 @@ def ingest(
                 rotations=(0, 90, 180, 270) if rotations else None,
                 licence=licence,
                 splits=request,
+                find_range="percentile" if value_range == _PERCENTILE else "extremes",
                 progress=show,
             )
     _tell(report, known=frozenset(row.source for row in opened.refused))
@@ -146,6 +157,8 @@ def _tell(report: "IngestReport", *, known: frozenset[str] = frozenset()) -> Non
     track_data(_WORKSPACE, warn)
     counts = ", ".join(f"{len(report.splits.of(split))} {split}" for split in SPLITS)
     say(f"{report.folder}: {report.n_items:,} items ({report.added:,} new), {report.n_classes:,} classes ({counts})")
+    for note, n_pictures in report.notes.items():
+        say(f"{n_pictures:,} of {report.added + report.skipped:,} pictures {note}")
     news = [refused for refused in report.quarantined if refused.source not in known]
     for refused in news[:_REFUSED_SHOWN]:
         warn(f"refused: {refused.source}: {refused.reason}")
@@ -166,7 +179,7 @@ def _command(context: typer.Context, *, name: str) -> str:
     typed = {**_typed(context), "name": name}
     words = ["kshot", "ingest", str(typed.pop("source"))]
     for option, value in typed.items():
-        flag = f"--{option.replace('_', '-')}"
+        flag = "--range" if option == "value_range" else f"--{option.replace('_', '-')}"
         if option != "dry_run" and value is not None:
             words += [flag] if value is True else [flag, str(value)]
     return shlex.join(words)
@@ -196,27 +209,49 @@ def preset(name: Annotated[str, typer.Argument(help="Name of a file in presets/,
 
 
 def _item_spec(
-    folder: Path, image_size: int | None, mode: Literal["grey", "colour"] | None, invert: bool
+    folder: Path,
+    image_size: int | None,
+    mode: Literal["grey", "colour"] | None,
+    invert: bool,
+    value_range: tuple[float, float] | None,
 ) -> "AnyItemKind | None":
     """What was asked for, over what the dataset has or a new one gets; None when nothing was asked for."""
     from kshot.data.items import ImageKind
     from kshot.data.packed import PackedDataset
     from kshot.ingest.pack import DEFAULT_ITEM
 
-    if image_size is None and mode is None and not invert:
+    if image_size is None and mode is None and not invert and value_range is None:
         return None
     known = PackedDataset.open(folder).item if (folder / "dataset.json").exists() else DEFAULT_ITEM
     if not isinstance(known, ImageKind):
-        raise ConfigError(f"{folder} holds {known}; --image-size, --mode and --invert are for images")
+        raise ConfigError(f"{folder} holds {known}; --image-size, --mode, --invert and --range are for images")
     channels: dict[str | None, Literal[1, 3]] = {"grey": 1, "colour": 3, None: known.channels}
     try:
         return ImageKind(
             image_size=known.image_size if image_size is None else image_size,
             channels=channels[mode],
             invert=invert or known.invert,
+            value_range=value_range or known.value_range,
         )
     except ValueError:
         raise ConfigError(f"--image-size {image_size}; need 8 to 1024 pixels") from None
+
+
+def _value_range(text: str) -> tuple[float, float] | None:
+    """The two numbers of LOW:HIGH; None where none are given."""
+    if text in ("", _PERCENTILE):
+        return None
+    low, _, high = text.partition(":")
+    try:
+        found = float(low), float(high)
+    except ValueError:
+        found = (0.0, 0.0)
+    if not (found[0] < found[1] and all(map(isfinite, found))):
+        raise ConfigError(
+            f"--range {text}; need LOW:HIGH, two numbers with the lower first, or percentile; "
+            "next: for pictures of 12 bits, --range 0:4095"
+        )
+    return found
 
 
 def _split_request(path: Path | None, split_by: Literal["class", "group"], seed: int) -> "SplitRequest":

@@ -2,10 +2,10 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kshot.data.folders import LAYOUTS
@@ -15,22 +15,23 @@ from kshot.data.names import in_counts
 from kshot.data.packed import INFO_FILE, Quarantined, Rotations, Splits, read_info
 from kshot.errors import DataError
 from kshot.ingest.built_in import BuiltIn
+from kshot.ingest.decoding import RangeRule, read_in_order, with_value_range
 from kshot.ingest.sources import Reading, Source, SourceFile, check_class_names, open_source
 from kshot.ingest.splits import SplitRequest, assign_splits
 from kshot.ingest.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_atomically
-from kshot.runtime.cpu import usable_cores
 
 OnProgress = Callable[[int, int], None]  # items done, items in all
 
 QUARANTINE_FILE, LEFT_OUT_FILE = "quarantine.csv", "left_out.csv"
 DEFAULT_ITEM = ImageKind(image_size=84, channels=3)
 
-_FILES_AT_ONCE = 256
-
 
 @dataclass(frozen=True, kw_only=True)
 class IngestReport:
-    """What an ingest did: items added and skipped (already there), files refused, and what is there now."""
+    """What an ingest did: items added and skipped (already there), files refused, and what is there now.
+
+    `notes` say what was done to pictures that people should know of, and to how many, as in "3 of 60 pictures NOTE".
+    """
 
     folder: Path
     added: int
@@ -38,6 +39,7 @@ class IngestReport:
     quarantined: tuple[Quarantined, ...]
     n_items: int
     splits: Splits
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n_classes(self) -> int:
@@ -58,6 +60,7 @@ def ingest(
     rotations: Rotations | None = None,
     licence: str = "",
     splits: SplitRequest | None = None,
+    find_range: RangeRule = "extremes",
     progress: OnProgress = _no_progress,
     shard_limit_bytes: int = SHARD_LIMIT_BYTES,
 ) -> IngestReport:
@@ -71,6 +74,7 @@ def ingest(
             rotations=rotations,
             licence=licence,
             splits=splits,
+            find_range=find_range,
             progress=progress,
             shard_limit_bytes=shard_limit_bytes,
         )
@@ -85,18 +89,22 @@ def pack(
     rotations: Rotations | None = None,
     licence: str = "",
     splits: SplitRequest | None = None,
+    find_range: RangeRule = "extremes",
     progress: OnProgress = _no_progress,
     shard_limit_bytes: int = SHARD_LIMIT_BYTES,
 ) -> IngestReport:
     """Pack the items of `source` into data_folder/name, or append those that are new.
 
     `item` and `rotations` default to those of the dataset when it exists, else to 84x84 colour without rotations.
+    The value range of pictures deeper than 8 bits is that of `item` or of the dataset, or is found by `find_range`.
     Damaged files are listed in dataset.json and quarantine.csv, other files of the source in left_out.csv. Raise
     DataError when nothing usable remains, and for whatever would make the dataset ambiguous; it is then as it was.
     """
     folder = dataset_folder(data_folder, name)
     before = read_info(folder) if (folder / INFO_FILE).is_file() else None
-    item = item or (before.item if before else DEFAULT_ITEM)
+    item = with_value_range(
+        item or (before.item if before else DEFAULT_ITEM), source.files, find_range, before.item if before else None
+    )
     rotations = rotations or (before.rotations if before else (0,))
     splits = splits or SplitRequest()
     with PackedWriter(
@@ -109,7 +117,8 @@ def pack(
     ) as writer:
         check_class_names([*writer.class_groups, *dict.fromkeys(file.class_name for file in source.files)])
         refused = [Quarantined(source=row.source, reason=row.reason) for row in source.refused]
-        refused += _add_files(writer, source, item, progress)
+        notes = Counter[str]()
+        refused += _add_files(writer, source, item, progress, notes)
         quarantined = tuple(sorted(refused, key=lambda row: row.source))
         if writer.added + writer.skipped == 0:
             raise DataError(_nothing_usable(source, quarantined))
@@ -123,7 +132,7 @@ def pack(
             before=writer.before.splits if writer.before else None,
         )
         _write_table(folder / LEFT_OUT_FILE, [(row.source, str(row.reason)) for row in source.left_out])
-        return _publish(writer, assigned, quarantined)
+        return _publish(writer, assigned, quarantined, notes)
 
 
 def ingest_built_in(
@@ -146,7 +155,7 @@ def ingest_built_in(
         for done, record in enumerate(built_in.records(), start=1):
             writer.add(record)
             progress(done, built_in.n_items)
-        return _publish(writer, built_in.splits(), ())
+        return _publish(writer, built_in.splits(), (), {})
 
 
 def dataset_folder(data_folder: Path, name: str) -> Path:
@@ -157,38 +166,18 @@ def dataset_folder(data_folder: Path, name: str) -> Path:
     return data_folder / name
 
 
-def _add_files(writer: PackedWriter, source: Source, item: ItemKind, progress: OnProgress) -> Iterator[Quarantined]:
-    """Add every readable file in order of id; yield the others."""
-    with _decoders(item) as decode:
-        for done, (file, decoded) in enumerate(decode(source.files), start=1):
-            if isinstance(decoded, Read):
-                writer.add(_record(file, decoded, source.name))
+def _add_files(
+    writer: PackedWriter, source: Source, item: ItemKind, progress: OnProgress, notes: Counter[str]
+) -> Iterator[Quarantined]:
+    """Add every readable file in order of id and count what is noted of them; yield the others."""
+    with closing(read_in_order(item, source.files)) as outcomes:
+        for done, (file, outcome) in enumerate(outcomes, start=1):
+            if isinstance(outcome, Read):
+                writer.add(_record(file, outcome, source.name))
+                notes.update(outcome.notes)
             else:
-                yield Quarantined(source=file.id, reason=decoded)
+                yield Quarantined(source=file.id, reason=outcome)
             progress(done, len(source.files))
-
-
-Decode = Callable[[tuple[SourceFile, ...]], Iterator[tuple[SourceFile, Read | str]]]
-
-
-@contextmanager
-def _decoders(item: ItemKind) -> Iterator[Decode]:
-    """Threads that decode files in order, a bounded number ahead; a refused file gives its reason."""
-
-    def one(file: SourceFile) -> Read | str:
-        try:
-            return item.read(file.path)
-        except DataError as refusal:
-            return str(refusal)
-
-    with ThreadPoolExecutor(max_workers=usable_cores()) as threads:
-
-        def decode(files: tuple[SourceFile, ...]) -> Iterator[tuple[SourceFile, Read | str]]:
-            for start in range(0, len(files), _FILES_AT_ONCE):
-                some = files[start : start + _FILES_AT_ONCE]
-                yield from zip(some, threads.map(one, some), strict=True)
-
-        yield decode
 
 
 def _record(file: SourceFile, decoded: Read, source_name: str) -> Record:
@@ -202,7 +191,9 @@ def _record(file: SourceFile, decoded: Read, source_name: str) -> Record:
     )
 
 
-def _publish(writer: PackedWriter, splits: Splits, quarantined: tuple[Quarantined, ...]) -> IngestReport:
+def _publish(
+    writer: PackedWriter, splits: Splits, quarantined: tuple[Quarantined, ...], notes: Mapping[str, int]
+) -> IngestReport:
     _write_table(writer.folder / QUARANTINE_FILE, [(row.source, row.reason) for row in quarantined])
     info = writer.publish(splits, quarantined)
     return IngestReport(
@@ -212,6 +203,7 @@ def _publish(writer: PackedWriter, splits: Splits, quarantined: tuple[Quarantine
         quarantined=quarantined,
         n_items=info.n_items,
         splits=info.splits,
+        notes=notes,
     )
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kshot.data.items import ImageKind
-from kshot.data.items.image import open_checked, to_item
+from kshot.data.items.formats import open_checked
+from kshot.data.items.image import to_item
 from kshot.errors import DataError
 from tests.ingest.toys import encoded, photo
 
@@ -119,16 +120,14 @@ def test_a_truncated_file_is_refused(file_format: str, part: float) -> None:
     ("content", "reason"),
     [
         (b"", "0 bytes"),
-        (b"this is a text, whatever its name", "not a PNG, JPEG, WEBP, BMP or TIFF image"),
+        (b"this is a text, whatever its name", "not a PNG, JPEG, WEBP, BMP, TIFF, PPM or GIF image"),
         (b"\x00" * 5000, "not a PNG"),
-        (encoded(Image.new("L", (9, 9)), "GIF"), "not a PNG"),
-        (encoded(Image.new("L", (9, 9)), "PPM"), "not a PNG"),
         (png_header(13_000, 13_000), "13000x13000 is more than 64000000 pixels"),
         (png_header(60_000, 60_000), "more than 64000000 pixels"),
         (png_header(0, 10), "damaged|not a PNG"),
-        (encoded(Image.new("F", (9, 9)), "TIFF"), "mode F is not supported"),
+        (encoded(Image.new("F", (9, 9)), "TIFF"), "the pixels are floats; need a dataset with a value range"),
     ],
-    ids=["empty", "text", "zeros", "gif", "ppm", "bomb", "huge bomb", "no width", "float"],
+    ids=["empty", "text", "zeros", "bomb", "huge bomb", "no width", "float"],
 )
 def test_what_is_no_usable_image_is_refused_with_its_reason(content: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
@@ -142,14 +141,6 @@ def test_a_bomb_is_refused_without_decoding(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     with pytest.raises(DataError, match="13000x13000"):
         open_checked(png_header(13_000, 13_000))
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
-def test_more_than_one_frame_is_refused(file_format: str) -> None:
-    frames = [photo(number) for number in range(3)]
-    content = encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
-    with pytest.raises(DataError, match="more than one frame"):
-        COLOUR.read(content)
 
 
 def test_a_phone_photo_with_a_second_picture_counts_as_one() -> None:
@@ -169,7 +160,7 @@ def test_a_huge_text_chunk_is_refused() -> None:
 def test_a_file_over_the_byte_limit_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("kshot.data.items.files.MAX_FILE_BYTES", 100)
     (tmp_path / "big.png").write_bytes(encoded(photo(1)))
-    with pytest.raises(DataError, match="the file has 101 bytes; at most 100"):
+    with pytest.raises(DataError, match=r"the file has \d+ bytes; at most 100 are read"):
         COLOUR.read(tmp_path / "big.png")
 
 
@@ -226,8 +217,12 @@ def test_a_large_image_is_shown_reduced() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (np.zeros((16, 16, 1), dtype=np.float32), "the pixels are float32; need uint8"),
-        (np.zeros((16, 16), dtype=np.uint8), r"shape \(16, 16\); need \(height, width"),
+        (
+            np.zeros((16, 16, 1), dtype=np.float32),
+            "the pixels are float32, 0 to 0; need uint8, 0 to 255, or a dataset with a value range",
+        ),
+        (np.zeros((16,), dtype=np.uint8), r"shape \(16,\); need \(height, width"),
+        (np.zeros((16, 3), dtype=np.uint8), r"shape \(16, 3\); need \(height, width"),
         (np.zeros((16, 16, 2), dtype=np.uint8), r"shape \(16, 16, 2\)"),
         (np.zeros((16, 0, 1), dtype=np.uint8), r"shape \(16, 0, 1\)"),
         ("a text", "found a text; needed an image file"),

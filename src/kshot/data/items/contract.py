@@ -20,24 +20,28 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_chec
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch too: the processes that only read files start without it
     import pandas as pd
     from markupsafe import Markup
+    from torch import Tensor
 
 ItemSource = Path | bytes | str | NDArray[Any]
 """What an item can be read from: a file, the bytes of one, a text, or an array."""
 
-Stored = TypeVar("Stored", NDArray[Any], Tensor)
+Stored = TypeVar("Stored", NDArray[Any], "Tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """An item (*item) as it is stored, and what the manifest keeps of its original, by column."""
+    """An item (*item) as it is stored, and what the manifest keeps of its original, by column.
+
+    `notes` say what was done to it that people should know of, each as in "3 of 60 pictures NOTE".
+    """
 
     item: NDArray[Any]
     original: Mapping[str, int | str]
+    notes: tuple[str, ...] = ()
 
 
 class ItemKind(Protocol):
@@ -63,7 +67,7 @@ class ItemKind(Protocol):
         """The item that `source` holds, by one rule for ingest and serving. Raises DataError with the reason."""
         ...
 
-    def tensor(self, stored: Tensor) -> Tensor:
+    def tensor(self, stored: "Tensor") -> "Tensor":
         """Stored items (..., *item) as what a backbone takes: floating point, on the same device."""
         ...
 

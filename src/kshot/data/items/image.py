@@ -1,8 +1,9 @@
 """The image kind, and one rule from any image to an item, for ingest and for serving alike.
 
-1. The file is refused by its header before a pixel is decoded: format, frames, width times height.
-2. The EXIF orientation is applied.
-3. 16-bit grey keeps its high byte. A transparent image is laid on white.
+1. The file is refused by its header before a pixel is decoded (`formats`): format, frames, width times height.
+2. The values of one channel of more than 8 bits (`depth`) become 0..255 by the value range of the dataset; without one,
+   integers keep the high of 16 bits and floats are refused. Colour of 16 bits per channel keeps the high 8.
+3. The EXIF orientation is applied. A transparent image is laid on white.
 4. Colour becomes grey (ITU-R 601 luma) for 1 channel, and grey or CMYK becomes RGB for 3.
 5. The shorter side is resized to image_size (Lanczos, antialiased) and the middle of the longer is kept.
 6. Values are inverted when the item says so.
@@ -12,22 +13,20 @@ Shapes: n items, H = W = image_size, C channels.
 
 import base64
 import io
-import warnings
+import math
 from collections.abc import Mapping
-from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import Field
+from PIL import Image, ImageOps
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as settings
-from torch import Tensor
 
 from kshot.data.items.contract import ItemSource, Read, Stored
+from kshot.data.items.depth import ValueRange, check_finite, deep_values, high_bytes, range_text, stretched
 from kshot.data.items.files import file_bytes
+from kshot.data.items.formats import DEEP, TRANSPARENT, open_checked, reason, with_end
 from kshot.data.items.thumbnails import difference_hash, thumbnails
 from kshot.errors import DataError
 from kshot.seeding import generator
@@ -36,22 +35,35 @@ from kshot.settings import STRICT
 if TYPE_CHECKING:
     import pandas as pd
     from markupsafe import Markup
+    from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-MAX_PIXELS = 64_000_000
-
 _SHOWN_PX = 64  # on a side, at most
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
-_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_TRANSPARENT, *_SIXTEEN_BIT)
-_warnings_lock = Lock()  # warning filters belong to the whole process
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_HIGH_BYTE_KEPT = "are deeper than 8 bits: of 16 bits the high 8 are kept, because the dataset has no value range"
+_HIGH_BITS_KEPT = "have 16 bits per channel in colour, of which the high 8 are kept"
+
+
+def _ascending(value_range: ValueRange | None) -> ValueRange | None:
+    if value_range is not None and not (value_range[0] < value_range[1] and all(map(math.isfinite, value_range))):
+        raise ValueError("needed two finite numbers, the lower first")
+    return value_range
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class ImageKind:
     """Pixels (image_size, image_size, channels) uint8, inverted when asked.
+
+    `value_range` is what becomes 0..255 of pictures deeper than 8 bits; a dataset of 8-bit pictures needs none.
 
     The manifest keeps width, height and mode of each original, the mode as Pillow names it. A dataset.json
     without a kind holds images, and that of images is written without one: so were they before there were others.
@@ -62,6 +74,9 @@ class ImageKind:
     image_size: Annotated[int, Field(ge=8, le=1024)]
     channels: Literal[1, 3]
     invert: bool = False
+    value_range: Annotated[
+        ValueRange | None, AfterValidator(_ascending), Field(exclude_if=lambda value_range: value_range is None)
+    ] = None
     kind: Annotated[Literal["image"], Field(exclude_if=lambda kind: True)] = "image"
 
     @property
@@ -74,21 +89,22 @@ class ImageKind:
 
     def __str__(self) -> str:
         colour = {1: "grey", 3: "colour"}[self.channels]
-        return f"{'inverted ' * self.invert}{colour} items of {self.image_size} pixels"
+        deep = "" if self.value_range is None else f", of deep pictures the values {range_text(self.value_range)}"
+        return f"{'inverted ' * self.invert}{colour} items of {self.image_size} pixels{deep}"
 
     def read(self, source: ItemSource) -> Read:
-        """From a file, its bytes or pixels (height, width, 1, 3 or 4) uint8, by the rule of this module."""
+        """From a file, its bytes or pixels, by the rule of this module.
+
+        Pixels are uint8 (height, width) or (height, width, 1, 3 or 4). Numbers of another type are those of a deep
+        picture, of one channel, where the dataset has a value range; nothing is cast without one.
+        """
         if isinstance(source, str):
             raise DataError("found a text; needed an image file, the bytes of one, or pixels")
         if isinstance(source, np.ndarray):
-            return self._converted(_from_pixels(source))
-        with open_checked(source) as image:
-            try:
-                return self._converted(image)
-            except Exception as error:  # damaged pixels and metadata surface as a dozen unrelated types
-                raise DataError(f"damaged {image.format} image: {_reason(error)}") from error
+            return self._read_pixels(source)
+        return self._read_file(file_bytes(source))
 
-    def tensor(self, stored: Tensor) -> Tensor:
+    def tensor(self, stored: "Tensor") -> "Tensor":
         """uint8 (..., H, W, C) -> float32 (..., C, H, W) in 0..1.
 
         The memory stays in the order H, W, C, which is channels-last to a convolution.
@@ -126,9 +142,9 @@ class ImageKind:
         return generator(0, "example", "image").integers(0, 256, (n, *self.shape), dtype=np.uint8)
 
     def turned(self, stored: Stored, quarters: int) -> Stored:
-        if isinstance(stored, Tensor):
-            return torch.rot90(stored, quarters, dims=(-3, -2))
-        return np.rot90(stored, quarters, axes=(-3, -2))
+        if isinstance(stored, np.ndarray):
+            return np.rot90(stored, quarters, axes=(-3, -2))
+        return stored.rot90(quarters, dims=(-3, -2))
 
     def look(self, stored: Pixels) -> NDArray[np.uint64]:
         return difference_hash(stored)
@@ -136,68 +152,118 @@ class ImageKind:
     def sketch(self, stored: Pixels) -> Pixels:
         return thumbnails(stored)
 
+    def _read_file(self, content: bytes) -> Read:
+        with open_checked(content) as image:
+            try:
+                return self._converted(image)
+            except DataError:
+                raise
+            except Exception as error:  # damaged pixels and metadata surface as a dozen unrelated types
+                whole = with_end(content) if image.format in ("JPEG", "MPO") else None
+                if whole is None:
+                    raise DataError(f"damaged {image.format} image: {reason(error)}") from error
+        return self._read_file(whole)
+
     def _converted(self, image: Image.Image) -> Read:
-        pixels = to_item(image, self)
-        return Read(item=pixels, original={"width": image.width, "height": image.height, "mode": image.mode})
+        plain = image
+        notes: tuple[str, ...] = (_HIGH_BITS_KEPT,) if _keeps_high_bits(image) else ()
+        if image.mode in DEEP:
+            levels, notes = self._levels(image)
+            plain = _turned(Image.fromarray(levels), image)
+        pixels = to_item(plain, self)
+        original: dict[str, int | str] = {"width": image.width, "height": image.height, "mode": image.mode}
+        return Read(item=pixels, original=original, notes=notes)
 
+    def _levels(self, image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:
+        """(H, W) uint8 of a deep picture."""
+        if self.value_range is not None:
+            return self._stretched(deep_values(image))
+        if image.mode == "F":
+            raise DataError(
+                "the pixels are floats; need a dataset with a value range; "
+                "ingest under a new --name, which finds the range, or with --range LOW:HIGH"
+            )
+        return high_bytes(image), (_HIGH_BYTE_KEPT,)
 
-def open_checked(source: Path | bytes) -> Image.Image:
-    """Open an image by its header alone; nothing is decoded yet. Raise DataError with the reason for a refusal."""
-    encoded = file_bytes(source)
-    try:
-        with _warnings_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large sizes, which are checked below
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise DataError(f"more than {MAX_PIXELS} pixels") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
-    except Exception as error:  # a damaged header surfaces as a dozen unrelated types
-        raise DataError(f"damaged header: {_reason(error)}") from error
-    _check_header(image)
-    return image
+    def _stretched(self, values: NDArray[Any]) -> tuple[Pixels, tuple[str, ...]]:
+        assert self.value_range is not None
+        levels, clipped = stretched(values, self.value_range)
+        text = range_text(self.value_range)
+        deep = f"are deeper than 8 bits: values {text} are stretched to 0..255 (--range LOW:HIGH sets it)"
+        return levels, (deep, f"hold values outside {text}, which are clipped") if clipped else (deep,)
+
+    def _read_pixels(self, pixels: NDArray[Any]) -> Read:
+        _check_pixels(pixels, self.value_range)
+        grey = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+        if pixels.dtype == np.uint8:
+            return self._converted(Image.fromarray(grey))
+        levels, notes = self._stretched(check_finite(grey))
+        height, width = grey.shape
+        return Read(
+            item=to_item(Image.fromarray(levels), self),
+            original={"width": width, "height": height, "mode": "F" if grey.dtype.kind == "f" else "I"},
+            notes=notes,
+        )
 
 
 def to_item(image: Image.Image, item: ImageKind) -> Pixels:
-    """(image_size, image_size, channels) uint8 by the rule of this module."""
-    upright = ImageOps.exif_transpose(image)
-    plain = _opaque(_eight_bit(upright)).convert("L" if item.channels == 1 else "RGB")
-    fitted = ImageOps.fit(plain, (item.image_size, item.image_size), Image.Resampling.LANCZOS)
+    """(image_size, image_size, channels) uint8 of a picture of at most 8 bits, by the rule of this module."""
+    plain = _opaque(_upright(image))
+    colour = "L" if item.channels == 1 else "RGB"
+    plain = plain if plain.mode == colour else plain.convert(colour)
+    size = (item.image_size, item.image_size)
+    fitted = plain if plain.size == size else ImageOps.fit(plain, size, Image.Resampling.LANCZOS)
     pixels = np.asarray(fitted).reshape(item.shape)
     return 255 - pixels if item.invert else pixels
 
 
-def _from_pixels(pixels: NDArray[Any]) -> Image.Image:
-    if pixels.dtype != np.uint8:
-        raise DataError(f"the pixels are {pixels.dtype}; need uint8, 0..255")
-    if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] not in (1, 3, 4):
-        raise DataError(f"the pixels have shape {pixels.shape}; need (height, width, 1, 3 or 4), none of them 0")
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # a PNG may have its orientation behind its pixels; a TIFF applies its own
+    return _turned(image, image)
 
 
-def _check_header(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
-    if image.mode not in _MODES:
-        raise DataError(f"mode {image.mode} is not supported; needed grey, colour, CMYK or palette")
-    # A phone's JPEG may carry a preview or depth map as further frames (MPO); its first is the photo.
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise DataError("more than one frame; needed a single image")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode not in _SIXTEEN_BIT:
+def _turned(image: Image.Image, original: Image.Image) -> Image.Image:
+    """By the EXIF orientation of the original."""
+    try:
+        turn = _TURNS.get(original.getexif().get(0x0112, 1))
+    except Exception:  # EXIF that cannot be read says nothing of the pixels
         return image
-    values = np.clip(np.asarray(image).astype(np.int64), 0, 2**16 - 1)
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    return image if turn is None else image.transpose(turn)
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    if image.mode not in _TRANSPARENT and "transparency" not in image.info:
+    if image.mode not in TRANSPARENT and "transparency" not in image.info:
         return image
     ink = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", ink.size, "white"), ink).convert("RGB")
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+def _keeps_high_bits(image: Image.Image) -> bool:
+    """Whether Pillow brings this picture, which is not decoded yet, to 8 bits per channel by itself."""
+    if image.mode not in ("RGB", "RGBA"):
+        return False
+    arguments = [tile.args for tile in getattr(image, "tile", ())]
+    return any(";16" in str(one) or (image.format == "PPM" and _maxval(one) > 255) for one in arguments)
+
+
+def _maxval(arguments: Any) -> int:
+    """Of the arguments of the reader of PPM: the raw mode alone, or with the largest value."""
+    return arguments[1] if isinstance(arguments, tuple) else 255
+
+
+def _check_pixels(pixels: NDArray[Any], value_range: ValueRange | None) -> None:
+    if pixels.dtype.kind not in "uif":
+        raise DataError(f"the pixels are {pixels.dtype}; need uint8, 0 to 255")
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    is_row = pixels.ndim == 2 and pixels.shape[1] in (1, 3, 4)  # of the pixels of one picture
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or channels not in (1, 3, 4) or is_row:
+        raise DataError(
+            f"the pixels have shape {pixels.shape}; need (height, width) or (height, width, 1, 3 or 4), none of them 0"
+        )
+    if pixels.dtype == np.uint8:
+        return
+    found = f"the pixels are {pixels.dtype}, {pixels.min():.6g} to {pixels.max():.6g}"
+    if value_range is None:
+        raise DataError(f"{found}; need uint8, 0 to 255, or a dataset with a value range (kshot ingest --range)")
+    if channels > 1:
+        raise DataError(f"{found}, in {channels} channels; need uint8, 0 to 255: a value range is for one channel")

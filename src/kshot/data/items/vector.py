@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
-from torch import Tensor
 
 from kshot.data.items.contract import ItemSource, Read
 from kshot.data.items.files import file_bytes
@@ -20,6 +19,7 @@ from kshot.settings import STRICT
 if TYPE_CHECKING:
     import pandas as pd
     from markupsafe import Markup
+    from torch import Tensor
 
 Numbers = NDArray[np.float32]
 
@@ -53,7 +53,7 @@ class VectorKind:
         given = source if isinstance(source, np.ndarray) else _loaded(source)
         return Read(item=self._checked(given), original={})
 
-    def tensor(self, stored: Tensor) -> Tensor:
+    def tensor(self, stored: "Tensor") -> "Tensor":
         """float32 (..., size), as they are."""
         return stored
 
