@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.client.base import ServerType
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from kshot.errors import StageError
-from kshot.project.servers import LOCALHOST, answers, free_port
+from kshot.servers import LOCALHOST, PATIENCE_S, answers, free_port, proxy_for, public, why_silent
 from kshot.workspace import Workspace
 
 _STOP_TIMEOUT_S = 5.0
@@ -28,6 +30,7 @@ def prefect_api(root: Path, report: Callable[[str], None]) -> Iterator[str]:
     for it, which doubles the start-up time, and leaves it running when the flow is killed.
     """
     if url := PREFECT_API_URL.value():
+        check_configured()
         yield url
     elif url := running_ui(root):
         with temporary_settings({PREFECT_API_URL: url}):
@@ -40,18 +43,44 @@ def prefect_api(root: Path, report: Callable[[str], None]) -> Iterator[str]:
             yield url
 
 
+def check_configured() -> None:
+    """Raise StageError where an API is configured and none answers; Prefect itself says so in a trace."""
+    if not (url := PREFECT_API_URL.value()):
+        return
+    try:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(sync_client=True, httpx_settings={"timeout": PATIENCE_S}) as client,
+        ):
+            if error := client.api_healthcheck():
+                raise error
+            if client.server_type == ServerType.SERVER:
+                client.api_version()  # asks for the key, as every other question does
+    except Exception as error:  # every library below the client has its own
+        raise StageError(
+            f"PREFECT_API_URL is {public(url)}: {why_silent(error)}{proxy_for(url)}; need a Prefect API; "
+            "next: start that server, correct its address and key, or unset PREFECT_API_URL: a run then has its own"
+        ) from error
+
+
 def running_ui(root: Path) -> str | None:
     """The API of the server that `make ui` runs on this workspace."""
     try:
-        url = ui_file(root).read_text(encoding="utf-8").strip()
+        url, _, place = Workspace(root).prefect_address.read_text(encoding="utf-8").partition("\n")
     except FileNotFoundError:
         return None
-    return url if answers(f"{url}/health") else None
+    return url if place == str(root.resolve()) and answers(f"{url}/health") else None
 
 
-def ui_file(root: Path) -> Path:
-    """Holds the API's URL while `make ui` runs."""
-    return Workspace(root).prefect_address
+@contextmanager
+def running_ui_noted(root: Path, url: str) -> Iterator[None]:
+    """While the block runs, `running_ui` of `root` is `url`; of a copy of `root` it is not."""
+    note = Workspace(root).prefect_address
+    note.write_text(f"{url}\n{root.resolve()}", encoding="utf-8")
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
 
 
 def server_command(port: int) -> list[str]:

@@ -49,8 +49,9 @@ def main() -> int:
     parser.add_argument("--version", type=int, help="of register.model_name; the challenger where not given")
     parser.add_argument("--approve", action="store_true", help="a person's yes, where params.yaml asks for one")
     given = parser.parse_args()
-    root, console = Path.cwd(), terminal()
+    console = terminal()
     try:
+        root = Workspace.find(Path.cwd()).root
         with prefect_api(root, console.print):
             done = promote_flow(root, given.version, given.approve, return_state=True).result()
     except KshotError as error:

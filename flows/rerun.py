@@ -22,6 +22,7 @@ from flows.summary import plain, terminal
 from kshot.errors import KshotError, StageError
 from kshot.project.dvc import run_dvc, stage_order
 from kshot.project.live_process import run_live
+from kshot.project.remote import check_default_remote
 from kshot.workspace import Workspace
 
 DIFFERENT = 1
@@ -66,8 +67,9 @@ def main() -> int:
     parser.add_argument("--model", default="", help="register.model_name of params.yaml where not given")
     parser.add_argument("--from-scratch", action="store_true", help="run every stage again and compare")
     given = parser.parse_args()
-    root, console = Path.cwd(), terminal()
+    console = terminal()
     try:
+        root = Workspace.find(Path.cwd()).root
         with prefect_api(root, console.print):
             done = rerun_flow(given.version, given.model, root, given.from_scratch, return_state=True).result()
     except KshotError as error:
@@ -87,6 +89,7 @@ def _rerun(root: Path, model: str, version: int, from_scratch: bool, report: Cal
     folder = Workspace(root).rerun(name, version)
     clone, files = folder / "clone", folder / "recorded"
     recorded = rebuild.recorded_version(name, version, root, files)
+    check_default_remote(root)
     report(f"cloning commit {recorded.commit[:12]} ...")
     rebuild.clean_clone(root, recorded, files, clone)
     pull(clone, report)

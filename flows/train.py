@@ -6,6 +6,7 @@ python -m flows.train runs it here, with a Prefect server of its own where none 
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-from flows.prefect_server import prefect_api
+from flows.prefect_server import check_configured, prefect_api
 from flows.promote import promote
 from flows.stage_task import RETRY_DELAYS_S, completed, failed, is_transient, run_as_task
 from flows.summary import (
@@ -35,6 +36,7 @@ from kshot.errors import KshotError, StageError
 from kshot.project import dvc
 from kshot.project.dvc import StageRun, stage_order
 from kshot.project.lock import hold_workspace
+from kshot.project.remote import check_default_remote
 from kshot.workspace import Workspace
 
 
@@ -116,9 +118,9 @@ def publish(summary: Summary) -> None:
 def close_lost_run(root: Path) -> None:
     """Note which run has the workspace, and mark the one before as crashed where nothing was left to do so."""
     note = Workspace(root).flow_run_id
-    before = note.read_text(encoding="utf-8") if note.exists() else ""
-    note.write_text(str(runtime.flow_run.id), encoding="utf-8")
-    if not before:
+    before, _, place = (note.read_text(encoding="utf-8") if note.exists() else "").partition("\n")
+    note.write_text(f"{runtime.flow_run.id}\n{root}", encoding="utf-8")
+    if not before or place not in ("", str(root)):  # the run of a project that this one is a copy of may go on
         return
     with get_client(sync_client=True) as client:
         try:
@@ -130,9 +132,10 @@ def close_lost_run(root: Path) -> None:
 
 
 def main() -> int:
-    root = Path.cwd()
     console = terminal()
     try:
+        root = Workspace.find(Path.cwd()).root
+        check_configured()  # before the imports, which an error would have to wait for
         with imported_meanwhile(), prefect_api(root, console.print):
             summary = train_flow(root, return_state=True).result()
     except KshotError as error:
@@ -169,11 +172,16 @@ def imported_meanwhile() -> Iterator[None]:
 
 
 def _check(root: Path) -> None:
-    """Raise a KshotError for settings with which only a late stage would fail."""
+    """Raise a KshotError for settings and servers with which only a late stage would fail."""
     from kshot.config import load_params  # here and not above: these import torch and mlflow
     from kshot.project.preflight import check_before_run
+    from kshot.tracking import check_server
 
-    check_before_run(load_params(Workspace(root).params), Workspace(root))
+    with ThreadPoolExecutor(1) as pool:
+        remote = pool.submit(check_default_remote, root)  # DVC starts for as long as the imports take
+        check_before_run(load_params(Workspace(root).params), Workspace(root))
+        check_server()
+        remote.result()
 
 
 def _register(root: Path) -> Registered:

@@ -136,7 +136,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is put back
     started = time.monotonic()
     try:
-        proof = run(Path.cwd(), console)
+        proof = run(Workspace.find(Path.cwd()).root, console)
     except KshotError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return error.exit_code

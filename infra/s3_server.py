@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kshot.errors import StageError
 from kshot.project.bucket import Bucket
-from kshot.project.servers import free_port
+from kshot.servers import free_port
 
 _START_TIMEOUT_S = 20.0
 

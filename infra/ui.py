@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import flows  # noqa: F401  # sets Prefect's folder
-from flows.prefect_server import server_command, ui_file
-from kshot.errors import StageError
-from kshot.project.servers import answers, free_port
+from flows.prefect_server import running_ui_noted, server_command
+from kshot.errors import KshotError, StageError
+from kshot.servers import answers, free_port
+from kshot.tracking import default_tracking_uri, prepare_store
 from kshot.workspace import Workspace
 
 _START_TIMEOUT_S = 120.0
@@ -54,20 +55,19 @@ def pages(root: Path) -> tuple[Page, Page]:
 
 
 def main() -> int:
-    root = Path.cwd()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))  # an exit that ends both servers
-    Workspace(root).logs.mkdir(parents=True, exist_ok=True)
     try:
+        root = Workspace.find(Path.cwd()).root
+        Workspace(root).logs.mkdir(parents=True, exist_ok=True)
+        prepare_store(root, default_tracking_uri(root))
         with ExitStack() as stack:
             running = [(page, stack.enter_context(_Server(page))) for page in pages(root)]
             print("starting MLflow and Prefect, ten to thirty seconds ...", flush=True)
             for page, server in running:
                 server.wait_until_healthy()
                 print(f"{page.name:8} {page.url}", flush=True)
-            address = ui_file(root)
-            address.write_text(f"{running[1][0].url}/api\n", encoding="utf-8")
-            stack.callback(address.unlink, missing_ok=True)
+            stack.enter_context(running_ui_noted(root, f"{running[1][0].url}/api"))
             print("Ctrl-C stops both", flush=True)
             while True:
                 for _, server in running:
@@ -76,7 +76,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopped")
         return 0
-    except StageError as error:
+    except KshotError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 

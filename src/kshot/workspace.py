@@ -6,7 +6,10 @@ What a person writes lies in the root, data and artifacts are DVC's, and `.kshot
 from dataclasses import dataclass
 from pathlib import Path
 
+from kshot.errors import ConfigError
+
 STATE, ARTIFACTS, DATA = Path(".kshot"), Path("artifacts"), Path("data")
+_RUNNING = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,36 @@ class Workspace:
 
     root: Path
 
+    @classmethod
+    def nearest(cls, start: Path = Path()) -> "Workspace":
+        """The nearest folder at or above `start` with a graph and settings; `start` where there is none."""
+        for folder in (start, *start.resolve().parents):
+            found = cls(folder)
+            if found.graph.is_file() and (found.params.is_file() or found.presets.is_dir()):
+                return found
+        return cls(start)
+
+    @classmethod
+    def find(cls, start: Path = Path()) -> "Workspace":
+        """The nearest one, for a command that works on it.
+
+        Raises ConfigError where that project has a source of its own and another one runs: the environment of a
+        copied project still runs the original's.
+        """
+        found = cls.nearest(start)
+        if (own := found.source).is_dir() and not own.samefile(_RUNNING):
+            raise ConfigError(
+                f"kshot runs from {_RUNNING}, and {found.root.resolve()} has its own source; need that one; "
+                f"next: make -C {found.root.resolve()} setup, then its .venv/bin/kshot"
+            )
+        return found
+
     # what a person writes
+
+    @property
+    def source(self) -> Path:
+        """kshot itself, in a clone of it; not there in a project that uses an installed one."""
+        return self.root / "src" / "kshot"
 
     @property
     def params(self) -> Path:

@@ -141,6 +141,25 @@ def test_a_stage_of_dvc_yaml_is_run_by_its_name(kshot: Kshot, tmp_path: Path) ->
     assert (root / "artifacts/task_pool/pools.json").exists()
 
 
+def test_a_command_in_a_subfolder_works_on_the_project_and_takes_paths_from_where_one_stands(
+    kshot: Kshot, tmp_path: Path
+) -> None:
+    root = write_project(tmp_path / "project", tiny_params())
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    below = root / "notes"
+    below.mkdir()
+    for stage in ("pool", "train"):
+        done = kshot(below, stage)
+        assert done.returncode == 0, done.stderr
+    assert (root / "artifacts/task_pool/pools.json").exists()
+    for name, value in {"dark": 0, "light": 255}.items():
+        (below / "support" / name).mkdir(parents=True)
+        Image.new("L", (16, 16), value).save(below / "support" / name / "1.png")
+    done = kshot(below, "predict", "../artifacts/meta_train/model", "support", "support/dark/1.png")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in below.iterdir()] == ["support"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -146,7 +146,11 @@ def test_a_run_whose_process_was_killed_is_marked_crashed_by_the_next(checked: P
     with get_client(sync_client=True) as client:
         killed = client.create_flow_run(train_flow, state=Running())
         (checked / ".kshot").mkdir()
-        (checked / ".kshot/flow-run.id").write_text(str(killed.id))
+        (checked / ".kshot/flow-run.id").write_text(f"{killed.id}\n{checked.parent / 'the original'}")
+        _run(checked).result()
+        of_a_copy = client.read_flow_run(killed.id).state
+        assert of_a_copy is not None and of_a_copy.name == "Running"
+        (checked / ".kshot/flow-run.id").write_text(f"{killed.id}\n{checked}")
         _run(checked).result()
         state = client.read_flow_run(killed.id).state
     assert state is not None
@@ -161,4 +165,4 @@ def test_a_note_of_a_run_that_nobody_knows_is_passed_over(
     (checked / ".kshot/flow-run.id").write_text(note)
     monkeypatch.setattr(train.runtime.flow_run, "id", "6f1de1a0-0000-4000-8000-000000000001", raising=False)
     train.close_lost_run(checked)
-    assert (checked / ".kshot/flow-run.id").read_text() == "6f1de1a0-0000-4000-8000-000000000001"
+    assert (checked / ".kshot/flow-run.id").read_text() == f"6f1de1a0-0000-4000-8000-000000000001\n{checked}"

@@ -15,7 +15,7 @@ from infra.s3_server import s3_server
 from kshot.errors import ConfigError, StageError, TransientStageError
 from kshot.project.bucket import Bucket, ensure_bucket
 from kshot.project.dvc import run_dvc, run_stage
-from kshot.project.servers import free_port
+from kshot.servers import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 DVC_YAML = """

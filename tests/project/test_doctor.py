@@ -9,6 +9,7 @@ import pytest
 
 from kshot.project import doctor
 from kshot.project.doctor import Finding, checks
+from tests.fake_servers import NOBODY, answering
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -109,13 +110,14 @@ def test_local_settings_of_the_remote_go_before_the_shared_ones(folder: Path) ->
     assert check(folder, "dvc remote").found == "s3://mine (not contacted)"
 
 
-def test_s3_server_of_the_remote_must_answer(folder: Path, listening: str) -> None:
-    text = "[core]\n    remote = s3\n['remote \"s3\"']\n    url = s3://kshot\n    endpointurl = http://{}\n"
-    remote(folder, text.format(listening))
-    assert check(folder, "dvc remote").ok
-    remote(folder, text.format("127.0.0.1:1"))
+def test_s3_server_of_the_remote_must_answer(folder: Path) -> None:
+    text = "[core]\n    remote = s3\n['remote \"s3\"']\n    url = s3://kshot\n    endpointurl = {}\n"
+    with answering(403) as url:
+        remote(folder, text.format(url))
+        assert check(folder, "dvc remote").ok
+    remote(folder, text.format(NOBODY))
     found = check(folder, "dvc remote")
-    assert (found.ok, found.found) == (False, "s3://kshot at http://127.0.0.1:1")
+    assert (found.ok, found.found) == (False, f"s3://kshot at {NOBODY}: nothing listens there")
 
 
 def test_settings_that_dvc_cannot_read_are_found(folder: Path) -> None:
@@ -164,12 +166,22 @@ def test_intact_store_is_accepted(folder: Path) -> None:
     assert check(folder, "MLflow store").found == f"{folder}/.kshot/mlflow.db"
 
 
-def test_tracking_server_must_answer(folder: Path, listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{listening}")
-    assert check(folder, "MLflow store").ok
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
+def test_tracking_server_must_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(200) as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        assert check(folder, "MLflow store").ok
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url.replace("http", "https"))
+        assert check(folder, "MLflow store").found == f"{url.replace('http', 'https')}: it does not speak https"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY.replace("://", "://me:secret@"))
     found = check(folder, "MLflow store")
-    assert (found.ok, found.found) == (False, "http://127.0.0.1:1")
+    assert (found.ok, found.found) == (False, f"{NOBODY}: nothing listens there")
+
+
+def test_database_server_must_be_there(folder: Path, listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:secret@{listening}/kshot")
+    assert check(folder, "MLflow store").ok
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1:9/kshot")
+    assert check(folder, "MLflow store").found == "postgresql://127.0.0.1:9/kshot: nothing listens there"
 
 
 def test_python_outside_the_supported_versions_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

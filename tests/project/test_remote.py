@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kshot.project.remote import Remote, copy_remotes, read_remotes, set_default_remote
+import pytest
+
+from kshot.errors import StageError
+from kshot.project.remote import Remote, check_default_remote, copy_remotes, read_remotes, set_default_remote
 
 FOLDER = "['remote \"here\"']\n    url = ../store\n"
 SERVER = "['remote \"there\"']\n    url = s3://shared\n    endpointurl = http://127.0.0.1:1\n"
@@ -59,3 +62,14 @@ def test_a_clone_uses_the_folder_of_the_original_and_keeps_keys_to_itself(tmp_pa
         check=True,
     )
     assert listed.stdout.strip() == "secret"
+
+
+def test_a_default_remote_whose_server_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    check_default_remote(write(tmp_path / "folder", SERVER + FOLDER, default="here"))
+    check_default_remote(tmp_path)  # no DVC project
+    with pytest.raises(
+        StageError,
+        match=r"^endpointurl of the DVC remote there is http://127.0.0.1:1: nothing listens there; need its server; "
+        r"next: start that server, or dvc remote default --local NAME, of here$",
+    ):
+        check_default_remote(write(tmp_path / "server", SERVER + FOLDER, default="there"))

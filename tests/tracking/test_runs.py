@@ -1,6 +1,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -152,15 +153,11 @@ def test_processes_that_start_at_once_migrate_a_new_database_once(tmp_path: Path
     assert [(one.returncode, one.stderr) for one in done] == [(0, ""), (0, "")]
 
 
-def test_moved_project_folder_is_noticed(record: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_database_without_its_files_says_what_to_put_back(record: RunRecord) -> None:
     register(record)
-    moved = record.root.rename(tmp_path_factory.mktemp("elsewhere") / "project")
-    with pytest.raises(ModelError, match=r"files of models:/toy/1 cannot be fetched .* next: move it back"):
-        fetch_model("models:/toy@challenger", moved)
-    code, folder = moved / "mlflow" / "model.py", moved / "model"
-    after = replace(record, root=moved, model=replace(record.model, code=code, folder=folder), dvc_lock_sha256="9" * 64)
-    with pytest.raises(StageError, match=r"keeps its files in .*/mlartifacts, need .* next: move it back"):
-        register(replace(after, files=()))
+    shutil.rmtree(record.root / ".kshot" / "mlartifacts")
+    with pytest.raises(ModelError, match=r"files of models:/toy/1 cannot be fetched .* next: put back .kshot/mlartif"):
+        fetch_model("models:/toy@challenger", record.root)
 
 
 def test_refusal_of_the_server_is_one_line(record: RunRecord) -> None:

@@ -1,18 +1,18 @@
 """Commands on this machine and its environment."""
 
-from pathlib import Path
-
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from kshot.workspace import Workspace
 
 
 def doctor() -> None:
     """Say what is missing on this machine and how to get it."""
     from kshot.project.doctor import checks
 
-    results = checks(Path.cwd())
+    results = checks(Workspace.nearest().root.resolve())
     table = Table("", "check")
     for column in ("found", "needed", "next"):
         table.add_column(column, overflow="fold")

@@ -13,7 +13,6 @@ from kshot.cli.output import warn
 from kshot.printing import printable
 from kshot.workspace import Workspace
 
-_WORKSPACE = Workspace(Path())
 _NOT_PROMOTED = 3  # neither a mistake nor a failure
 
 
@@ -23,8 +22,9 @@ def register() -> None:
     from kshot.registry.page import renew_run_reports
     from kshot.registry.registration import register_run
 
-    done = register_run(Path.cwd(), load_params(_WORKSPACE.params), None)
-    renew_run_reports(done.name, (done.version,), Path.cwd(), _warn)
+    root = _root()
+    done = register_run(root, load_params(Workspace(root).params), None)
+    renew_run_reports(done.name, (done.version,), root, _warn)
     typer.echo(f"{done.name} version {done.version}: {'registered' if done.created else 'already there'}")
     typer.echo("next: kshot promote")
 
@@ -38,10 +38,11 @@ def promote(
     from kshot.registry.gate import decide_promotion
     from kshot.registry.page import renew_run_reports
 
-    params = load_params(_WORKSPACE.params)
-    outcome = decide_promotion(Path.cwd(), params, by=_user(), version=version, approved=approve, report=typer.echo)
+    root = _root()
+    params = load_params(Workspace(root).params)
+    outcome = decide_promotion(root, params, by=_user(), version=version, approved=approve, report=typer.echo)
     typer.echo(f"{outcome.name}: {outcome}")
-    renew_run_reports(outcome.name, (outcome.version, outcome.champion), Path.cwd(), _warn)
+    renew_run_reports(outcome.name, (outcome.version, outcome.champion), root, _warn)
     if not outcome.is_champion:
         raise typer.Exit(_NOT_PROMOTED)
 
@@ -54,9 +55,10 @@ def rollback(
     from kshot.registry.page import renew_run_reports
     from kshot.tracking import rollback as roll_back
 
-    name = _model_name(model)
-    move = roll_back(name, Path.cwd(), reason=reason, by=_user())
-    renew_run_reports(name, (move.version, move.champion), Path.cwd(), _warn)
+    root = _root()
+    name = _model_name(model, root)
+    move = roll_back(name, root, reason=reason, by=_user())
+    renew_run_reports(name, (move.version, move.champion), root, _warn)
     typer.echo(f"version {move.version} is champion again, in place of version {move.champion}")
 
 
@@ -66,7 +68,8 @@ def history(
     """Every move of the champion, and every refused one."""
     from kshot.tracking import history as moves_of
 
-    for move in moves_of(_model_name(model), Path.cwd()):
+    root = _root()
+    for move in moves_of(_model_name(model, root), root):
         place = f" in place of version {move.champion}" if move.champion else ""
         typer.echo(f"{move.number}  {move.time}  {move.action} version {move.version}{place}: {move.outcome}")
         typer.echo(f"   {move.reason} (by {move.by})")
@@ -81,7 +84,8 @@ def compare(
     from kshot.registry.comparison import compare as compare_versions
     from kshot.registry.comparison_table import to_terminal
 
-    Console().print(to_terminal(compare_versions(_model_name(model), before, after, Path.cwd())))
+    root = _root()
+    Console().print(to_terminal(compare_versions(_model_name(model, root), before, after, root)))
 
 
 def report(
@@ -91,7 +95,8 @@ def report(
     """Make the page of a version again: results, decision, what changed since the champion, lineage."""
     from kshot.registry.page import write_run_report
 
-    typer.echo(write_run_report(_model_name(model), version, Path.cwd()))
+    root = _root()
+    typer.echo(write_run_report(_model_name(model, root), version, root))
 
 
 def predict(
@@ -103,7 +108,7 @@ def predict(
     from kshot.data.names import in_counts
     from kshot.serving.prediction import predict_files
 
-    report = predict_files(model, support, queries, root=Path.cwd())
+    report = predict_files(model, support, queries, root=_root())
     table = Table(title=Text(printable(f"{report.model}: {len(report.classes)} classes")), title_justify="left")
     table.add_column("image", overflow="fold")
     table.add_column("class", overflow="fold")
@@ -119,10 +124,14 @@ def predict(
         raise typer.Exit(2)
 
 
-def _model_name(given: str) -> str:
+def _root() -> Path:
+    return Workspace.find().root.resolve()
+
+
+def _model_name(given: str, root: Path) -> str:
     from kshot.config import load_params
 
-    return given or load_params(_WORKSPACE.params).register.model_name
+    return given or load_params(Workspace(root).params).register.model_name
 
 
 def _warn(words: str) -> None:

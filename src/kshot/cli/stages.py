@@ -2,7 +2,6 @@
 
 from importlib import import_module
 from inspect import signature
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,8 +24,9 @@ def stage(
     prepare_environment()
     from kshot.config import load_params
 
-    workspace = Workspace(Path.cwd())
-    params = load_params(Workspace(Path()).params)
+    workspace = Workspace.find()
+    params = load_params(workspace.params)
+    workspace = Workspace(workspace.root.resolve())
     run = import_module(STAGES[name]).run
     takes_an_item = len(signature(run).parameters) > len((params, workspace))
     if takes_an_item != (item is not None):

@@ -21,10 +21,11 @@ from packaging.utils import canonicalize_name
 from kshot.errors import KshotError, StageError
 from kshot.project.git import ask_git
 from kshot.project.remote import read_remotes
+from kshot.servers import PATIENCE_S, proxy_for, public, silence, why_silent
 from kshot.workspace import Workspace
 
 _FREE_BYTES = 2 * 2**30
-_CONNECT_TIMEOUT_S, _COMMAND_TIMEOUT_S = 1.0, 5.0
+_COMMAND_TIMEOUT_S = 5.0
 _SETUP = "make setup"
 _INSTALL = "pip install --require-hashes -r requirements.lock"
 _OMNIGLOT_FILES = ("images_background.zip", "images_evaluation.zip")
@@ -167,8 +168,8 @@ def _dvc_remote(root: Path) -> Finding:
         return _finding("dvc remote", False, "none configured", needed, "dvc remote add --default NAME URL")
     if remote.endpoint_url is not None:
         fix = "start that server (make s3-demo), or dvc remote default NAME"
-        found = f"{remote.url} at {_public(remote.endpoint_url)}"
-        return _finding("dvc remote", _reachable(remote.endpoint_url), found, needed, fix)
+        found = f"{remote.url} at {public(remote.endpoint_url)}"
+        return _server("dvc remote", silence(remote.endpoint_url), remote.endpoint_url, found, needed, fix)
     if remote.folder is None:
         return _finding("dvc remote", True, f"{remote.url} (not contacted)", needed, "")
     path = remote.folder
@@ -219,7 +220,9 @@ def _database(name: str, address: str | None, file: Path) -> Finding:
     """A store at the server `address` where one is set, else the SQLite `file`, which the first run makes."""
     needed = "a server that answers, or an intact SQLite file"
     if address and not address.startswith("sqlite:"):
-        return _finding(name, _reachable(address), _public(address), needed, "start that server, or unset the variable")
+        is_http = urlsplit(address).scheme in ("http", "https")
+        why = silence(f"{address.rstrip('/')}/health", is_page=True) if is_http else _unreachable(address)
+        return _server(name, why, address, public(address), needed, "start that server, or unset the variable")
     path = Path(address.removeprefix("sqlite:///")) if address else file
     if not path.exists():
         return _finding(name, True, f"{path} (made by the first run)", needed, "")
@@ -238,21 +241,19 @@ def _prefect_database(root: Path) -> Path:
     return Path(os.environ.get("PREFECT_HOME") or Workspace(root).prefect_home) / "prefect.db"
 
 
-def _reachable(address: str) -> bool:
-    """Whether something listens at the host and port of the URL."""
+def _server(name: str, why: str, address: str, found: str, needed: str, fix: str) -> Finding:
+    """`why` a server does not answer, "" where it does."""
+    return _finding(name, not why, f"{found}: {why}{proxy_for(address)}" if why else found, needed, fix)
+
+
+def _unreachable(address: str) -> str:
+    """Why nothing can be reached at the host and port of the URL; "" where something listens."""
     parts = urlsplit(address)
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        with socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_TIMEOUT_S):
-            return True
-    except (OSError, ValueError):
-        return False
-
-
-def _public(address: str) -> str:
-    """The URL without the user and password that it may carry."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=PATIENCE_S):
+            return ""
+    except (OSError, ValueError) as error:
+        return why_silent(error)
 
 
 def _output(*command: str) -> str:

@@ -7,7 +7,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from kshot.errors import StageError
 from kshot.project.dvc_answers import ask_dvc
+from kshot.servers import proxy_for, public, silence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,25 @@ def read_remotes(root: Path) -> Remotes:
         for name in names
     }
     return Remotes(all=tuple(remotes.values()), default=remotes.get(settings.get("core.remote", "")))
+
+
+def check_default_remote(root: Path) -> None:
+    """Raise StageError where the default remote is on a server of its own that does not answer.
+
+    DVC finds out at the first file, after minutes of its own. A folder, and what has no such address, is not contacted.
+    """
+    if not (root / ".dvc").is_dir():
+        return
+    remotes = read_remotes(root)
+    remote = remotes.default
+    if remote is None or remote.endpoint_url is None:
+        return
+    if why := silence(remote.endpoint_url):
+        raise StageError(
+            f"endpointurl of the DVC remote {remote.name} is {public(remote.endpoint_url)}: "
+            f"{why}{proxy_for(remote.endpoint_url)}; need its server; next: start that server, "
+            f"or dvc remote default --local NAME, of {', '.join(one.name for one in remotes.all if one != remote)}"
+        )
 
 
 def set_default_remote(root: Path, remote: Remote) -> None:

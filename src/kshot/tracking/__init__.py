@@ -17,7 +17,7 @@ from kshot.tracking.runs import (
     registered,
     serving_requirements,
 )
-from kshot.tracking.store import default_tracking_uri, load_database_stores, prepare_store
+from kshot.tracking.store import check_server, default_tracking_uri, load_database_stores, prepare_store
 from kshot.tracking.versions import RegisteredModel, attach, fetch_model, fetch_run_files, run_metrics, version_with
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "RunRecord",
     "TrainingData",
     "attach",
+    "check_server",
     "default_tracking_uri",
     "fetch_model",
     "fetch_run_files",

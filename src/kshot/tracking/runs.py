@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from kshot.errors import StageError
-from kshot.tracking.store import MOVED, all_pages, default_tracking_uri, open_store
+from kshot.tracking.store import LOST, all_pages, default_tracking_uri, open_store
 from kshot.workspace import Workspace
 
 import mlflow  # isort: skip  # after store.py, which settles what it reads while it is imported
@@ -205,7 +205,7 @@ def _experiment(client: MlflowClient, record: RunRecord) -> str:
     if known is None:
         return str(client.create_experiment(record.model_name, artifact_location=artifacts))
     if local and known.artifact_location != artifacts:
-        raise StageError(f"the registry keeps its files in {known.artifact_location}, need {artifacts}; {MOVED}")
+        raise StageError(f"the registry keeps its files in {known.artifact_location}, need {artifacts}; {LOST}")
     return str(known.experiment_id)
 
 

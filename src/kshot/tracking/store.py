@@ -12,6 +12,8 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from kshot.errors import StageError
+from kshot.servers import PATIENCE_S, proxy_for, public, why_silent
+from kshot.tracking.relocation import relocate
 from kshot.workspace import Workspace
 
 # mlflow reads the first while it is imported; the second would draw a bar for every copied file
@@ -22,19 +24,19 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 _LOCK_TIMEOUT_S = 600.0
-_SQLITE, _POSTGRES = "sqlite:///", "postgresql"
+_SQLITE, _POSTGRES, _SERVERS = "sqlite:///", "postgresql", ("http://", "https://")
+_FIRST_QUESTION = "/api/2.0/mlflow/registered-models/search"
 T = TypeVar("T")
 _LOCK_KEY = int.from_bytes(sha256(b"kshot registry").digest()[:8], signed=True)
 
-MOVED = (
-    "MLflow keeps absolute paths, so a project folder that was moved loses them; "
-    "next: move it back, or move .kshot/mlflow.db away to begin a new registry"
-)
+LOST = "next: put back .kshot/mlartifacts of this project, or move .kshot/mlflow.db away to begin a new registry"
 
 
 def default_tracking_uri(root: Path) -> str:
@@ -70,6 +72,10 @@ def open_store(root: Path, tracking_uri: str | None = None) -> Iterator[MlflowCl
     try:
         with _alone(address, root):
             logger.setLevel(logging.WARNING)
+            if address == default_tracking_uri(root):
+                for before in relocate(root):
+                    print(f"copied or moved from {before}: the registry names the files here now", file=sys.stderr)
+            check_server(address)
             mlflow.set_tracking_uri(address)
             try:
                 yield MlflowClient()
@@ -79,6 +85,29 @@ def open_store(root: Path, tracking_uri: str | None = None) -> Iterator[MlflowCl
                 sys.path[:] = outer_path  # checking a logged model puts its temporary code folder here
     except MlflowException as error:
         raise StageError(f"MLflow refused: {first_line(error)}; next: kshot doctor") from error
+
+
+def check_server(tracking_uri: str | None = None) -> None:
+    """Raise StageError where a tracking server is to be used and none answers; MLflow itself would wait for minutes."""
+    address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not address.startswith(_SERVERS):
+        return
+    try:
+        answer = http_request(  # type: ignore[no-untyped-call]
+            get_default_host_creds(address),  # type: ignore[no-untyped-call]
+            _FIRST_QUESTION,
+            "GET",
+            max_retries=0,
+            timeout=PATIENCE_S,
+            raise_on_status=False,
+        )
+        answer.raise_for_status()
+        answer.json()
+    except Exception as error:  # every library below the client has its own
+        raise StageError(
+            f"MLFLOW_TRACKING_URI is {public(address)}: {why_silent(error)}{proxy_for(address)}; need MLflow; "
+            "next: start that server, correct its address and key, or unset MLFLOW_TRACKING_URI to use .kshot"
+        ) from error
 
 
 def all_pages(search: Callable[..., PagedList[T]], *filters: str) -> Iterator[T]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kshot.errors import ModelError
 from kshot.tracking.runs import CHAMPION, aliases
-from kshot.tracking.store import MOVED, all_pages, default_tracking_uri, first_line, open_store
+from kshot.tracking.store import LOST, all_pages, default_tracking_uri, first_line, open_store
 from kshot.workspace import Workspace
 
 import mlflow  # isort: skip
@@ -139,7 +139,7 @@ def download(uri: str, target: Path | None) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if target is None else str(target)))
     except (OSError, MlflowException) as error:
-        advice = MOVED if is_local() else "next: kshot doctor"
+        advice = LOST if is_local() else "next: kshot doctor"
         raise ModelError(f"the files of {uri} cannot be fetched ({first_line(error)}); {advice}") from error
 
 

@@ -177,5 +177,5 @@ def test_a_range_is_stored_only_where_there_is_one() -> None:
 
 @pytest.mark.parametrize("value_range", [(5.0, 5.0), (5.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
 def test_a_range_is_two_finite_numbers_the_lower_first(value_range: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="needed two finite numbers, the lower first"):
+    with pytest.raises(ValueError, match="finite number"):
         ImageKind(image_size=16, channels=1, value_range=value_range)

@@ -1,0 +1,50 @@
+"""A tracking server that is of no use is named soon, in one line."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from kshot.errors import StageError
+from kshot.tracking import fetch_model, history
+from kshot.tracking.store import check_server
+from tests.fake_servers import NOBODY, answering, black_hole
+
+
+def refusal(url: str, words: str) -> str:
+    return (
+        rf"^MLFLOW_TRACKING_URI is {url}: {words}; need MLflow; next: start that server, .* unset MLFLOW_TRACKING_URI"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(200, "it answers with a page of something else"), *((code, f"it answers {code} .*") for code in (401, 404, 502))],
+)
+def test_a_page_of_something_else_is_no_tracking_server(status: int, words: str) -> None:
+    with answering(status) as url, pytest.raises(StageError, match=refusal(url, words)):
+        check_server(url)
+
+
+def test_silence_is_one_line_for_every_question_and_nothing_is_left_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    with pytest.raises(StageError, match=refusal(NOBODY, "nothing listens there")):
+        fetch_model("models:/toy@champion", tmp_path)
+    with pytest.raises(StageError, match=refusal(NOBODY, "nothing listens there")):
+        history("toy", tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert mlflow.get_tracking_uri() == before
+
+
+def test_a_port_that_never_answers_is_left_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kshot.tracking.store.PATIENCE_S", 0.2)
+    with black_hole() as url, pytest.raises(StageError, match=refusal(url, "no answer in 5 s")):
+        check_server(url)
+
+
+def test_an_answer_in_json_is_a_tracking_server() -> None:
+    with answering(200, b"{}") as url:
+        check_server(url)
