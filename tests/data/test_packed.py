@@ -180,7 +180,7 @@ def test_two_writers_cannot_hold_one_folder(tmp_path: Path) -> None:
     def second() -> PackedWriter:
         return PackedWriter(tmp_path / "toy", item=GREY8, source="toy", licence="")
 
-    with second() as first, pytest.raises(DataError, match="another ingest is writing"), second():
+    with second() as first, pytest.raises(DataError, match="another command is writing"), second():
         first.publish(Splits())
 
 
@@ -199,7 +199,7 @@ def crash_at_replacement(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         real(source, target)
 
     monkeypatch.setattr(writer.os, "replace", replace)
-    monkeypatch.setattr(PackedWriter, "_sweep", lambda self: None)
+    monkeypatch.setattr(writer, "sweep", lambda folder: None)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])  # two shards, the manifest, dataset.json

@@ -145,14 +145,15 @@ def test_a_refused_dataset_leaves_its_report_and_no_artifact(tmp_path, capsys):
     (tmp_path / "data" / "tiny").rename(tmp_path / "before")
     worse.write(tmp_path / "data" / "tiny")
 
-    with pytest.raises(ValidationError, match=r"^tiny fails 1 of 24 checks: images_per_class: 7 classes") as refusal:
+    with pytest.raises(ValidationError, match=r"^tiny fails 1 of 24 checks; see .*:\n  images_per_class: 7") as refusal:
         validate.run(tiny_params(), Workspace(tmp_path))
 
     line = str(refusal.value)
     assert line == (
-        "tiny fails 1 of 24 checks: images_per_class: 7 classes short of images "
-        r"('test/\x1b[31m\nred' has 1 of 5, 'test/c1' has 1 of 5, 'test/c2' has 1 of 5, 'test/c3' has 1 of 5, "
-        "'test/c4' has 1 of 5, and 2 more); see .kshot/validate/report.html"
+        "tiny fails 1 of 24 checks; see .kshot/validate/report.html:\n"
+        "  images_per_class: 7 classes short of images "
+        r"('test/\x1b[31m\nred' has 1 of 5, 'test/c1' has 1 of 5, 'test/c2' has 1 of 5, and 4 more); "
+        "next: ingest more images of the classes in meta_test"
     )
     assert list((tmp_path / "artifacts" / "validate").iterdir()) == []
     page = (tmp_path / ".kshot" / "validate" / "report.html").read_text(encoding="utf-8")
@@ -316,7 +317,7 @@ def test_too_many_quarantined_files_are_refused(tmp_path):
     refused = failures(tiny, tmp_path)
     assert {name: result.found for name, result in refused.items()} == {
         "quarantined_files": "4 files",
-        "quarantined_share": "6.2%",
+        "quarantined_share": "6.2%, most often for 'empty' (4 of 4)",
     }
     assert refused["quarantined_share"].severity == "critical"
 

@@ -2,11 +2,12 @@
 
 A folder is only ever appended to: new shards, then the manifest with the new rows at its end, then
 dataset.json. Until dataset.json is replaced the folder still reads as the version before, because a
-reader takes the shards that dataset.json lists and as many manifest rows as those shards hold.
+reader takes the shards that dataset.json lists and as many manifest rows as those shards hold. What the
+edits in dataset.json leave out or call otherwise (`kshot.data.edits`) is so for every reader.
 
 What an item is, the item's kind knows (`kshot.data.items`).
 
-Shapes: n stored items, *item the shape of one, R rotations, C classes (rotations included).
+Shapes: n items in use, *item the shape of one, R rotations, C classes (rotations included).
 """
 
 import hashlib
@@ -15,18 +16,19 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
 from kshot.data.class_table import ClassTable, Int
+from kshot.data.edits import Curation, DropItems, Edit, ItemList, Relabel, applied
 from kshot.data.items import AnyItemKind
 from kshot.data.items.contract import ItemKind, Turnable, item_size_bytes
 from kshot.errors import DataError
@@ -91,18 +93,27 @@ class DatasetInfo:
     splits: Splits
     shards: tuple[Shard, ...]
     quarantined: tuple[Quarantined, ...] = ()
+    edits: Annotated[tuple[Edit, ...], Field(exclude_if=lambda edits: not edits)] = ()
+    manifest: Annotated[str, Field(exclude_if=lambda file: file == MANIFEST_FILE)] = MANIFEST_FILE
     format_version: Literal[1] = 1
 
     @property
     def n_items(self) -> int:
+        """Stored items, in use or not."""
         return sum(shard.items for shard in self.shards)
+
+    @property
+    def edit_files(self) -> tuple[str, ...]:
+        """The lists of items that lie beside dataset.json."""
+        lists = [edit.items for edit in self.edits if isinstance(edit, DropItems | Relabel)]
+        return tuple(items.file for items in lists if items.file)
 
 
 class PackedDataset:
     """Read access to one packed dataset. Rotations multiply items and classes without storing them.
 
-    Virtual item index = rotation_index * n + stored index. Classes are numbered in order of their first
-    item, each with its rotations side by side, so an append never renumbers a class.
+    Virtual item index = rotation_index * n + index among the items in use. Classes are numbered in order of
+    their first item, each with its rotations side by side, so an append never renumbers a class.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo, info_bytes: bytes) -> None:
@@ -121,6 +132,9 @@ class PackedDataset:
         check_rotations(info.item, info.rotations)
         for shard in info.shards:
             _check_shard_size(folder / shard.file, shard, info.item)
+        for file in info.edit_files:
+            if not (folder / file).is_file():
+                raise DataError(f"{folder / file} is not there; dataset.json needs it; {_RESTORE}")
         return cls(folder, info, info_bytes)
 
     @property
@@ -133,22 +147,104 @@ class PackedDataset:
 
     @property
     def n_stored(self) -> int:
-        return self.info.n_items
+        return self.info.n_items if self.rows is None else len(self.rows)
 
     @property
     def size_bytes(self) -> int:
-        """Of all stored items, without rotations."""
+        """Of all items in use, without rotations."""
         return self.n_stored * item_size_bytes(self.item)
 
     @cached_property
+    def splits(self) -> Splits:
+        """The classes in use, by split."""
+        if self.curation is None:
+            return self.info.splits
+        listed = list(zip(self.curation.classes, self.curation.splits, strict=True))
+        named = {split: tuple(name for name, of in listed if split in of) for split in SPLITS}
+        return Splits(meta_train=named["meta_train"], meta_val=named["meta_val"], meta_test=named["meta_test"])
+
+    @cached_property
     def manifest(self) -> pa.Table:
-        """One row per stored item, in shard order; the columns are those of `manifest_schema`."""
+        """One row per item in use, in shard order; the columns are those of `manifest_schema`."""
+        return self._curated(self.stored_manifest)
+
+    @cached_property
+    def stored_manifest(self) -> pa.Table:
+        """One row per stored item, in use or not, as ingest wrote it."""
         return read_manifest(self.folder, self.info)
 
     @cached_property
-    def _classes_and_groups(self) -> pa.Table:
+    def rows(self) -> Int | None:
+        """(n,) place of every item in use among the stored ones; None where all of them are."""
+        if self.curation is None or self.curation.active.all():
+            return None
+        return np.flatnonzero(self.curation.active)
+
+    @cached_property
+    def stored_curation(self) -> Curation:
+        """The stored items before the first edit."""
+        import pyarrow.compute as pc
+
+        classes, groups = (pc.fill_null(column, "") for column in self._stored_classes_and_groups.columns)
+        encoded = classes.combine_chunks().dictionary_encode()
+        class_of = encoded.indices.to_numpy().astype(np.int64)
+        names = encoded.dictionary.to_pylist()
+        first_rows = np.unique(class_of, return_index=True)[1]
+        listed: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+        for split in SPLITS:
+            for name in self.info.splits.of(split):
+                listed[name] = (*listed.get(name, ()), split)
+        without_items = [""] * (len(listed) - len(names))
+        return Curation(
+            classes=tuple(listed),
+            groups=(*groups.take(pa.array(first_rows)).to_pylist(), *without_items),
+            splits=tuple(listed.values()),
+            class_of=class_of,
+            active=np.ones(len(class_of), dtype=np.bool_),
+        )
+
+    @cached_property
+    def curation(self) -> Curation | None:
+        """What the edits leave of the stored items; None where there is no edit."""
+        return applied(self.stored_curation, self.info.edits, self.rows_of) if self.info.edits else None
+
+    def rows_of(self, items: ItemList) -> tuple[Int, list[str]]:
+        """The stored rows (m,) of the items listed, and the new class of each where the list has them."""
+        import pyarrow.compute as pc
+
+        listed = item_table(self.folder, items)
+        place = pc.index_in(self.stored_ids, value_set=listed["id"].combine_chunks())
+        rows = np.flatnonzero(place.is_valid().to_numpy())
+        names = listed["class"].take(place.drop_null()).to_pylist() if "class" in listed.column_names else []
+        return rows, names
+
+    @cached_property
+    def stored_ids(self) -> pa.ChunkedArray:
+        return read_manifest(self.folder, self.info, ["id"])["id"]
+
+    @cached_property
+    def _stored_classes_and_groups(self) -> pa.Table:
         """The manifest's columns class and group: all that an episode needs, and a small part of it."""
         return read_manifest(self.folder, self.info, ["class", "group"])
+
+    @cached_property
+    def _classes_and_groups(self) -> pa.Table:
+        return self._curated(self._stored_classes_and_groups)
+
+    def _curated(self, stored: pa.Table) -> pa.Table:
+        """The rows in use of a table with a row per stored item, with the class and group that they have now."""
+        after = self.curation
+        if after is None:
+            return stored
+        import pyarrow.compute as pc
+
+        changed = after.class_of != self.stored_curation.class_of
+        if changed.any():
+            for name, of_class in (("class", after.classes), ("group", after.groups)):
+                now = pa.array(of_class, pa.string()).take(pa.array(after.class_of))
+                column = pc.if_else(pa.array(changed), now, stored[name])
+                stored = stored.set_column(stored.column_names.index(name), stored.schema.field(name), column)
+        return stored if self.rows is None else stored.take(pa.array(self.rows))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -179,7 +275,7 @@ class PackedDataset:
 
     def class_ids(self, split: str) -> Int:
         """Numbers of the classes of `split`; a rotated class is in its base class's split."""
-        base = np.array([self._base_classes[name] for name in self.info.splits.of(split)], dtype=np.int64)
+        base = np.array([self._base_classes[name] for name in self.splits.of(split)], dtype=np.int64)
         n_rotations = len(self.info.rotations)
         return np.sort((base[:, None] * n_rotations + np.arange(n_rotations)).ravel())
 
@@ -208,8 +304,8 @@ class PackedDataset:
         column never changes the identity of a dataset that was made without it.
         """
         digest = hashlib.sha256(self._info_bytes)
-        for column in self.manifest.column_names:
-            values = self.manifest[column]
+        for column in self.stored_manifest.column_names:
+            values = self.stored_manifest[column]
             if values.null_count < len(values):
                 digest.update(json.dumps([column, values.to_pylist()]).encode())
         return digest.hexdigest()
@@ -237,9 +333,12 @@ class PackedDataset:
     @cached_property
     def _resident(self) -> Tensor | None:
         """Every stored item, where they fit: torch gathers them on several cores."""
-        return None if self.size_bytes > RESIDENT_LIMIT_BYTES else torch.from_numpy(np.concatenate(self._map_shards()))
+        size_bytes = self.info.n_items * item_size_bytes(self.item)
+        return None if size_bytes > RESIDENT_LIMIT_BYTES else torch.from_numpy(np.concatenate(self._map_shards()))
 
     def _stored(self, stored: Int) -> NDArray[Any]:
+        if self.rows is not None:
+            stored = self.rows[stored]
         if self._resident is not None:
             found: NDArray[Any] = self._resident.index_select(0, torch.from_numpy(stored)).numpy()
             return found
@@ -285,12 +384,12 @@ def read_manifest(folder: Path, info: DatasetInfo, columns: Sequence[str] | None
     if columns is not None:
         schema = pa.schema([schema.field(name) for name in columns])
     try:
-        with pq.ParquetFile(folder / MANIFEST_FILE) as file:  # read_table would import pandas: 60 MB
+        with pq.ParquetFile(folder / info.manifest) as file:  # read_table would import pandas: 60 MB
             table = _in_schema(file.read(columns=schema.names), schema)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{folder / MANIFEST_FILE} cannot be read ({_first_line(error)}); {_RESTORE}") from error
+        raise DataError(f"{folder / info.manifest} cannot be read ({_first_line(error)}); {_RESTORE}") from error
     if len(table) < info.n_items:
-        raise DataError(f"{folder / MANIFEST_FILE} has {len(table)} rows; dataset.json says {info.n_items}; {_RESTORE}")
+        raise DataError(f"{folder / info.manifest} has {len(table)} rows; dataset.json says {info.n_items}; {_RESTORE}")
     return table.slice(0, info.n_items)
 
 
@@ -300,6 +399,18 @@ def _in_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = [table[field.name] if field.name in there else pa.nulls(len(table), field.type) for field in schema]
     found = pa.table(columns, names=schema.names)
     return found if found.schema == schema else found.cast(schema)  # a cast imports Arrow's compute: 7 MB
+
+
+def item_table(folder: Path, items: ItemList) -> pa.Table:
+    """Columns id and, where items are relabelled, class. Raises DataError for a file that is not as it was written."""
+    if not items.file:
+        columns = {"id": items.ids} | ({"class": items.classes} if items.classes else {})
+        return pa.table({name: pa.chunked_array([pa.array(values, pa.string())]) for name, values in columns.items()})
+    content = (folder / items.file).read_bytes()
+    if hashlib.sha256(content).hexdigest() != items.sha256:
+        raise DataError(f"{folder / items.file} was altered: its sha256 is not that of dataset.json; {_RESTORE}")
+    with pq.ParquetFile(io.BytesIO(content)) as file:
+        return file.read()
 
 
 def info_json(info: DatasetInfo) -> bytes:

@@ -44,11 +44,11 @@ def episodes_id(dataset: PackedDataset, pool_hashes: Mapping[str, str]) -> str:
 
     Two datasets of one size have the same pools, and new training classes leave the held-out ones alone.
     """
-    info, manifest = dataset.info, dataset.manifest.to_pandas()
-    held_out = manifest[manifest["class"].isin(info.splits.of("meta_test"))]
+    rotations, manifest = dataset.info.rotations, dataset.manifest.to_pandas()
+    held_out = manifest[manifest["class"].isin(dataset.splits.of("meta_test"))]
     identity = {
         "pools": dict(pool_hashes),
-        "rotations": [info.rotations, info.n_items] if len(info.rotations) > 1 else [],  # they number the items
+        "rotations": [rotations, dataset.n_stored] if len(rotations) > 1 else [],  # they number the items
         "numbers": held_out.index.tolist(),
         "classes": held_out["class"].tolist(),
         "pixels": held_out["sha256"].tolist(),

@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from kshot.data.packed import (
 from kshot.errors import DataError
 
 SHARD_LIMIT_BYTES = 256 * 2**20
+_OURS = ("items-*.npy", "edit-*.parquet", "manifest*.parquet")
 _DISTINCT = ("id", "sha256")  # of the text columns of a manifest, those that repeat no value
 _CHUNK_BYTES = 2**30  # of a text column; Arrow addresses 2**31
 
@@ -90,14 +91,14 @@ class PackedWriter:
         try:
             if (self.folder / INFO_FILE).is_file():
                 self._continue(read_info(self.folder))
-            self._sweep()
+            sweep(self.folder)
         except BaseException:
             os.close(self._lock)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._sweep()
+        sweep(self.folder)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
         os.close(self._lock)
@@ -152,9 +153,11 @@ class PackedWriter:
             splits=splits,
             shards=(*before, *self._shards),
             quarantined=quarantined,
+            edits=self.before.edits if self.before else (),
+            manifest=self.before.manifest if self.before else MANIFEST_FILE,
         )
-        if self.added or self._manifest_is_ahead():
-            write_atomically(self.folder / MANIFEST_FILE, self._manifest_parquet())
+        if self.added or self._manifest_is_ahead(info):
+            write_atomically(self.folder / info.manifest, manifest_parquet(self._all_rows(), self._item))
         write_atomically(self.folder / INFO_FILE, info_json(info))
         return info
 
@@ -172,9 +175,9 @@ class PackedWriter:
         self._version = max(rows["version"].to_pylist()) + 1
         self._source, self._licence = _joined(before.source, self._source), _joined(before.licence, self._licence)
 
-    def _manifest_is_ahead(self) -> bool:
+    def _manifest_is_ahead(self, info: DatasetInfo) -> bool:
         """Whether the manifest holds rows of an ingest that ended before it wrote dataset.json."""
-        rows: int = pq.read_metadata(self.folder / MANIFEST_FILE).num_rows
+        rows: int = pq.read_metadata(self.folder / info.manifest).num_rows
         return rows != len(self._row)
 
     def _check_fits(self, record: Record) -> None:
@@ -216,32 +219,45 @@ class PackedWriter:
             )
 
     def _write_shard(self) -> None:
-        number = (len(self.before.shards) if self.before else 0) + len(self._shards)
-        file = f"items-{number:05d}.npy"
+        before = self.before.shards if self.before else ()
+        file = next_file("items", "npy", [shard.file for shard in (*before, *self._shards)])
         sha256 = write_atomically(self.folder / file, npy_header(self._n_pending, self._item), self._pending)
         self._shards.append(Shard(file=file, items=self._n_pending, sha256=sha256))
         self._pending, self._n_pending = bytearray(), 0
 
-    def _manifest_parquet(self) -> bytes:
-        """The same rows always give the same bytes: no pandas metadata, no statistics, fixed encodings."""
-        sink = io.BytesIO()
-        schema = manifest_schema(self._item)
-        new = pa.Table.from_arrays([column.arrow() for column in self._columns.values()], schema=schema)
-        table = pa.concat_tables([self._rows_before, new]).combine_chunks() if len(self._rows_before) else new
-        repeated = [field.name for field in schema if field.type == pa.string() and field.name not in _DISTINCT]
-        pq.write_table(
-            table, sink, compression="zstd", compression_level=3, use_dictionary=repeated, write_statistics=False
-        )
-        return sink.getvalue()
+    def _all_rows(self) -> pa.Table:
+        """The rows before and the new ones."""
+        columns = [column.arrow() for column in self._columns.values()]
+        new = pa.Table.from_arrays(columns, schema=manifest_schema(self._item))
+        return pa.concat_tables([self._rows_before, new]) if len(self._rows_before) else new
 
-    def _sweep(self) -> None:
-        """Remove what a crashed or abandoned ingest left: temporary files and shards that nothing lists."""
-        info = read_info(self.folder) if (self.folder / INFO_FILE).is_file() else None
-        listed = {shard.file for shard in info.shards} if info else set()
-        for path in self.folder.iterdir():
-            orphan = path.match("items-*.npy") and path.name not in listed
-            if orphan or path.name.endswith(".tmp") or (info is None and path.name == MANIFEST_FILE):
-                path.unlink()
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Be the one writer of the dataset in `folder`. Raises DataError while another is."""
+    descriptor = _lock(folder)
+    try:
+        sweep(folder)
+        yield
+    finally:
+        sweep(folder)
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a crashed or abandoned writer left: temporary files, and those that dataset.json does not list."""
+    info = read_info(folder) if (folder / INFO_FILE).is_file() else None
+    listed = {*(shard.file for shard in info.shards), *info.edit_files, info.manifest} if info else set()
+    for path in folder.iterdir():
+        orphan = any(path.match(ours) for ours in _OURS) and path.name not in listed
+        if orphan or path.name.endswith(".tmp"):
+            path.unlink()
+
+
+def next_file(stem: str, suffix: str, known: Iterable[str]) -> str:
+    """The name of the next file of a series, such as items-00003.npy after items-00002.npy; from 0."""
+    numbers = [int(name.removeprefix(f"{stem}-").partition(".")[0]) for name in known if name.startswith(f"{stem}-")]
+    return f"{stem}-{max(numbers, default=-1) + 1:05d}.{suffix}"
 
 
 def write_atomically(path: Path, *parts: bytes | bytearray) -> str:
@@ -271,7 +287,7 @@ def _lock(folder: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as busy:
         os.close(descriptor)
-        raise DataError(f"another ingest is writing {folder}; wait for it to end") from busy
+        raise DataError(f"another command is writing {folder}; wait for it to end") from busy
     return descriptor
 
 
@@ -282,6 +298,22 @@ def _folder(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def manifest_parquet(rows: pa.Table, item: ItemKind) -> bytes:
+    """The same rows always give the same bytes: no pandas metadata, no statistics, fixed encodings."""
+    sink = io.BytesIO()
+    schema = manifest_schema(item)
+    repeated = [field.name for field in schema if field.type == pa.string() and field.name not in _DISTINCT]
+    pq.write_table(
+        rows.combine_chunks(),
+        sink,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=repeated,
+        write_statistics=False,
+    )
+    return sink.getvalue()
 
 
 class _Texts:

@@ -5,9 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
-from kshot.data.packed import INFO_FILE, MANIFEST_FILE, read_info
+from kshot.data.packed import INFO_FILE, PackedDataset, read_info
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, Scorecard, class_accuracies, read_scorecard
 from kshot.promotion.rule import paired_difference, verdict_of
@@ -18,7 +16,6 @@ DATA_FOLDER = "data"  # among a run's artifacts: dataset.json and the manifest, 
 _FILES = (
     "params.yaml",
     f"{DATA_FOLDER}/{INFO_FILE}",
-    f"{DATA_FOLDER}/{MANIFEST_FILE}",
     *(f"evaluate/{name}" for name in (METRICS, EPISODES, CLASSES)),
 )
 
@@ -89,6 +86,9 @@ def compare(name: str, before: int, after: int, root: Path) -> Comparison:
         folders = [Path(temporary) / str(position) for position in range(2)]
         for model, folder in zip(models, folders, strict=True):
             fetch_run_files(model.mlflow_run_id, _FILES, folder, root)
+            info = read_info(folder / DATA_FOLDER)
+            files = [f"{DATA_FOLDER}/{name}" for name in (info.manifest, *info.edit_files)]
+            fetch_run_files(model.mlflow_run_id, files, folder, root)
         return _compare(models[0], models[1], folders[0], folders[1])
 
 
@@ -165,8 +165,9 @@ def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Chang
 
 
 def _data_change(before: Path, after: Path) -> DataChange:
-    splits = [read_info(folder).splits.by_class() for folder in (before, after)]
-    items = [set(pd.read_parquet(folder / MANIFEST_FILE, columns=["sha256"])["sha256"]) for folder in (before, after)]
+    data = [PackedDataset(folder, read_info(folder), b"") for folder in (before, after)]  # without the shards
+    splits = [dataset.splits.by_class() for dataset in data]
+    items = [set(dataset.manifest["sha256"].to_pylist()) for dataset in data]
     return DataChange(
         classes_added=tuple(sorted(splits[1].keys() - splits[0].keys())),
         classes_removed=tuple(sorted(splits[0].keys() - splits[1].keys())),

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.config import Params
+from kshot.data.edits import in_force
 from kshot.data.items.contract import ItemKind
-from kshot.data.packed import INFO_FILE, MANIFEST_FILE, SPLITS, PackedDataset
+from kshot.data.packed import INFO_FILE, SPLITS, PackedDataset
 from kshot.errors import StageError
 from kshot.evaluation.cost import Cost, measure_cost
 from kshot.model import load_model
@@ -99,7 +100,7 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
         metrics=_metrics(run, cost),
         history=tuple(_history(run.history)),
         tags=tags,
-        files=_files(root, run.dataset.folder, params),
+        files=_files(root, run.dataset, params),
         data=TrainingData(
             name=params.dataset.name,
             content_hash=run.dataset.content_hash,
@@ -169,6 +170,8 @@ def model_card(root: Path, params: Params, run: FinishedRun, cost: Cost, lineage
         model_name=params.register.model_name,
         params=params,
         dataset=info,
+        n_items=run.dataset.n_stored,
+        edits=[edit for edit, holds in zip(info.edits, in_force(info.edits), strict=True) if holds],
         n_classes={split: len(run.dataset.class_ids(split)) for split in SPLITS},
         warnings=[check for check in run.facts["checks"] if not check["passed"]],
         training=run.training,
@@ -241,17 +244,18 @@ def _history(history: pd.DataFrame) -> Iterator[MetricPoint]:
             yield MetricPoint(name=f"meta_train/{name}", value=float(value), step=int(step))
 
 
-def _files(root: Path, dataset: Path, params: Params) -> tuple[LoggedFile, ...]:
+def _files(root: Path, dataset: PackedDataset, params: Params) -> tuple[LoggedFile, ...]:
     artifacts = Workspace(root).artifacts
     plots = sorted((artifacts / "evaluate" / "plots").glob("*.png"))
     items = item_stages(params.cross_domain, params.seeds)
+    data_files = (INFO_FILE, dataset.info.manifest, *dataset.info.edit_files)
     others = [Workspace(root).output(stage) / "metrics.json" for stage in items]
     attached = [*(artifacts / name for name in _ATTACHED), *plots, *others]
     return (
         LoggedFile(path=Workspace(root).params, folder=""),
         LoggedFile(path=Workspace(root).receipt, folder=""),
         *(LoggedFile(path=pointer, folder="") for pointer in [Workspace(root).data_pointer] if pointer.exists()),
-        *(LoggedFile(path=dataset / name, folder="data") for name in (INFO_FILE, MANIFEST_FILE)),
+        *(LoggedFile(path=dataset.folder / name, folder="data") for name in data_files),
         *(LoggedFile(path=path, folder=path.relative_to(artifacts).parent.as_posix()) for path in attached),
     )
 

@@ -12,15 +12,19 @@ from kshot.config import Params
 from kshot.data.packed import PackedDataset
 from kshot.errors import ValidationError
 from kshot.validation.facts import collect_facts
-from kshot.validation.report import count, page, summary
+from kshot.validation.remedies import DROP
+from kshot.validation.report import CheckResult, count, findings, page, summary
 from kshot.validation.suite import check, in_words
 from kshot.workspace import Workspace
 
-FACTS_FILE, REPORT_FILE = "facts.json", "report.html"
+FACTS_FILE, REPORT_FILE, FINDINGS_FILE = "facts.json", "report.html", "findings.csv"
 
 
 def run(params: Params, workspace: Workspace) -> None:
-    """Write facts.json and report.html; on a critical failure keep them in .kshot only and raise ValidationError."""
+    """Write facts.json, report.html and findings.csv.
+
+    On a critical failure keep them in .kshot only and raise ValidationError.
+    """
     dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     print(f"{dataset.name}: measuring {dataset.n_stored:,} items", flush=True)
     facts = collect_facts(dataset, params.task_pool.kinds(), params.validate, params.seed)
@@ -31,20 +35,29 @@ def run(params: Params, workspace: Workspace) -> None:
     files = {
         FACTS_FILE: json.dumps(summary(dataset, facts, results), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
         REPORT_FILE: page(dataset, facts, results, params.seed),
+        FINDINGS_FILE: findings(results),
     }
     kept, output = workspace.validation, workspace.output("validate")
     _write(kept, files)
     if refused:
         for name in files:
             (output / name).unlink(missing_ok=True)
-        report = (kept / REPORT_FILE).relative_to(workspace.root)
-        raise ValidationError(
-            f"{dataset.name} fails {len(refused)} of {len(results)} checks: "
-            f"{'; '.join(map(in_words, refused))}; see {report}"
-        )
+        raise ValidationError(_refusal(dataset.name, results, refused, kept.relative_to(workspace.root)))
     _write(output, files)
     n_warnings = sum(not result.passed for result in results)
     print(f"{dataset.name}: {len(results)} checks, no critical failure, {count(n_warnings, 'warning')}", flush=True)
+
+
+def _refusal(name: str, results: list[CheckResult], refused: list[CheckResult], kept: Path) -> str:
+    """A line per check that failed, and one command for all items to drop where several checks found some."""
+    lines = [
+        f"{name} fails {len(refused)} of {len(results)} checks; see {kept / REPORT_FILE}:",
+        *map(in_words, refused),
+    ]
+    dropping = [result for result in refused if (result.remedy.findings.query("id != ''")["action"] == DROP).any()]
+    if len(dropping) > 1:
+        lines.append(f"all items to drop at once; next: kshot curate {name} drop --list {kept / FINDINGS_FILE}")
+    return "\n  ".join(lines)
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

@@ -83,7 +83,7 @@ class Drift:
 class Facts:
     """Everything that the validate stage judges.
 
-    items: a row per stored item, in stored order: the manifest's columns and split ("" when no split lists
+    items: a row per item in use, in stored order: the manifest's columns and split ("" when no split lists
         the class), readable (its shard is as declared; the rest is NaN, or harmless, when it is not),
         the facts of its kind, content_sha256, sha256_matches, blank (a `std` below the limit),
         classes_sharing and splits_sharing (number of classes and splits that hold this very content),
@@ -128,13 +128,14 @@ def collect_facts(
 
 
 def read_items(dataset: PackedDataset, rows: Int) -> NDArray[Any]:
-    """Stored items (len(rows), *item); a shard that holds none of them is not touched."""
+    """Items in use (len(rows), *item); a shard that holds none of them is not touched."""
     items = np.empty((len(rows), *dataset.item.shape), dtype=dataset.item.dtype)
+    stored = rows if dataset.rows is None else dataset.rows[rows]
     start = 0
     for shard in dataset.info.shards:
-        inside = np.flatnonzero((rows >= start) & (rows < start + shard.items))
+        inside = np.flatnonzero((stored >= start) & (stored < start + shard.items))
         if len(inside):
-            items[inside] = np.load(dataset.folder / shard.file, mmap_mode="r")[rows[inside] - start]
+            items[inside] = np.load(dataset.folder / shard.file, mmap_mode="r")[stored[inside] - start]
         start += shard.items
     return items
 
@@ -176,10 +177,14 @@ def _layout(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> str:
 
 def _measure_items(dataset: PackedDataset, shards: pd.DataFrame) -> _Measured:
     as_declared = (shards["found"] == shards["needed"]).tolist()
+    used = np.ones(dataset.info.n_items, dtype=np.bool_) if dataset.curation is None else dataset.curation.active
+    used_of_shard = np.split(used, np.cumsum([shard.items for shard in dataset.info.shards])[:-1])
     parts = [
         part
-        for shard, readable in zip(dataset.info.shards, as_declared, strict=True)
-        for part in (_measure_shard(dataset, shard) if readable else [_unreadable(dataset.item, shard.items)])
+        for shard, used_here, readable in zip(dataset.info.shards, used_of_shard, as_declared, strict=True)
+        for part in (
+            _measure_shard(dataset, shard, used_here) if readable else [_unreadable(dataset.item, int(used_here.sum()))]
+        )
     ]
     return _Measured(
         readable=np.concatenate([part.readable for part in parts]),
@@ -189,11 +194,14 @@ def _measure_items(dataset: PackedDataset, shards: pd.DataFrame) -> _Measured:
     )
 
 
-def _measure_shard(dataset: PackedDataset, shard: Shard) -> Iterator[_Measured]:
+def _measure_shard(dataset: PackedDataset, shard: Shard, used: NDArray[np.bool_]) -> Iterator[_Measured]:
+    """Of the items in use: `used` has one value per item of the shard."""
     stored = np.load(dataset.folder / shard.file, mmap_mode="r")
     step = _items_at_once(dataset)
     for start in range(0, len(stored), step):
-        yield _measure(dataset.item, np.asarray(stored[start : start + step]))
+        used_here = used[start : start + step]
+        items = np.asarray(stored[start : start + step])
+        yield _measure(dataset.item, items if used_here.all() else items[used_here])
 
 
 def _measure(kind: ItemKind, stored: NDArray[Any]) -> _Measured:
@@ -221,7 +229,7 @@ def _items_at_once(dataset: PackedDataset) -> int:
 def _item_table(dataset: PackedDataset, measured: _Measured, settings: FactSettings) -> pd.DataFrame:
     items: pd.DataFrame = dataset.manifest.to_pandas()
     items[["id", "class", "group"]] = items[["id", "class", "group"]].fillna("")
-    items["split"] = items["class"].map(dataset.info.splits.by_class()).fillna("")
+    items["split"] = items["class"].map(dataset.splits.by_class()).fillna("")
     items = items.assign(**measured.facts)
     items["readable"] = measured.readable
     items["blank"] = items["std"] < settings.blank_std if "std" in items else False
@@ -254,7 +262,7 @@ def _column_table(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def _class_table(dataset: PackedDataset, items: pd.DataFrame) -> pd.DataFrame:
-    listed = [name for split in SPLITS for name in dataset.info.splits.of(split)]
+    listed = [name for split in SPLITS for name in dataset.splits.of(split)]
     table = items.groupby("class", sort=False).agg(items=("id", "size"), groups=("group", "nunique"))
     table = table.reindex(list(dict.fromkeys([*table.index, *listed])), fill_value=0).rename_axis("class").reset_index()
     table["splits"] = table["class"].map(pd.Series(listed, dtype=object).value_counts()).fillna(0).astype(np.int64)
@@ -272,7 +280,7 @@ def _class_shapes(
         (split, name, str(shape), n_items[name], shape.items_per_class)
         for split in SPLITS
         for shape in dict.fromkeys(kind.shape for kind in kinds.get(split, ()))
-        for name in dataset.info.splits.of(split)
+        for name in dataset.splits.of(split)
     ]
     return pd.DataFrame(rows, columns=["split", "class", "shape", "items_found", "items_needed"])
 
@@ -283,7 +291,7 @@ def _split_shapes(
     """An episode drawn within a group needs its classes in one group."""
     rows = []
     for split in SPLITS:
-        held = classes[classes["class"].isin(dataset.info.splits.of(split)) & (classes["items"] > 0)]
+        held = classes[classes["class"].isin(dataset.splits.of(split)) & (classes["items"] > 0)]
         largest_group = int(held["group"].value_counts().max()) if len(held) else 0
         for kind in kinds.get(split, ()):
             within = isinstance(kind.sampler, WithinGroup)

@@ -1,18 +1,21 @@
 """What the validate stage found, as facts.json and as a page that opens offline."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kshot.data.class_table import Int
+from kshot.data.edits import in_force
 from kshot.data.packed import SPLITS, PackedDataset
 from kshot.pages.page import figure_uri, render
 from kshot.seeding import random_bits, stream_key
 from kshot.validation.facts import Facts, read_items
+from kshot.validation.remedies import Remedy
 
 _NAMED, _PAIRS_IN_FACTS, _PAIRS_IN_PAGE = 20, 100, 12
 _SAMPLE_CLASSES, _SAMPLE_ITEMS = 6, 6
@@ -20,7 +23,10 @@ _SAMPLE_CLASSES, _SAMPLE_ITEMS = 6, 6
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """`found` and `needed` in words; `offenders` names what fails, each once, in the order of the table."""
+    """`found` and `needed` in words; `offenders` names what fails, each once, in the order of the table.
+
+    `remedy` resolves what failed.
+    """
 
     name: str
     severity: Literal["critical", "warning"]
@@ -28,6 +34,7 @@ class CheckResult:
     needed: str
     found: str
     offenders: tuple[str, ...]
+    remedy: Remedy = field(default_factory=Remedy, compare=False)
 
 
 def count(number: int, noun: str) -> str:
@@ -43,7 +50,7 @@ def summary(dataset: PackedDataset, facts: Facts, results: list[CheckResult]) ->
         "dataset": dataset.name,
         "data_hash": dataset.content_hash,
         "accepted": all(result.passed for result in results if result.severity == "critical"),
-        "checks": [asdict(result) | {"offenders": result.offenders[:_NAMED]} for result in results],
+        "checks": [_check_row(result) for result in results],
         "items": len(items),
         "classes": len(classes),
         "groups": int(items["group"].nunique()),
@@ -56,7 +63,35 @@ def summary(dataset: PackedDataset, facts: Facts, results: list[CheckResult]) ->
         "near_duplicates": _near_duplicates(facts),
         "quarantined": [asdict(file) for file in dataset.info.quarantined],
         "drift": _drift_row(facts),
+        **({"edits": _edit_rows(dataset)} if dataset.info.edits else {}),
     }
+
+
+def _check_row(result: CheckResult) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": result.name,
+        "severity": result.severity,
+        "passed": result.passed,
+        "needed": result.needed,
+        "found": result.found,
+        "offenders": result.offenders[:_NAMED],
+    }
+    return row | ({"next": result.remedy.command} if result.remedy.command else {})
+
+
+def findings(results: list[CheckResult]) -> str:
+    """Every item and class that a check found, as a CSV: check, severity, id, class, split, action."""
+    tables = [result.remedy.findings.assign(check=result.name, severity=result.severity) for result in results]
+    table = pd.concat([table for table in tables if len(table)] or tables[:1])
+    return table[["check", "severity", "id", "class", "split", "action"]].to_csv(index=False, lineterminator="\n")
+
+
+def _edit_rows(dataset: PackedDataset) -> list[dict[str, Any]]:
+    edits = zip(dataset.info.edits, in_force(dataset.info.edits), strict=True)
+    return [
+        {"number": number, "edit": str(edit), "reason": edit.reason, "in_force": holds}
+        for number, (edit, holds) in enumerate(edits, start=1)
+    ]
 
 
 def _near_duplicates(facts: Facts) -> dict[str, Any] | None:
@@ -80,7 +115,7 @@ def _split_rows(dataset: PackedDataset, facts: Facts) -> list[dict[str, Any]]:
     n_rotations = len(dataset.info.rotations)
     rows = []
     for split in SPLITS:
-        held = facts.classes[facts.classes["class"].isin(dataset.info.splits.of(split))]
+        held = facts.classes[facts.classes["class"].isin(dataset.splits.of(split))]
         rows.append(
             {
                 "split": split,
@@ -127,6 +162,7 @@ def page(dataset: PackedDataset, facts: Facts, results: list[CheckResult], seed:
         pairs=_alike(dataset, facts),
         histogram=figure_uri(_histogram(dataset, facts)),
         feasibility=_feasibility(facts),
+        edits=_edit_rows(dataset),
     )
 
 
@@ -176,7 +212,7 @@ def _histogram(dataset: PackedDataset, facts: Facts) -> Figure:
     """Classes by their number of items, the splits stacked."""
     figure = Figure(figsize=(6, 2.6), layout="constrained")
     axes = figure.subplots()
-    counts = [facts.classes["items"][facts.classes["class"].isin(dataset.info.splits.of(split))] for split in SPLITS]
+    counts = [facts.classes["items"][facts.classes["class"].isin(dataset.splits.of(split))] for split in SPLITS]
     low, high = int(facts.classes["items"].min()), int(facts.classes["items"].max())
     edges = np.linspace(low - 0.5, high + 0.5, min(high - low + 1, 40) + 1)
     if low == high:

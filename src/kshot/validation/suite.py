@@ -7,6 +7,7 @@ original; `mean`, `std`, `min` and `max` in grey levels, 0 to 255; `not_finite`,
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,21 @@ import pandas as pd
 
 from kshot.data.packed import SPLITS, PackedDataset, manifest_schema
 from kshot.validation.facts import Facts
+from kshot.validation.remedies import (
+    Drop,
+    Remedy,
+    left_in_one_split,
+    left_out_or_lowered,
+    merged_twins,
+    most_frequent_reason,
+    moved_or_lowered,
+    no_class_remedy,
+    no_remedy,
+    put_into_a_split,
+    restored,
+    restored_items,
+    tolerated,
+)
 from kshot.validation.report import CheckResult, count
 from kshot.validation.settings import FactSettings
 
@@ -22,7 +38,7 @@ if TYPE_CHECKING:
 
 _ORIGINAL_MODES = {"1", "CMYK", "F", "HSV", "I", "I;16", "I;16B", "I;16L", "I;16N", "L", "LA", "LAB", "La", "P", "PA"}
 _ORIGINAL_MODES |= {"RGB", "RGBA", "RGBX", "RGBa", "YCbCr"}  # all that Pillow knows
-_NAMED_IN_ERROR = 5
+_NAMED_IN_ERROR = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +46,8 @@ class Check:
     """One expectation on one table, and how to name what fails it.
 
     `found` is set where the table is a single row about the whole set. Otherwise the failing rows are
-    counted as `noun`s that are `wrong`, and `describe` names each.
+    counted as `noun`s that are `wrong`, and `describe` names each. `remedy` gives the findings of the failing
+    rows, and the command that resolves them.
     """
 
     name: str
@@ -41,6 +58,7 @@ class Check:
     noun: str = "item"
     wrong: str = ""
     describe: Callable[[pd.DataFrame], Iterable[str]] = lambda rows: map(repr, rows["id"])
+    remedy: Callable[[pd.DataFrame], Remedy] = no_remedy
 
 
 def check(dataset: PackedDataset, facts: Facts, limits: FactSettings) -> list[CheckResult]:
@@ -73,6 +91,7 @@ def _great_expectations() -> tuple[ModuleType, ModuleType]:
 
 def _result(one: Check, outcome: Any) -> CheckResult:
     offenders: tuple[str, ...] = ()
+    rows = one.table
     if outcome.exception_info.get("raised_exception", True):
         found = "could not be checked"
     elif one.found:
@@ -88,6 +107,7 @@ def _result(one: Check, outcome: Any) -> CheckResult:
         needed=one.needed,
         found=found,
         offenders=offenders,
+        remedy=Remedy() if outcome.success else one.remedy(rows),
     )
 
 
@@ -95,6 +115,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
     """Schema, layout and content of the items."""
     items, item = facts.items, dataset.item
     columns, noun = manifest_schema(item).names, item.kind
+    drop = Drop(dataset.name)
     measured = {*item.original, *item.facts(item.example(1)).columns}
     yield Check(
         name="manifest_columns",
@@ -102,6 +123,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         expectation=gxe.ExpectTableColumnsToMatchSet(column_set=columns, exact_match=False),
         table=items,
         found=f"{len(set(columns) & set(items.columns))} of these {len(columns)}",
+        remedy=restored,
     )
     yield Check(
         name="manifest_values",
@@ -111,6 +133,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         noun="column",
         wrong="with missing values",
         describe=lambda rows: [f"{row.column} misses {row.missing:,}" for row in rows.itertuples()],
+        remedy=restored,
     )
     yield Check(
         name="shard_layout",
@@ -120,6 +143,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         noun="shard",
         wrong="of another layout",
         describe=lambda rows: [f"{row.file} is {row.found}, not {row.needed}" for row in rows.itertuples()],
+        remedy=restored,
     )
     yield Check(
         name="unique_ids",
@@ -128,6 +152,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         table=items,
         noun="id",
         wrong="used more than once",
+        remedy=drop.critical("unique_ids"),
     )
     yield Check(
         name="unaltered_items",
@@ -135,11 +160,12 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         expectation=gxe.ExpectColumnValuesToBeInSet(column="sha256_matches", value_set=[True]),
         table=items,
         wrong="altered since ingest",
+        remedy=restored_items,
     )
     if {"width", "height", "mode"} <= measured:
-        yield from _original_checks(gxe, items, min(item.shape[:2]))
+        yield from _original_checks(gxe, items, min(item.shape[:2]), drop)
     if {"std", "min", "max"} <= measured:
-        yield from _grey_level_checks(gxe, items, limits)
+        yield from _grey_level_checks(gxe, items, limits, drop)
     if "not_finite" in measured:
         yield Check(
             name="finite_numbers",
@@ -147,6 +173,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
             expectation=gxe.ExpectColumnValuesToBeBetween(column="not_finite", max_value=0),
             table=items,
             wrong="with numbers that are not finite",
+            remedy=drop.critical("finite_numbers"),
         )
     for name, column, needed, wrong, severity in (
         ("identical_across_splits", "splits_sharing", f"no {noun} in two splits", "in several splits", "critical"),
@@ -161,10 +188,11 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
             noun=noun,
             wrong=wrong,
             describe=_equal_ids,
+            remedy=drop.critical(name) if severity == "critical" else drop.all_but_first(name),
         )
 
 
-def _original_checks(gxe: ModuleType, items: pd.DataFrame, size: int) -> Iterable[Check]:
+def _original_checks(gxe: ModuleType, items: pd.DataFrame, size: int, drop: Drop) -> Iterable[Check]:
     """Of the pictures that the items were made of; `size` is the shorter side of an item."""
     yield Check(
         name="original_mode",
@@ -173,6 +201,7 @@ def _original_checks(gxe: ModuleType, items: pd.DataFrame, size: int) -> Iterabl
         table=items,
         wrong="from an unknown mode",
         describe=lambda rows: [f"{row.id!r} was {row.mode!r}" for row in rows.itertuples()],
+        remedy=drop.critical("original_mode"),
     )
     yield Check(
         name="original_size",
@@ -181,10 +210,11 @@ def _original_checks(gxe: ModuleType, items: pd.DataFrame, size: int) -> Iterabl
         table=items.assign(original_px=items[["width", "height"]].min(axis=1)),
         wrong="enlarged from a smaller original",
         describe=lambda rows: [f"{row.id!r} was {row.width} x {row.height}" for row in rows.itertuples()],
+        remedy=drop.warned("original_size"),
     )
 
 
-def _grey_level_checks(gxe: ModuleType, items: pd.DataFrame, limits: FactSettings) -> Iterable[Check]:
+def _grey_level_checks(gxe: ModuleType, items: pd.DataFrame, limits: FactSettings, drop: Drop) -> Iterable[Check]:
     """Of the spread of the pixels of each item."""
     yield Check(
         name="not_blank",
@@ -195,6 +225,7 @@ def _grey_level_checks(gxe: ModuleType, items: pd.DataFrame, limits: FactSetting
         ),
         table=items,
         wrong="blank",
+        remedy=drop.critical("not_blank"),
     )
     yield Check(
         name="value_range",
@@ -204,6 +235,7 @@ def _grey_level_checks(gxe: ModuleType, items: pd.DataFrame, limits: FactSetting
         ),
         table=items.assign(contrast=(items["max"] - items["min"]).mask(items["blank"])),
         wrong="with little contrast",
+        remedy=drop.warned("value_range"),
     )
 
 
@@ -217,11 +249,19 @@ def _class_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts) -> Iter
         noun="class",
         wrong="in no split",
         describe=_unknown_classes,
+        remedy=lambda rows: put_into_a_split(dataset.name, rows),
     )
-    for name, column, needed, wrong, severity in (
-        ("disjoint_splits", "splits", "no class in two splits", "in several splits", "critical"),
-        ("one_group", "groups", "no class in two groups", "in several groups", "warning"),
-        ("distinct_names", "twins", "class names that differ in more than case or composition", "alike", "warning"),
+    for name, column, needed, wrong, severity, remedy in (
+        ("disjoint_splits", "splits", "no class in two splits", "in several splits", "critical", left_in_one_split),
+        ("one_group", "groups", "no class in two groups", "in several groups", "warning", no_class_remedy),
+        (
+            "distinct_names",
+            "twins",
+            "class names that differ in more than case or composition",
+            "alike",
+            "warning",
+            merged_twins,
+        ),
     ):
         yield Check(
             name=name,
@@ -231,6 +271,7 @@ def _class_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts) -> Iter
             noun="class",
             wrong=wrong,
             describe=lambda rows: map(repr, rows["class"]),
+            remedy=partial(remedy, dataset),
         )
     yield Check(
         name="images_per_class",
@@ -242,6 +283,7 @@ def _class_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts) -> Iter
         noun="class",
         wrong=f"short of {dataset.item.kind}s",
         describe=_short_classes,
+        remedy=lambda rows: left_out_or_lowered(dataset.name, facts.class_shapes, rows),
     )
     yield Check(
         name="classes_per_split",
@@ -256,16 +298,30 @@ def _class_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts) -> Iter
             f"{row.split} {row.shape} has {row.classes_found} of {row.classes_needed} needed {row.where}"
             for row in rows.itertuples()
         ],
+        remedy=lambda rows: moved_or_lowered(dataset, facts, rows),
     )
 
 
 def _set_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: FactSettings) -> Iterable[Check]:
     """What can only be said of the dataset as a whole: one number, with its limit."""
 
-    def at_most(name: str, limit: float, value: float, found: str, needed: str, severity: str = "warning") -> Check:
+    def at_most(
+        name: str,
+        limit: float,
+        value: float,
+        found: str,
+        needed: str,
+        severity: str = "warning",
+        remedy: Callable[[pd.DataFrame], Remedy] = no_remedy,
+    ) -> Check:
         expectation = gxe.ExpectColumnValuesToBeBetween(column=name, max_value=limit, severity=severity)
         return Check(
-            name=name, needed=needed, found=found, expectation=expectation, table=pd.DataFrame({name: [value]})
+            name=name,
+            needed=needed,
+            found=found,
+            expectation=expectation,
+            table=pd.DataFrame({name: [value]}),
+            remedy=remedy,
         )
 
     near, drift, n_quarantined = facts.near_duplicates, facts.drift, len(dataset.info.quarantined)
@@ -277,6 +333,7 @@ def _set_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: F
             f"{'' if near.complete else 'at least '}{count(len(near), 'pair')}, {near.across_splits:,} across splits"
             + (f", among {near.n_compared:,} items drawn" if near.n_compared == limits.near_duplicate_items else ""),
             f"{_no_more_than(limits.max_near_duplicates, 'pair')} of different classes that look alike",
+            remedy=lambda rows: Drop(dataset.name).one_of_each_pair("near_duplicates", facts.items, near),
         )
     yield at_most(
         "quarantined_files",
@@ -285,14 +342,15 @@ def _set_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: F
         count(n_quarantined, "file"),
         "no file refused by the last ingest",
     )
-    share = n_quarantined / (n_quarantined + len(facts.items))
+    share = n_quarantined / (n_quarantined + dataset.info.n_items)
     yield at_most(
         "quarantined_share",
         limits.max_quarantined_share,
         share,
-        f"{share:.1%}",
+        f"{share:.1%}" + most_frequent_reason(dataset),
         f"at most {limits.max_quarantined_share:.1%} of all files refused",
         severity="critical",
+        remedy=lambda rows: tolerated(share),
     )
     for name, measure, what, limit, shift in (
         ("drift_mean", "mean", "brightness", limits.drift_mean, drift and drift.mean),
@@ -320,7 +378,8 @@ def in_words(result: CheckResult) -> str:
     """Names come as Python literals, so that an odd class name cannot break the line or steer the terminal."""
     more = len(result.offenders) - _NAMED_IN_ERROR
     named = ", ".join(result.offenders[:_NAMED_IN_ERROR]) + (f", and {more:,} more" if more > 0 else "")
-    return f"{result.name}: {result.found}" + (f" ({named})" if named else "")
+    following = f"; next: {result.remedy.command}" if result.remedy.command else ""
+    return f"{result.name}: {result.found}" + (f" ({named})" if named else "") + following
 
 
 def _no_more_than(limit: int, noun: str) -> str:

@@ -1,0 +1,273 @@
+"""`kshot curate NAME ...`: what of a dataset is used, and as what."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kshot.errors import DataError
+from kshot.project.data_pointer import fetch_data, track_data
+from kshot.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kshot.ingest.curate import Census, CurateReport
+
+_WORKSPACE = Workspace(Path())
+
+app = typer.Typer(
+    help="Leave out, relabel, move, merge or erase items of the dataset NAME; every edit but an erasure can be undone.",
+    no_args_is_help=True,
+    subcommand_metavar="OPERATION [ARGS]...",
+)
+
+Reason = Annotated[str, typer.Option(help="Kept with the edit.")]
+Ids = Annotated[list[str] | None, typer.Option("--ids", help="An id, or a file with an id on each line.")]
+Classes = Annotated[list[str] | None, typer.Option("--class", help="A class, for all of its items.")]
+CsvFile = Annotated[
+    Path | None, typer.Option("--list", help="CSV with a column id; of one with a column action, its rows with drop.")
+]
+Finding = Annotated[str, typer.Option(help="A check of the last validation, for the items that it would drop.")]
+
+
+@app.callback()
+def _name(context: typer.Context, name: Annotated[str, typer.Argument(help="A dataset under data/.")]) -> None:
+    context.obj = name
+
+
+@app.command()
+def drop(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(help="More ids, or more classes after --class.")] = None,
+    ids: Ids = None,
+    class_: Classes = None,
+    finding: Finding = "",
+    list_: CsvFile = None,
+    reason: Reason = "",
+) -> None:
+    """Leave items or whole classes out."""
+    from kshot.ingest.curate import drop_classes, drop_items, ids_in
+
+    names = names or []
+    _check_one_source(f"kshot curate {context.obj} drop ID", ids or (names and not class_), class_, finding, list_)
+    if class_:
+        _edit(context, lambda folder: drop_classes(folder, [*class_, *names], reason))
+    elif finding:
+        found = _found(context.obj, finding, ("drop", "may drop"))
+        found_ids, found_classes = ([row[of] for row in found if row["id"] or of == "class"] for of in ("id", "class"))
+        if any(found_ids):
+            _edit(context, lambda folder: drop_items(folder, found_ids, reason or finding))
+        else:
+            _edit(context, lambda folder: drop_classes(folder, found_classes, reason or finding))
+    elif list_:
+        _edit(context, lambda folder: drop_items(folder, ids_in(list_), reason))
+    else:
+        _edit(context, lambda folder: drop_items(folder, _ids_of([*(ids or []), *names]), reason))
+
+
+@app.command()
+def relabel(
+    context: typer.Context,
+    items: Annotated[list[str] | None, typer.Argument(metavar="ITEM...", help="Ids.")] = None,
+    to: Annotated[str, typer.Option(help="The class that they get.")] = "",
+    list_: Annotated[Path | None, typer.Option("--list", help="CSV with the columns id and class.")] = None,
+    reason: Reason = "",
+) -> None:
+    """Give items another class; each goes into the split of its new class."""
+    from kshot.ingest.curate import classes_in
+    from kshot.ingest.curate import relabel as relabel_items
+
+    if list_ is not None and not items and not to:
+        _edit(context, lambda folder: relabel_items(folder, classes_in(list_), reason))
+    elif items and to and list_ is None:
+        _edit(context, lambda folder: relabel_items(folder, dict.fromkeys(items, to), reason))
+    else:
+        raise DataError(
+            "found neither items with --to CLASS nor --list FILE alone; needed one of them; "
+            f"next: kshot curate {context.obj} relabel ID --to CLASS"
+        )
+
+
+@app.command("move-split")
+def move_split(
+    context: typer.Context,
+    to: Annotated[str, typer.Option(help="meta_train, meta_val or meta_test; train, val, test for short.")],
+    classes: Annotated[list[str] | None, typer.Argument(metavar="CLASS...")] = None,
+    finding: Annotated[str, typer.Option(help="A check of the last validation, for the classes that it names.")] = "",
+    reason: Reason = "",
+) -> None:
+    """Put classes into another split."""
+    from kshot.ingest.curate import move_split as move
+
+    _check_one_source(f"kshot curate {context.obj} move-split CLASS --to meta_train", classes, finding)
+    chosen = [row["class"] for row in _found(context.obj, finding, ("",))] if finding else classes or []
+    _edit(context, lambda folder: move(folder, chosen, to, reason or finding))
+
+
+@app.command("merge-classes")
+def merge_classes(
+    context: typer.Context,
+    classes: Annotated[list[str], typer.Argument(metavar="CLASS...")],
+    into: Annotated[str, typer.Option(help="One of them, another class of their split, or a new name.")],
+    reason: Reason = "",
+) -> None:
+    """Make one class of several of one split."""
+    from kshot.ingest.curate import merge_classes as merge
+
+    _edit(context, lambda folder: merge(folder, classes, into, reason))
+
+
+@app.command("min-images")
+def min_images(
+    context: typer.Context,
+    n: Annotated[int, typer.Argument(help="Classes with fewer items are left out until they have so many.")],
+    reason: Reason = "",
+) -> None:
+    """Leave out the classes with too few items."""
+    from kshot.ingest.curate import min_images as leave_out_below
+
+    _edit(context, lambda folder: leave_out_below(folder, n, reason))
+
+
+@app.command()
+def undo(
+    context: typer.Context,
+    number: Annotated[int | None, typer.Argument(help="Of an edit; the last one that holds where not given.")] = None,
+    reason: Reason = "",
+) -> None:
+    """Take back an edit; undo an undo to bring its edit back."""
+    from kshot.ingest.curate import undo as take_back
+
+    _edit(context, lambda folder: take_back(folder, number, reason))
+
+
+@app.command()
+def history(context: typer.Context) -> None:
+    """Every edit, in order."""
+    from kshot.data.edits import in_force
+    from kshot.data.packed import PackedDataset
+
+    dataset = PackedDataset.open(_folder(context))
+    edits = dataset.info.edits
+    if not edits:
+        typer.echo(f"{dataset.name}: no edit")
+    for number, (edit, holds) in enumerate(zip(edits, in_force(edits), strict=True), start=1):
+        reason = f" ({edit.reason})" if edit.reason else ""
+        typer.echo(f"{number}  {edit}{reason}{'' if holds else ', undone'}")
+
+
+@app.command()
+def erase(
+    context: typer.Context,
+    ids: Ids = None,
+    class_: Classes = None,
+    list_: CsvFile = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    reason: Reason = "",
+) -> None:
+    """Remove items from the stored bytes for good, such as personal data; it cannot be undone."""
+    from kshot.data.packed import PackedDataset
+    from kshot.ingest.curate import ids_in
+    from kshot.ingest.erase import erase as erase_items
+    from kshot.ingest.erase import rows_to_erase
+
+    _check_one_source(f"kshot curate {context.obj} erase --ids ID", ids, class_, list_)
+    fetch_data(_WORKSPACE)
+    folder = _folder(context)
+    dataset = PackedDataset.open(folder)
+    named = ids_in(list_) if list_ else _ids_of(ids or [])
+    n_items = len(rows_to_erase(dataset, named, class_ or []))
+    if not yes:
+        typed = typer.prompt(f"{n_items:,} of {dataset.info.n_items:,} items go for good. Type {dataset.name} to erase")
+        if typed != dataset.name:
+            raise DataError(f"found {typed!r}; needed {dataset.name!r}; nothing was erased")
+    report = erase_items(folder, named, class_ or [], reason)
+    for shown in (_WORKSPACE.validation, _WORKSPACE.output("validate")):
+        shutil.rmtree(shown, ignore_errors=True)
+    track_data(_WORKSPACE, _warn)
+    typer.echo(f"{folder}: erased {report.erased:,} items from the shards, the manifest and the lists of edits")
+    _show_counts(report.before, report.after)
+    typer.echo(
+        "The reports of validation went too. Pages and registered versions of earlier runs may still show items."
+    )
+    typer.echo("An ingest of the same source would bring the items back: remove them there.")
+    if (_WORKSPACE.root / ".dvc").is_dir():
+        typer.echo("The cache of DVC and its remote still hold the earlier versions of the data. These commands delete")
+        typer.echo("what nothing in this folder uses now; then no run on an earlier version can be repeated.")
+        typer.echo("next: dvc gc --workspace")
+        typer.echo("next: dvc gc --workspace --cloud")
+
+
+def _edit(context: typer.Context, operation: "Callable[[Path], CurateReport]") -> None:
+    fetch_data(_WORKSPACE)
+    report = operation(_folder(context))
+    track_data(_WORKSPACE, _warn)
+    typer.echo(f"{report.folder}: edit {report.number}, {report.edit}")
+    for note in report.notes:
+        typer.echo(note)
+    _show_counts(report.before, report.after)
+    typer.echo(f"next: kshot validate (or kshot curate {report.folder.name} undo)")
+
+
+def _show_counts(before: "Census", after: "Census") -> None:
+    for split in before.items:
+        typer.echo(
+            f"{split:<10}  items {_change(before.items[split], after.items[split])}, "
+            f"classes {_change(before.classes[split], after.classes[split])}"
+        )
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+
+
+def _folder(context: typer.Context) -> Path:
+    return _WORKSPACE.dataset(context.obj)
+
+
+def _check_one_source(example: str, *given: object) -> None:
+    n_given = sum(map(bool, given))
+    if n_given != 1:
+        found = "nothing" if n_given == 0 else "several ways"
+        raise DataError(f"found {found} to say which; needed one; next: {example}")
+
+
+def _ids_of(given: Sequence[str]) -> list[str]:
+    """Ids as they are, and those in files: one on each line."""
+    ids = []
+    for one in given:
+        path = Path(one)
+        if path.suffix in (".txt", ".csv", "") and path.is_file():
+            ids += [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
+        else:
+            ids.append(one)
+    return ids
+
+
+def _found(name: str, check: str, actions: Collection[str]) -> list[dict[str, str]]:
+    """What a check of the last validation found and would have changed so: rows of findings.csv."""
+    folder = _WORKSPACE.validation
+    if not (folder / "findings.csv").is_file():
+        raise DataError(f"no findings at {folder}/findings.csv; needed those of a validation; next: kshot validate")
+    validated = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["dataset"]
+    if validated != name:
+        raise DataError(
+            f"the last validation was of {validated}; needed {name}; next: set dataset.name: {name}, validate"
+        )
+    with (folder / "findings.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["action"] in actions]
+    of_check = [row for row in rows if row["check"] == check]
+    if not of_check:
+        known = ", ".join(dict.fromkeys(row["check"] for row in rows)) or "none"
+        raise DataError(
+            f"the last validation of {name} found nothing to change for {check!r}; needed one of: {known}; "
+            "next: kshot validate"
+        )
+    return of_check
+
+
+def _warn(message: str) -> None:
+    typer.echo(message, err=True)
