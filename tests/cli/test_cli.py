@@ -59,10 +59,11 @@ def test_commands_and_options_are_these() -> None:
     ingest = [
         *("class_column", "dry_run", "group_column", "image_size", "images_in", "invert", "keep_masks", "layout"),
         *("licence", "mode", "name", "names", "no_tables", "path_column", "rotations", "seed", "source"),
-        *("split_by", "split_column", "splits"),
+        *("split_by", "split_column", "splits", "value_range"),
     ]
     assert found == {
         "ingest": ingest,
+        "curate": ["name"],
         "stage": ["item", "name"],
         "validate": [],
         "pool": [],

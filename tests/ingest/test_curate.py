@@ -199,7 +199,7 @@ def test_a_list_that_was_altered_or_lost_is_an_error(folder: Path) -> None:
         ),
         (lambda f: min_images(f, 6), "leave meta_train, meta_val, meta_test without a class"),
         (lambda f: min_images(f, 0), "found 0 as the least number.*needed 1"),
-        (lambda f: move_split(f, ["val/c0"], "valid"), "--to: found split 'valid'; needed one of meta_train"),
+        (lambda f: move_split(f, ["val/c0"], "practice"), "--to: found split 'practice'; needed one of meta_train"),
         (lambda f: move_split(f, ["val/c0"], "val"), "'val/c0' is already in meta_val"),
         (lambda f: relabel(f, {"val/c0/20.png": "val/c00"}), r"no class 'val/c00'.*did you mean 'val/c0'\?"),
         (lambda f: relabel(f, {"val/c0/20.png": "val/c0"}), "1 item already of that class"),

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from kshot.ingest import IngestReport, SplitRequest
     from kshot.ingest.sources import Source
 
-_WORKSPACE = Workspace(Path())
 _REFUSED_SHOWN = 10
 _PERCENTILE = "percentile"
 
@@ -72,15 +71,16 @@ def ingest(
     from kshot.ingest import BUILT_IN, Columns, Reading, pack, read_layout
     from kshot.ingest.sources import open_source
 
-    data = _WORKSPACE.data
+    workspace = Workspace.find()
+    data = workspace.data
     if source in BUILT_IN and not Path(source).exists():
-        _ingest_built_in(context, source)
+        _ingest_built_in(context, source, workspace)
         return
     if not name and not dry_run:
         raise ConfigError(
             f"no name for the dataset made of {source}; next: {_command(context, name=_suggested_name(source))}"
         )
-    fetch_data(_WORKSPACE)
+    fetch_data(workspace)
     reading = Reading(
         columns=Columns(path=path_column, class_name=class_column, group=group_column, split=split_column),
         pictures=images_in,
@@ -112,11 +112,11 @@ def ingest(
                 find_range="percentile" if value_range == _PERCENTILE else "extremes",
                 progress=show,
             )
-    _tell(report, known=frozenset(row.source for row in opened.refused))
+    _tell(report, workspace, known=frozenset(row.source for row in opened.refused))
     say(f"next: set dataset.name: {report.folder.name} in params.yaml, then make train")
 
 
-def _ingest_built_in(context: typer.Context, source: str) -> None:
+def _ingest_built_in(context: typer.Context, source: str, workspace: Workspace) -> None:
     from kshot.ingest import BUILT_IN, ingest_built_in
 
     given = [option for option in _typed(context) if option != "source"]
@@ -124,10 +124,10 @@ def _ingest_built_in(context: typer.Context, source: str) -> None:
         raise ConfigError(
             f"{source} is built in, with its own name, size, splits and licence; next: kshot ingest {source}"
         )
-    fetch_data(_WORKSPACE)
+    fetch_data(workspace)
     with _progress(f"ingest {source}") as show:
-        report = ingest_built_in(BUILT_IN[source], source, _WORKSPACE.data, progress=show)
-    _tell(report)
+        report = ingest_built_in(BUILT_IN[source], source, workspace.data, progress=show)
+    _tell(report, workspace)
 
 
 @contextmanager
@@ -150,11 +150,11 @@ def _understood(source: "Source", request: "SplitRequest", folder: Path | None) 
     return understanding(source, request, groups_before=known, splits_before=before.splits)
 
 
-def _tell(report: "IngestReport", *, known: frozenset[str] = frozenset()) -> None:
+def _tell(report: "IngestReport", workspace: Workspace, *, known: frozenset[str] = frozenset()) -> None:
     """Say what was packed, and what was refused but for the `known` files, of which it was said before."""
     from kshot.data.packed import SPLITS
 
-    track_data(_WORKSPACE, warn)
+    track_data(workspace, warn)
     counts = ", ".join(f"{len(report.splits.of(split))} {split}" for split in SPLITS)
     say(f"{report.folder}: {report.n_items:,} items ({report.added:,} new), {report.n_classes:,} classes ({counts})")
     for note, n_pictures in report.notes.items():
@@ -195,17 +195,18 @@ def _suggested_name(source: str) -> str:
 
 def preset(name: Annotated[str, typer.Argument(help="Name of a file in presets/, without .yaml.")]) -> None:
     """Make params.yaml the preset NAME; your own edits are never overwritten."""
-    known = {path.stem: path for path in sorted(_WORKSPACE.presets.glob("*.yaml"))}
+    workspace = Workspace.find()
+    known = {path.stem: path for path in sorted(workspace.presets.glob("*.yaml"))}
     if name not in known:
         raise ConfigError(f"no preset {name!r}; known: {', '.join(known) or 'none'}; next: run in the project folder")
-    current = _WORKSPACE.params.read_bytes() if _WORKSPACE.params.exists() else None
+    current = workspace.params.read_bytes() if workspace.params.exists() else None
     if current not in {None, *(path.read_bytes() for path in known.values())}:
         raise ConfigError(
             f"params.yaml has edits of yours, which the preset {name} would overwrite; "
             "next: mv params.yaml presets/mine.yaml (and later kshot preset mine), "
             "or run the flow on it as it is: make train"
         )
-    shutil.copyfile(known[name], _WORKSPACE.params)
+    shutil.copyfile(known[name], workspace.params)
 
 
 def _item_spec(
