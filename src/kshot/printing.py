@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     return "".join(letter if _is_plain(letter) else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def storable(text: str) -> str:
+    r"""`text` as a file in UTF-8 can hold it: true, but for bytes that are no UTF-8, which become escapes: \udce9."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def one_line(text: str) -> str:
     """`text` as it may be printed, its lines one after another: a message of another program may have several."""
     return " ".join(printable(line.strip(" \t")) for line in text.split("\n") if line.strip(" \t"))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kshot.data.names import Reason, is_system, mask_folders, masks, reason_to_leave_out
 from kshot.errors import DataError
-from kshot.printing import printable
+from kshot.printing import storable
 
 LAYOUTS = "class/picture or group/class/picture"
 
@@ -26,7 +26,7 @@ Parts = tuple[str, ...]  # the names of a path within a folder, in Unicode NFC
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """What is no item, and is not meant to be one. `source` is its path within the folder, as it may be printed."""
+    """What is no item, and is not meant to be one. `source` is its path within the folder, as a file can hold it."""
 
     source: str
     reason: Reason
@@ -80,7 +80,7 @@ def read_tree(folder: Path, *, keep_masks: bool = False) -> Tree:
     try:
         entries = _entries(folder)
     except OSError as error:
-        raise DataError(f"{printable(str(folder))} cannot be read: {error.strerror}; needed a folder") from error
+        raise DataError(f"{folder} cannot be read: {error.strerror}; needed a folder") from error
     walk.enter(entries, (), frozenset({os.path.realpath(folder)}))
     files = sorted(walk.files, key=lambda file: file.id)
     for first, second in pairwise(files):
@@ -181,10 +181,10 @@ class _Walk:
         return False
 
     def _leave_out(self, parts: Parts, reason: Reason) -> None:
-        self.left_out.append(LeftOut(source=printable("/".join(parts)), reason=reason))
+        self.left_out.append(LeftOut(source=storable("/".join(parts)), reason=reason))
 
     def _refuse(self, parts: Parts, reason: str) -> None:
-        self.refused.append(Refused(source=printable("/".join(parts)), reason=reason))
+        self.refused.append(Refused(source=storable("/".join(parts)), reason=reason))
 
 
 def _found(entry: "os.DirEntry[str]", parts: Parts) -> FoundFile:

@@ -23,7 +23,7 @@ from kshot.data.folders import Refused
 from kshot.data.names import is_system
 from kshot.errors import DataError
 from kshot.ingest.code_pages import check_code_page, zip_name
-from kshot.printing import printable
+from kshot.printing import storable
 
 MAX_MEMBERS = 1_000_000
 MAX_TOTAL_BYTES = 64 * 2**30
@@ -236,7 +236,7 @@ def _checked(path: Path, members: Iterator[Member], *, free_bytes: int) -> _Plan
         reason = _reason_to_refuse(member, target)
         if reason is not None:
             if member.kind != "folder" and not _is_system(target):
-                refused.append(Refused(source=printable(member.name), reason=reason))
+                refused.append(Refused(source=storable(member.name), reason=reason))
             continue
         folders.update(target.parents)
         if member.kind == "folder":
@@ -254,7 +254,7 @@ def _checked(path: Path, members: Iterator[Member], *, free_bytes: int) -> _Plan
     for original in originals.values():
         limits.add(files[original].size_bytes)
     refused.extend(
-        Refused(source=printable(links[target].name), reason=_link_reason(end, folders))
+        Refused(source=storable(links[target].name), reason=_link_reason(end, folders))
         for target, end in ends.items()
         if target not in originals and not _is_system(target)
     )

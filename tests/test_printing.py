@@ -1,0 +1,78 @@
+import io
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kshot.printing import escape_missing_letters, one_line, printable, storable
+
+ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates too: they stand for bytes that are not UTF-8
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain name (1).png", "plain name (1).png"),
+        ("零件/größe/болт/😀.png", "零件/größe/болт/😀.png"),
+        ("\x1b[31mred\x1b]0;title\x07", r"\x1b[31mred\x1b]0;title\x07"),
+        ("Icon\r", r"Icon\r"),
+        ("two\nlines\u2028three\x85", r"two\nlines\u2028three\x85"),
+        ("gnp.\u202etxet", r"gnp.\u202etxet"),
+        ("caf\udce9.png", r"caf\udce9.png"),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"),
+        ("", ""),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown_as_its_escape(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@given(ANY_TEXT)
+def test_printable_text_is_one_line_without_controls_that_utf8_can_hold(text: str) -> None:
+    shown = printable(text)
+    assert len(shown.splitlines()) <= 1
+    assert not {unicodedata.category(letter) for letter in shown if letter not in "\u200c\u200d"} & {"Cc", "Cf", "Cs"}
+    shown.encode()
+
+
+@given(ANY_TEXT)
+def test_printable_text_stays_as_it_is(text: str) -> None:
+    assert printable(printable(text)) == printable(text)
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs", "M"])))
+def test_letters_digits_and_signs_are_plain(text: str) -> None:
+    assert printable(text) == text
+
+
+@given(ANY_TEXT)
+def test_stored_text_is_true_but_for_bytes_that_are_not_utf8(text: str) -> None:
+    stored = storable(text)
+    stored.encode()
+    assert printable(stored) == printable(text)
+    if not any("\ud800" <= letter <= "\udfff" for letter in text):
+        assert stored == text
+
+
+def test_a_message_of_several_lines_becomes_one() -> None:
+    assert one_line("found:\n\n\t{bad}\r\n  needed: \x1b[1mgood\n") == r"found: {bad}\r needed: \x1b[1mgood"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"), [("ascii", rb"gr\xf6\xdfe \u96f6"), ("latin-1", b"gr\xf6\xdfe \\u96f6")]
+)
+def test_a_stream_writes_letters_that_its_encoding_lacks_as_escapes(encoding: str, written: bytes) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    escape_missing_letters(stream)
+    stream.write("größe 零")
+    stream.flush()
+    assert raw.getvalue() == written
+
+
+def test_a_stream_of_no_encoding_is_left_alone() -> None:
+    stream = io.StringIO()
+    escape_missing_letters(stream)
+    stream.write("größe")
+    assert stream.getvalue() == "größe"
