@@ -38,8 +38,9 @@ _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".
 _VIDEOS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".m4v", ".wav", ".mp3"})
 _LOSSY, _LOSSLESS = frozenset({".jpg", ".jpeg"}), frozenset({".png", ".bmp", ".gif", ".tif", ".tiff"})
 _MASK_WORD = r"(?:masks?|segm?|segmentation|labels?|gt|ground_?truth|annot(?:ations?)?)"
-_MASK_NAME = re.compile(
-    rf"(?P<picture>.+?)[-_. ]+{_MASK_WORD}[-_. ]?\d*|{_MASK_WORD}[-_. ]+(?P<after>.+)", re.IGNORECASE
+_MASK_NAMES = (
+    re.compile(rf"(?P<picture>.+?)[-_. ]+{_MASK_WORD}[-_. ]?\d*", re.IGNORECASE),
+    re.compile(rf"{_MASK_WORD}[-_. ]+(?P<picture>.+)", re.IGNORECASE),
 )
 _MASK_FOLDERS = frozenset(
     {*("masks", "mask", "annotations", "annotation", "groundtruth", "gt", "segmentations", "segmentation", "labels")}
@@ -104,7 +105,8 @@ def masks(names: Iterable[str]) -> set[str]:
     marked = {
         name
         for name, path in paths.items()
-        if (match := _MASK_NAME.fullmatch(path.stem)) is not None and (match["picture"] or match["after"]) in stems
+        for pattern in _MASK_NAMES
+        if (match := pattern.fullmatch(path.stem)) is not None and match["picture"] in stems
     }
     lossy = {path.stem for path in paths.values() if path.suffix.lower() in _LOSSY}
     lossless = {name for name, path in paths.items() if path.suffix.lower() in _LOSSLESS} - marked

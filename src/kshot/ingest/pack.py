@@ -212,11 +212,14 @@ def _write_table(path: Path, rows: Sequence[tuple[str, str]]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
+    lines = map(_table_line, [("source", "reason"), *rows])
+    write_atomically(path, "".join(lines).encode())
+
+
+def _table_line(row: tuple[str, str]) -> str:
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["source", "reason"])
-    table.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    csv.writer(text, lineterminator="\r\n").writerow(row)  # it quotes no carriage return that ends no line
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _nothing_usable(source: Source, quarantined: tuple[Quarantined, ...]) -> str:
