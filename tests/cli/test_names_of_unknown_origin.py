@@ -125,6 +125,15 @@ def test_predict_prints_names_harmlessly(kshot: Kshot, tmp_path: Path, photos: P
     assert r"caf\udce9.png" in one_by_one.stdout
 
 
+def test_the_trace_of_an_error_shows_names_harmlessly(tmp_path: Path) -> None:
+    for arguments in (["--debug", "ingest", "\x1b[31m\r.zip", "--name", "x"], ["ingest", "\x1b[31m\r.zip"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "kshot", *arguments], cwd=tmp_path, capture_output=True, check=False
+        )
+        assert rb"\x1b[31m" in done.stderr
+        assert not obeyed(done.stderr.decode())
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_predict_prints_to_a_stream_of_any_encoding(tmp_path: Path, photos: Path, model: Path, encoding: str) -> None:
     (photos / "class 1").rename(photos / "größe 零")

@@ -32,6 +32,10 @@ def test_lines_come_without_empty_ones_and_without_terminal_escapes() -> None:
     assert _lines(b"\x1b[1mone\x1b[0m\n\n  two\r\n\x1b]0;title\x07three\x1b(") == ["one", "  two", "three("]
 
 
+def test_letters_that_turn_the_direction_of_writing_are_shown_as_escapes() -> None:
+    assert _lines("gnp.\u202etxt\n\tmodified\n".encode()) == [r"gnp.\u202etxt", "        modified"]
+
+
 def test_broken_text_is_shown_not_raised() -> None:
     assert _lines(b"a\xff\xe4\xb8\n") == ["a\ufffd\ufffd"]
 

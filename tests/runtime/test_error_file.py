@@ -26,6 +26,14 @@ def test_an_error_comes_back_as_the_class_that_it_was() -> None:
     assert (type(error), str(error)) == (DataError, "3 classes; need 5")
 
 
+def test_a_name_in_a_message_is_left_as_it_may_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with error_file() as file:
+        monkeypatch.setenv(*next(iter(file.environment.items())))
+        leave_error(DataError("caf\udce9/\x1b[31mred.png is damaged"))
+        left = file.read()
+    assert left is not None and left.message == r"caf\udce9/\x1b[31mred.png is damaged"
+
+
 def test_a_fault_that_is_none_of_kshots_is_named_in_the_message() -> None:
     left = _left_by("from kshot.runtime.error_file import leave_error; leave_error(KeyError('accuracy'))")
     assert left == LeftError(kind="KeyError", message="KeyError: 'accuracy'", exit_code=1)

@@ -15,3 +15,9 @@ def test_of_lines_in_quick_succession_only_those_that_must_be_seen_are_written(m
     clock[0] = 6.0
     lines.log_sparingly(lambda: "too soon")
     assert written == ["at 2.5", "at 5.0", "end"]
+
+
+def test_a_name_in_a_line_is_written_harmlessly() -> None:
+    written: list[str] = []
+    LiveLines(written.append).log("class \x1b[31mred\r is hard")
+    assert written == [r"class \x1b[31mred\r is hard"]

@@ -129,9 +129,11 @@ class _Walk:
 
         `around` are the real paths of the folder and of those that it lies in.
         """
-        folders = [entry for entry in entries if os.path.isdir(entry)]
-        plain = [_found(entry, parts) for entry in entries if not os.path.isdir(entry)]
-        kept = [file for file in plain if self._may_hold_an_item(file)]
+        folders: list[os.DirEntry[str]] = []
+        plain: list[os.DirEntry[str]] = []
+        for entry in entries:
+            (folders if os.path.isdir(entry) else plain).append(entry)
+        kept = [file for file in (_found(entry, parts) for entry in plain) if self._may_hold_an_item(file)]
         of_masks = set() if self._keep_masks else masks(file.name for file in kept)
         for file in kept:
             if file.name in of_masks:

@@ -236,7 +236,7 @@ def _checked(path: Path, members: Iterator[Member], *, free_bytes: int) -> _Plan
         reason = _reason_to_refuse(member, target)
         if reason is not None:
             if member.kind != "folder" and not _is_system(target):
-                refused.append(Refused(source=storable(member.name), reason=reason))
+                refused.append(Refused(source=storable(str(target)), reason=reason))
             continue
         folders.update(target.parents)
         if member.kind == "folder":
@@ -254,7 +254,7 @@ def _checked(path: Path, members: Iterator[Member], *, free_bytes: int) -> _Plan
     for original in originals.values():
         limits.add(files[original].size_bytes)
     refused.extend(
-        Refused(source=storable(links[target].name), reason=_link_reason(end, folders))
+        Refused(source=storable(str(target)), reason=_link_reason(end, folders))
         for target, end in ends.items()
         if target not in originals and not _is_system(target)
     )

@@ -41,7 +41,9 @@ def zip_name(archive: str, info: ZipInfo, names: str) -> str:
         return raw.decode(names or "utf-8")
     except UnicodeDecodeError:
         found = f"{archive} has a member name that is not {names or 'UTF-8'}, {raw!r}"
-        raise DataError(f"{found}; needed its code page; next: add --names PAGE; {_readings(raw)}") from None
+        raise DataError(
+            f"{found}; needed its code page; next: add --names and the one that reads right: {_readings(raw)}"
+        ) from None
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> str | None:
