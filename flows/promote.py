@@ -14,8 +14,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.prefect_server import prefect_api
 from flows.stage_task import completed, failed
-from flows.summary import Promotion, plain, terminal
+from flows.summary import Promotion, terminal
 from kshot.errors import KshotError
+from kshot.printing import one_line, unstyled
 from kshot.workspace import Workspace
 
 NOT_PROMOTED = 3  # the exit code: neither a mistake nor a failure
@@ -55,9 +56,9 @@ def main() -> int:
         with prefect_api(root, console.print):
             done = promote_flow(root, given.version, given.approve, return_state=True).result()
     except KshotError as error:
-        console.print(plain(f"error: {error}"), style="red", soft_wrap=True)
+        console.print(unstyled(f"error: {one_line(str(error))}"), style="red", soft_wrap=True)
         return error.exit_code
-    console.print(plain(str(done)), soft_wrap=True)
+    console.print(unstyled(str(done)), soft_wrap=True)
     return 0 if done.is_champion else NOT_PROMOTED
 
 

@@ -18,8 +18,9 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.prefect_server import prefect_api
 from flows.stage_task import completed, failed
-from flows.summary import plain, terminal
+from flows.summary import terminal
 from kshot.errors import KshotError, StageError
+from kshot.printing import one_line, unstyled
 from kshot.project.dvc import run_dvc, stage_order
 from kshot.project.live_process import run_live
 from kshot.project.remote import check_default_remote
@@ -73,9 +74,10 @@ def main() -> int:
         with prefect_api(root, console.print):
             done = rerun_flow(given.version, given.model, root, given.from_scratch, return_state=True).result()
     except KshotError as error:
-        console.print(plain(f"error: {error}"), style="red", soft_wrap=True)
+        console.print(unstyled(f"error: {one_line(str(error))}"), style="red", soft_wrap=True)
         return error.exit_code
-    console.print(plain(f"{done}\nreport  {done.page}"), soft_wrap=True)
+    for line in (str(done), f"report  {done.page}"):
+        console.print(unstyled(line), soft_wrap=True)
     return 0 if done.passed else DIFFERENT
 
 

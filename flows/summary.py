@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kshot.errors import StageError
-from kshot.printing import escape_missing_letters, printable
+from kshot.printing import escape_missing_letters, unstyled
 from kshot.project.dvc import StageRun
 from kshot.workspace import Workspace
 
@@ -128,7 +128,7 @@ def to_terminal(summary: Summary, root: Path) -> RenderableType:
     facts.add_row("stages", ", ".join(f"{run.stage} {run.outcome} ({run.seconds:.1f} s)" for run in summary.stages))
     alias = " (champion)" if summary.promotion.is_champion else ""
     facts.add_row("registered", f"{summary.registered}{alias}")
-    facts.add_row("promotion", plain(str(summary.promotion)))
+    facts.add_row("promotion", unstyled(str(summary.promotion)))
     facts.add_row("reports", Text("\n".join(str(path.relative_to(root)) for path in summary.reports)))
     facts.add_row("UIs", "make ui opens MLflow and Prefect")
     return Group(scores, facts)
@@ -139,11 +139,6 @@ def terminal() -> Console:
     for stream in (sys.stdout, sys.stderr):
         escape_missing_letters(stream)
     return Console(width=None if sys.stdout.isatty() else _COLUMNS_OF_A_LOG)
-
-
-def plain(words: str) -> Text:
-    """Words as the terminal shows them as they are, whatever names are in them."""
-    return Text("\n".join(map(printable, words.split("\n"))))
 
 
 def _cells(table: ScoreTable, row: str) -> list[str]:

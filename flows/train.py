@@ -26,13 +26,13 @@ from flows.summary import (
     Promotion,
     Registered,
     Summary,
-    plain,
     read_scores,
     terminal,
     to_markdown,
     to_terminal,
 )
 from kshot.errors import KshotError, StageError
+from kshot.printing import one_line, unstyled
 from kshot.project import dvc
 from kshot.project.dvc import StageRun, stage_order
 from kshot.project.lock import hold_workspace
@@ -139,7 +139,7 @@ def main() -> int:
         with imported_meanwhile(), prefect_api(root, console.print):
             summary = train_flow(root, return_state=True).result()
     except KshotError as error:
-        console.print(plain(f"error: {error}"), style="red", soft_wrap=True)
+        console.print(unstyled(f"error: {one_line(str(error))}"), style="red", soft_wrap=True)
         return error.exit_code
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint", style="yellow")

@@ -4,8 +4,9 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from kshot.printing import escape_missing_letters, one_line, printable, storable
+from kshot.printing import escape_missing_letters, one_line, printable, storable, unstyled
 
 ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates too: they stand for bytes that are not UTF-8
 
@@ -76,3 +77,9 @@ def test_a_stream_of_no_encoding_is_left_alone() -> None:
     escape_missing_letters(stream)
     stream.write("größe")
     assert stream.getvalue() == "größe"
+
+
+def test_unstyled_text_is_shown_as_it_is() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    console.print(unstyled("[bold]:cat: 1/2 'x'\x1b[31m"))
+    assert console.file.getvalue() == "[bold]:cat: 1/2 'x'\\x1b[31m\n"  # type: ignore[attr-defined]

@@ -2,7 +2,10 @@
 
 import io
 import unicodedata
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 # Control and format characters (which turn the direction of writing), separators of lines, and bytes that are no UTF-8.
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -26,6 +29,13 @@ def storable(text: str) -> str:
 def one_line(text: str) -> str:
     """`text` as it may be printed, its lines one after another: a message of another program may have several."""
     return " ".join(printable(line.strip(" \t")) for line in text.split("\n") if line.strip(" \t"))
+
+
+def unstyled(text: str) -> "Text":
+    """`text` on one line, as a table or a console shows it as it is: without markup, emoji or highlights."""
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def escape_missing_letters(stream: TextIO) -> None:

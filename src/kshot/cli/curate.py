@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kshot.cli.output import say, warn
 from kshot.errors import DataError
 from kshot.project.data_pointer import fetch_data, track_data
 from kshot.workspace import Workspace
@@ -153,10 +154,10 @@ def history(context: typer.Context) -> None:
     dataset = PackedDataset.open(_folder(context))
     edits = dataset.info.edits
     if not edits:
-        typer.echo(f"{dataset.name}: no edit")
+        say(f"{dataset.name}: no edit")
     for number, (edit, holds) in enumerate(zip(edits, in_force(edits), strict=True), start=1):
         reason = f" ({edit.reason})" if edit.reason else ""
-        typer.echo(f"{number}  {edit}{reason}{'' if holds else ', undone'}")
+        say(f"{number}  {edit}{reason}{'' if holds else ', undone'}")
 
 
 @app.command()
@@ -187,34 +188,32 @@ def erase(
     report = erase_items(folder, named, class_ or [], reason)
     for shown in (_WORKSPACE.validation, _WORKSPACE.output("validate")):
         shutil.rmtree(shown, ignore_errors=True)
-    track_data(_WORKSPACE, _warn)
-    typer.echo(f"{folder}: erased {report.erased:,} items from the shards, the manifest and the lists of edits")
+    track_data(_WORKSPACE, warn)
+    say(f"{folder}: erased {report.erased:,} items from the shards, the manifest and the lists of edits")
     _show_counts(report.before, report.after)
-    typer.echo(
-        "The reports of validation went too. Pages and registered versions of earlier runs may still show items."
-    )
-    typer.echo("An ingest of the same source would bring the items back: remove them there.")
+    say("The reports of validation went too. Pages and registered versions of earlier runs may still show items.")
+    say("An ingest of the same source would bring the items back: remove them there.")
     if (_WORKSPACE.root / ".dvc").is_dir():
-        typer.echo("The cache of DVC and its remote still hold the earlier versions of the data. These commands delete")
-        typer.echo("what nothing in this folder uses now; then no run on an earlier version can be repeated.")
-        typer.echo("next: dvc gc --workspace")
-        typer.echo("next: dvc gc --workspace --cloud")
+        say("The cache of DVC and its remote still hold the earlier versions of the data. These commands delete")
+        say("what nothing in this folder uses now; then no run on an earlier version can be repeated.")
+        say("next: dvc gc --workspace")
+        say("next: dvc gc --workspace --cloud")
 
 
 def _edit(context: typer.Context, operation: "Callable[[Path], CurateReport]") -> None:
     fetch_data(_WORKSPACE)
     report = operation(_folder(context))
-    track_data(_WORKSPACE, _warn)
-    typer.echo(f"{report.folder}: edit {report.number}, {report.edit}")
+    track_data(_WORKSPACE, warn)
+    say(f"{report.folder}: edit {report.number}, {report.edit}")
     for note in report.notes:
-        typer.echo(note)
+        say(note)
     _show_counts(report.before, report.after)
-    typer.echo(f"next: kshot validate (or kshot curate {report.folder.name} undo)")
+    say(f"next: kshot validate (or kshot curate {report.folder.name} undo)")
 
 
 def _show_counts(before: "Census", after: "Census") -> None:
     for split in before.items:
-        typer.echo(
+        say(
             f"{split:<10}  items {_change(before.items[split], after.items[split])}, "
             f"classes {_change(before.classes[split], after.classes[split])}"
         )
@@ -267,7 +266,3 @@ def _found(name: str, check: str, actions: Collection[str]) -> list[dict[str, st
             "next: kshot validate"
         )
     return of_check
-
-
-def _warn(message: str) -> None:
-    typer.echo(message, err=True)

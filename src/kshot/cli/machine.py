@@ -2,9 +2,9 @@
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from kshot.printing import unstyled
 from kshot.workspace import Workspace
 
 
@@ -18,7 +18,7 @@ def doctor() -> None:
         table.add_column(column, overflow="fold")
     for check in results:
         mark = "[green]ok[/]" if check.ok else "[red]missing[/]"
-        table.add_row(mark, *map(escape, (check.name, check.found, check.needed, check.fix)))
+        table.add_row(mark, *map(unstyled, (check.name, check.found, check.needed, check.fix)))
     Console().print(table)
     if not all(check.ok for check in results):
         raise typer.Exit(1)

@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from kshot.cli.output import warn
-from kshot.printing import printable
+from kshot.cli.output import say, warn
+from kshot.printing import unstyled
 from kshot.workspace import Workspace
 
 _NOT_PROMOTED = 3  # neither a mistake nor a failure
@@ -25,8 +24,8 @@ def register() -> None:
     root = _root()
     done = register_run(root, load_params(Workspace(root).params), None)
     renew_run_reports(done.name, (done.version,), root, _warn)
-    typer.echo(f"{done.name} version {done.version}: {'registered' if done.created else 'already there'}")
-    typer.echo("next: kshot promote")
+    say(f"{done.name} version {done.version}: {'registered' if done.created else 'already there'}")
+    say("next: kshot promote")
 
 
 def promote(
@@ -40,8 +39,8 @@ def promote(
 
     root = _root()
     params = load_params(Workspace(root).params)
-    outcome = decide_promotion(root, params, by=_user(), version=version, approved=approve, report=typer.echo)
-    typer.echo(f"{outcome.name}: {outcome}")
+    outcome = decide_promotion(root, params, by=_user(), version=version, approved=approve, report=say)
+    say(f"{outcome.name}: {outcome}")
     renew_run_reports(outcome.name, (outcome.version, outcome.champion), root, _warn)
     if not outcome.is_champion:
         raise typer.Exit(_NOT_PROMOTED)
@@ -59,7 +58,7 @@ def rollback(
     name = _model_name(model, root)
     move = roll_back(name, root, reason=reason, by=_user())
     renew_run_reports(name, (move.version, move.champion), root, _warn)
-    typer.echo(f"version {move.version} is champion again, in place of version {move.champion}")
+    say(f"version {move.version} is champion again, in place of version {move.champion}")
 
 
 def history(
@@ -71,8 +70,8 @@ def history(
     root = _root()
     for move in moves_of(_model_name(model, root), root):
         place = f" in place of version {move.champion}" if move.champion else ""
-        typer.echo(f"{move.number}  {move.time}  {move.action} version {move.version}{place}: {move.outcome}")
-        typer.echo(f"   {move.reason} (by {move.by})")
+        say(f"{move.number}  {move.time}  {move.action} version {move.version}{place}: {move.outcome}")
+        say(f"   {move.reason} (by {move.by})")
 
 
 def compare(
@@ -96,7 +95,7 @@ def report(
     from kshot.registry.page import write_run_report
 
     root = _root()
-    typer.echo(write_run_report(_model_name(model, root), version, root))
+    say(str(write_run_report(_model_name(model, root), version, root)))
 
 
 def predict(
@@ -109,12 +108,12 @@ def predict(
     from kshot.serving.prediction import predict_files
 
     report = predict_files(model, support, queries, root=_root())
-    table = Table(title=Text(printable(f"{report.model}: {len(report.classes)} classes")), title_justify="left")
+    table = Table(title=unstyled(f"{report.model}: {len(report.classes)} classes"), title_justify="left")
     table.add_column("image", overflow="fold")
     table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right", no_wrap=True)
     for row in report.predicted:
-        table.add_row(Text(printable(str(row.file))), Text(printable(row.class_name)), f"{row.probability:.1%}")
+        table.add_row(unstyled(str(row.file)), unstyled(row.class_name), f"{row.probability:.1%}")
     Console().print(table)
     if report.left_out:
         warn(f"left out: {in_counts(row.reason for row in report.left_out)}")
@@ -135,7 +134,7 @@ def _model_name(given: str, root: Path) -> str:
 
 
 def _warn(words: str) -> None:
-    typer.echo(f"warning: {words}", err=True)
+    warn(f"warning: {words}")
 
 
 def _user() -> str:

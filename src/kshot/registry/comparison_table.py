@@ -3,9 +3,8 @@
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from kshot.printing import printable
+from kshot.printing import unstyled
 from kshot.registry.comparison import Change, Comparison, ScoreChange, data_lines, points, verdict
 
 _CLASSES_SHOWN = 10
@@ -14,12 +13,12 @@ _CLASSES_SHOWN = 10
 def to_terminal(comparison: Comparison) -> RenderableType:
     versions = (f"version {comparison.before}", f"version {comparison.after}")
     return Group(
-        _plain(f"{comparison.name}: {verdict(comparison)}"),
+        unstyled(f"{comparison.name}: {verdict(comparison)}"),
         _scores("accuracy, %", versions, comparison.settings),
         _scores(f"classes that changed most, of {len(comparison.classes)}", versions, _most_changed(comparison)),
         _changes("settings", versions, comparison.params),
         _changes("code", versions, comparison.code),
-        *map(_plain, data_lines(comparison.data)),
+        *map(unstyled, data_lines(comparison.data)),
     )
 
 
@@ -32,7 +31,7 @@ def _scores(title: str, versions: tuple[str, str], changes: tuple[ScoreChange, .
     for column in (*versions, "difference"):
         table.add_column(column, justify="right", no_wrap=True)
     for change in changes:
-        table.add_row(_plain(change.name), _percent(change.before), _percent(change.after), _difference(change))
+        table.add_row(unstyled(change.name), _percent(change.before), _percent(change.after), _difference(change))
     return table
 
 
@@ -49,13 +48,8 @@ def _changes(title: str, versions: tuple[str, str], changes: tuple[Change, ...])
         return f"{title}: the same"
     table = Table("", *versions, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for change in changes:
-        table.add_row(*map(_plain, (change.name, change.before, change.after)))
+        table.add_row(*map(unstyled, (change.name, change.before, change.after)))
     return table
-
-
-def _plain(text: str) -> Text:
-    """Text that the terminal shows as it is: no markup, no emoji, no escapes."""
-    return Text(printable(text))
 
 
 def _percent(fraction: float | None) -> str:
