@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kshot.data.folders import Refused
+from kshot.data.names import is_system
 from kshot.errors import DataError
 from kshot.ingest import archive
 from kshot.ingest.archive import extract
@@ -481,3 +484,49 @@ def test_a_failure_of_the_disk_is_not_called_damage(
     monkeypatch.setattr(archive, "_write", full)
     with pytest.raises(DataError, match=r"good\.zip cannot be extracted to .*: No space left on device"):
         extract(make_zip(tmp_path / "good.zip", GOOD), target)
+
+
+def test_a_name_that_is_marked_as_utf8_and_is_not_is_named_as_the_fault(tmp_path: Path, target: Path) -> None:
+    path = make_zip(tmp_path / "wrong.zip", {"größe.png": b"1"})
+    path.write_bytes(path.read_bytes().replace("ö".encode(), b"\xf6o"))
+    refused(path, target, "a member name that is marked as UTF-8 and is not; next: unpack")
+
+
+def test_the_label_and_the_folders_of_a_gnu_tar_are_no_devices(tmp_path: Path, target: Path) -> None:
+    path = make_tar(tmp_path / "backup.tar", {"a/1.png": b"one"})
+    with tarfile.open(path, "a") as file:
+        for kind, name in ((b"V", "backup of 2026"), (b"D", "a/")):
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            file.addfile(info)
+    assert taken(path, target) == {"a/1.png": b"one"}
+
+
+PART = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8),
+    st.sampled_from(["..", ".", "", "C:", "a\\..", "\\", "x" * 300, "Thumbs.db", "a"]),
+)
+NAME = st.lists(PART, min_size=1, max_size=4).map("/".join).filter(bool)
+
+
+@given(st.dictionaries(NAME, st.binary(max_size=3), min_size=1, max_size=4), st.sampled_from([make_zip, make_tar]))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_of_members_of_any_name_each_is_extracted_or_refused_and_none_leaves_the_folder(
+    tmp_path_factory: pytest.TempPathFactory, members: Members, make: Make
+) -> None:
+    box = tmp_path_factory.mktemp("box")
+    target = box / "deep" / "target"
+    target.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile warns of names that occur twice
+        path = make(box / "any", members)
+    try:
+        listed = extract(path, target)
+    except DataError:
+        assert files_of(target) == {}
+    else:
+        parts = {name: name.replace("\\", "/").split("/") for name in members}
+        uncounted = sum(not named[-1] or any(map(is_system, named)) for named in parts.values())
+        assert len(members) - uncounted <= len(files_of(target)) + len(listed) <= len(members)
+    assert sorted(item.name for item in box.iterdir()) == ["any", "deep"]
+    assert [item.name for item in (box / "deep").iterdir()] == ["target"]

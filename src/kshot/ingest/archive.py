@@ -35,6 +35,7 @@ _MAX_READ_BYTES = 2**24  # no honest member name or extended header is longer
 _MAX_PART_BYTES = 255
 _MAX_PATH_BYTES = 2048  # file systems take 4,096 with the folder around
 _DOS_FOLDER = 0x10
+_GNU_LABEL, _GNU_FOLDER = b"V", b"D"  # of the whole tar; and of an incremental one, with a list of names
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 _NEXT = "next: unpack it with another program, and ingest the folder"
 _FOREIGN = ((b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!", "RAR"), (b"\x28\xb5\x2f\xfd", "Zstandard"))
@@ -95,12 +96,15 @@ def extract(path: Path, folder: Path, names: str = "") -> tuple[Refused, ...]:
                 _link(folder / original, folder / target)
     except NotImplementedError as error:
         raise DataError(f"{path.name} uses a compression that is not supported: {error}; {_NEXT}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} has a member name that is marked as UTF-8 and is not; {_NEXT}") from error
     except DataError:
         raise
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{path.name} cannot be extracted to {folder}: {error.strerror}") from error
-        raise DataError(f"{path.name} is damaged or not an archive: {error or type(error).__name__}") from error
+        found = f"{path.name} is damaged or not an archive: {error or type(error).__name__}"
+        raise DataError(f"{found}; needed a whole zip or tar; next: copy or download it again") from error
     return plan.refused
 
 
@@ -154,7 +158,8 @@ def _zip_link(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
     for info in archive:
-        yield _tar_member(archive, info)
+        if info.type != _GNU_LABEL:
+            yield _tar_member(archive, info)
     assert archive.fileobj is not None, "an open archive has its stream"
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes any odd header for the end
@@ -165,7 +170,7 @@ def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
     kind: Kind = "device"
     if info.issym() or info.islnk():
         kind = "link"
-    elif info.isdir():
+    elif info.isdir() or info.type == _GNU_FOLDER:
         kind = "folder"
     elif info.isreg():
         kind = "file"
