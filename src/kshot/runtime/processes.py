@@ -2,7 +2,7 @@
 
 Each is a Python of its own. It does not run the program's main module again, as those of multiprocessing do, so that a
 script, a notebook and a console script may all ask for some. It imports what the function needs and nothing else, gets
-no signal of the terminal, and ends with its pipe, however this process ends.
+no signal of the terminal, and ends with this process, however that ends.
 """
 
 import os
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from kshot.errors import StageError, TransientStageError
+from kshot.runtime.lifeline import die_with_parent
 
 Batch = TypeVar("Batch", bound=Sequence[Any])
 Result = TypeVar("Result")
@@ -115,6 +116,7 @@ class _Process:
 
 def main() -> None:
     """`python -m kshot.runtime.processes FD`: answer what comes through the pipe until it closes."""
+    die_with_parent()
     with Connection(int(sys.argv[1])) as connection:
         try:
             while True:

@@ -172,7 +172,7 @@ def test_a_range_is_stored_only_where_there_is_one() -> None:
     assert kinds.dump_python(PLAIN, mode="json") == {"image_size": 16, "channels": 1, "invert": False}
     assert kinds.dump_python(RANGED, mode="json")["value_range"] == [0, 4080]
     assert kinds.validate_json(kinds.dump_json(RANGED)) == RANGED
-    assert str(RANGED) == "grey items of 16 pixels, of deep pictures the values 0..4080"
+    assert str(RANGED) == "grey items of 16 pixels (values 0..4080 stretched)"
 
 
 @pytest.mark.parametrize("value_range", [(5.0, 5.0), (5.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])

@@ -89,7 +89,7 @@ class ImageKind:
 
     def __str__(self) -> str:
         colour = {1: "grey", 3: "colour"}[self.channels]
-        deep = "" if self.value_range is None else f", of deep pictures the values {range_text(self.value_range)}"
+        deep = "" if self.value_range is None else f" (values {range_text(self.value_range)} stretched)"
         return f"{'inverted ' * self.invert}{colour} items of {self.image_size} pixels{deep}"
 
     def read(self, source: ItemSource) -> Read:
