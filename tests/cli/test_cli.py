@@ -80,6 +80,18 @@ def test_commands_and_options_are_these() -> None:
         "doctor": [],
         "kernels": [],
         "preset": ["name"],
+        "curate": ["name"],
+    }
+    operations = commands["curate"].commands
+    assert {name: sorted(p.name for p in command.params) for name, command in operations.items()} == {
+        "drop": ["class_", "finding", "ids", "list_", "names", "reason"],
+        "relabel": ["items", "list_", "reason", "to"],
+        "move-split": ["classes", "finding", "reason", "to"],
+        "merge-classes": ["classes", "into", "reason"],
+        "min-images": ["n", "reason"],
+        "undo": ["number", "reason"],
+        "history": [],
+        "erase": ["class_", "ids", "list_", "reason", "yes"],
     }
 
 
