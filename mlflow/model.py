@@ -5,22 +5,33 @@ unpickled, and the weights are checked against the SHA-256 that was registered b
 a process that has imported kshot before, that kshot is used in place of the source beside the model.
 """
 
+import json
 import warnings
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
+from kshot.errors import UserError
 from kshot.serving.classifier import FewShotClassifier
 
-# MLflow asks for a type hint of rows on model_input, whatever the filters; the signature says it better.
+
+class Refused(MlflowException):
+    """The call was refused. A scoring server puts the whole input before the message: here it stays the message."""
+
+    def serialize_as_json(self):
+        return json.dumps({"error_code": self.error_code, "message": str(self.args[0])})
+
+
+# MLflow asks for a type hint of rows on model_input, whatever the filters; the refusals of the call say it better.
 with warnings.catch_warnings(record=True):
 
     class FewShotModel(PythonModel):
-        """Labelled support images and query images in, probabilities (Q, N) float32 out.
+        """Labelled support items and query items in; out comes a table of a row per query and a column per class.
 
-        Column n belongs to the n-th smallest of the distinct support labels. Sizes are free: images
-        are resized as at ingest, and classes may have different numbers of support images.
+        Sizes are free: images are resized as at ingest, and classes may have different numbers of support items.
         """
 
         def load_context(self, context):
@@ -28,8 +39,11 @@ with warnings.catch_warnings(record=True):
             self._classifier = FewShotClassifier.load(folder, weights_sha256=weights_sha256)
 
         def predict(self, context, model_input, params=None):
-            """model_input holds support_images, support_labels and query_images by name."""
-            return self._classifier.predict(**model_input).probabilities
+            """model_input holds support_items, support_labels and query_items by name, as arrays or lists."""
+            try:
+                return self._classifier.answer(model_input)
+            except UserError as error:
+                raise Refused(str(error), error_code=INVALID_PARAMETER_VALUE) from error
 
 
 set_model(FewShotModel())

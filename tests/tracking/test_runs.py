@@ -178,14 +178,13 @@ def experiment_ids(client: MlflowClient) -> list[str]:
 
 LOAD_AND_PREDICT = """
 import json, sys
-import mlflow, numpy as np
+import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
-call = {name: np.array(value, dtype="int64" if name == "support_labels" else "uint8")
-        for name, value in json.load(sys.stdin).items()}
-answer = model.predict(call)
+answer = model.predict(json.load(sys.stdin))
 import kshot
 files = [module.__file__ for name, module in list(sys.modules.items()) if name.startswith("kshot.")]
-print(json.dumps({"answer": answer.tolist(), "dtype": str(answer.dtype), "kshot": kshot.__file__, "files": files}))
+numbers = answer.to_numpy()
+print(json.dumps({"answer": numbers.tolist(), "dtype": str(numbers.dtype), "kshot": kshot.__file__, "files": files}))
 """
 
 
@@ -212,7 +211,7 @@ def test_model_loads_without_pickle_and_without_this_repository(record: RunRecor
     result = json.loads(process.stdout)
     assert result["dtype"] == "float32"
     assert ".kshot/mlartifacts" in result["kshot"], "the source beside the model is used"
-    expected = FewShotClassifier.load(record.model.folder).predict(**example).probabilities
+    expected = FewShotClassifier.load(record.model.folder).answer(example).to_numpy()
     np.testing.assert_allclose(result["answer"], expected, rtol=0, atol=1e-6)
     assert imported_packages(result["files"]) <= {line.partition("==")[0] for line in serving_requirements()}
 
@@ -237,15 +236,6 @@ def test_model_holds_safetensors_json_and_source_only(record: RunRecord, monkeyp
     files = {path.suffix for path in (record.root / ".kshot" / "mlartifacts" / "models").rglob("*") if path.is_file()}
     assert ".safetensors" in files
     assert not files & {".pkl", ".pickle", ".pt", ".pth", ".pyc", ".npy", ".npz"}
-
-
-def test_signature_takes_unequal_numbers_of_images(record: RunRecord) -> None:
-    register(record)
-    model = mlflow.pyfunc.load_model((record.root / ".kshot" / "mlartifacts" / "models").glob("*/artifacts").__next__())
-    for labels, n_query in (((0, 1), 1), ((5, 5, 2, 9), 3)):
-        answer = model.predict(call((16, 16, 1), labels=labels, n_query=n_query))
-        assert answer.shape == (n_query, len(set(labels)))
-        np.testing.assert_allclose(answer.sum(axis=1), 1, rtol=1e-5)
 
 
 def test_requirements_name_exact_released_versions() -> None:

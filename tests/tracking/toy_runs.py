@@ -38,16 +38,16 @@ def model_files(
         weights_sha256=sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
         code=code,
         input_example=example,
-        expected=FewShotClassifier.load(folder).predict(**example).probabilities,
+        expected=FewShotClassifier.load(folder).answer(example).to_numpy(),
     )
 
 
 def call(shape: tuple[int, int, int], labels: tuple[int, ...], n_query: int = 1) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(0)
     return {
-        "support_images": draw.integers(0, 256, (len(labels), *shape), dtype=np.uint8),
+        "support_items": draw.integers(0, 256, (len(labels), *shape), dtype=np.uint8),
         "support_labels": np.array(labels),
-        "query_images": draw.integers(0, 256, (n_query, *shape), dtype=np.uint8),
+        "query_items": draw.integers(0, 256, (n_query, *shape), dtype=np.uint8),
     }
 
 

@@ -29,6 +29,7 @@ from kshot.model import load_model
 from kshot.project.git import ask_git
 from kshot.registry.receipt import NEXT, check_receipt, item_stages, plain
 from kshot.runtime.cpu import cpu_name
+from kshot.serving.call import QUERY_ITEMS, SUPPORT_ITEMS, SUPPORT_LABELS
 from kshot.serving.classifier import FewShotClassifier
 from kshot.tracking import (
     COST,
@@ -111,7 +112,7 @@ def register_run(root: Path, params: Params, flow_run_id: str | None) -> Registr
             weights_sha256=run.weights_sha256,
             code=_needed(Workspace(root).model_code, root),
             input_example=example,
-            expected=FewShotClassifier.load(Workspace(root).model).predict(**example).probabilities,
+            expected=FewShotClassifier.load(Workspace(root).model).answer(example).to_numpy(),
         ),
         model_card=model_card(root, params, run, cost, tags),
     )
@@ -145,12 +146,12 @@ def read_finished_run(root: Path, params: Params) -> FinishedRun:
 
 
 def input_example(item: ItemKind) -> dict[str, NDArray[Any]]:
-    """Example items in the shape of a call: 2 support images, one per class, and 1 query."""
+    """Example items in the shape of a call: 2 support items, one per class, and 1 query."""
     items = item.example(3)
     return {
-        "support_images": items[:2],
-        "support_labels": np.array([0, 1], dtype=np.int64),
-        "query_images": items[2:],
+        SUPPORT_ITEMS: items[:2],
+        SUPPORT_LABELS: np.array([0, 1], dtype=np.int64),
+        QUERY_ITEMS: items[2:],
     }
 
 

@@ -6,7 +6,7 @@ Shapes: S support items, Q query items, N classes, *item one item.
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner, served
 from kshot.backbones.contract import items_at_once
 from kshot.data.items.contract import ItemKind
 from kshot.episodes.episode import Support
-from kshot.errors import DataError, EpisodeError, ModelError
+from kshot.errors import EpisodeError, ModelError
 from kshot.model import SavedModel, load_model
+from kshot.serving.call import read_call, read_items, read_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +76,7 @@ class FewShotClassifier:
 
     def items(self, given: ArrayLike) -> NDArray[Any]:
         """Items (I, *item) of what is given (I, ...), by the same rule as at ingest: images may be of any size."""
-        array = np.asarray(given)
-        if not array.ndim or not len(array):
-            raise ModelError(f"found an array of shape {array.shape}; need at least one {self.item.kind}")
-        try:
-            return np.stack([self.item.read(one).item for one in array])
-        except DataError as error:
-            raise ModelError(f"of an array of shape {array.shape}, {error}") from error
+        return read_items(given, self.item)
 
     @torch.no_grad()
     def adapt(self, support_items: NDArray[Any], support_labels: ArrayLike) -> AdaptedClassifier:
@@ -87,12 +85,7 @@ class FewShotClassifier:
         Raises EpisodeError below 2 classes, or beyond what the algorithm can tell apart.
         """
         _check_items("support", support_items, self.item)
-        given = np.asarray(support_labels)
-        if given.shape != (len(support_items),):
-            raise EpisodeError(
-                f"found labels of shape {given.shape} for {len(support_items)} support items; need one each"
-            )
-        labels, numbers = np.unique(given, return_inverse=True)
+        labels, numbers = np.unique(read_labels(support_labels, len(support_items)), return_inverse=True)
         if len(labels) < 2:
             raise EpisodeError(f"support items are of {len(labels)} class; need at least 2 classes")
         x = _tensor(support_items, self.item, next(self._learner.parameters()).device)
@@ -103,8 +96,19 @@ class FewShotClassifier:
         )
 
     def predict(self, support_images: ArrayLike, support_labels: ArrayLike, query_images: ArrayLike) -> Prediction:
-        """Adapt to what `items` takes (S, ...) with labels (S,) and classify others (Q, ...)."""
+        """Adapt to what `items` takes (S, ...) with labels (S,) and classify others (Q, ...), images or not.
+
+        The keywords are those by which versions call it that were registered before there were other items.
+        """
         return self.adapt(self.items(support_images), support_labels).classify(self.items(query_images))
+
+    def answer(self, given: Any) -> "pd.DataFrame":
+        """Probabilities of a call as `read_call` has it: a row per query, a column per class, named by its label."""
+        import pandas as pd
+
+        call = read_call(given)
+        found = self.predict(call.support_items, call.support_labels, call.query_items)
+        return pd.DataFrame(found.probabilities, columns=found.labels.tolist())
 
 
 def _tensor(items: NDArray[Any], item: ItemKind, device: torch.device) -> torch.Tensor:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 def main(model: Path, call: Path, answer: Path) -> None:
     found = mlflow.pyfunc.load_model(str(model)).predict(load_file(call))
-    save_file({"answer": np.ascontiguousarray(found)}, answer)
+    save_file({"answer": np.ascontiguousarray(found, dtype=np.float32)}, answer)
 
 
 if __name__ == "__main__":

@@ -256,17 +256,22 @@ def _log_model(model: ModelFiles) -> str:
             artifacts={"model": str(model.folder)},
             code_paths=[str(Path(__file__).resolve().parent.parent)],
             pip_requirements=serving_requirements(),
-            signature=_signature(model.input_example),
+            signature=_signature(),
             input_example=dict(model.input_example),
             model_config={"weights_sha256": model.weights_sha256},
         )
     return str(info.model_id)
 
 
-def _signature(example: Mapping[str, NDArray[Any]]) -> ModelSignature:
-    """Inputs of the example's names and types, whose sizes are free; out come probabilities (Q, N)."""
-    inputs = Schema([TensorSpec(array.dtype, (-1,) * array.ndim, name) for name, array in example.items()])
-    return ModelSignature(inputs=inputs, outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]))
+def _signature() -> ModelSignature:
+    """Probabilities (Q, N) come out. What goes in is for the model itself to check.
+
+    MLflow would refuse texts as labels, and lists, with the whole input in its message, and a scoring server would make
+    texts of labels of several types. The mark says that the model's code knows its types, so that both pass it on.
+    """
+    signature = ModelSignature(outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]))
+    signature._is_signature_from_type_hint = True
+    return signature
 
 
 @contextmanager
