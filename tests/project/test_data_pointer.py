@@ -27,6 +27,16 @@ def test_a_dataset_that_is_nowhere_is_not_dropped_from_the_pointer(workspace: Pa
         fetch_data(clone)
 
 
+def test_a_remote_that_does_not_answer_is_named(workspace: Path) -> None:
+    clone = _pointed_at(workspace, 4)
+    local = "[core]\n    remote = s3\n['remote \"s3\"']\n    endpointurl = http://127.0.0.1:9\n"
+    (workspace / ".dvc" / "config.local").write_text(local)
+    with pytest.raises(
+        StageError, match="endpointurl of the DVC remote s3 is http://127.0.0.1:9: nothing listens there"
+    ):
+        fetch_data(clone)
+
+
 def test_a_dataset_as_small_as_the_glyphs_may_be_made_again(workspace: Path) -> None:
     fetch_data(_pointed_at(workspace, 3))
     assert not (workspace / "data").exists()

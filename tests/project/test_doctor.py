@@ -211,3 +211,12 @@ def test_package_that_cannot_be_imported_does_not_end_the_checks(folder: Path, m
     found = check(folder, "params")
     assert not found.ok
     assert found.found.startswith("not read: import of kshot.config halted")
+
+
+def test_a_clone_with_the_environment_of_another_is_found(folder: Path) -> None:
+    assert check(folder, "source").ok
+    (folder / "src" / "kshot").mkdir(parents=True)
+    (folder / "dvc.yaml").touch()
+    found = check(folder, "source")
+    assert (found.ok, found.fix) == (False, f"make -C {folder} setup")
+    assert found.found.endswith(f"and {folder} has its own source")

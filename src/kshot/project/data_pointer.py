@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kshot.errors import StageError
+from kshot.project.remote import check_default_remote
 from kshot.workspace import Workspace
 from kshot.yaml_file import read_yaml
 
@@ -29,11 +30,18 @@ def fetch_data(workspace: Workspace) -> None:
     Raises StageError where the remote does not give it, unless it is as small as the embedded glyphs.
     """
     pointer = workspace.data_pointer
-    if not pointer.exists() or workspace.data.exists() or _dvc(workspace, "pull", pointer).returncode == 0:
+    if not pointer.exists() or workspace.data.exists():
         return
+    unreachable = None
+    try:
+        check_default_remote(workspace.root)
+        if _dvc(workspace, "pull", pointer).returncode == 0:
+            return
+    except StageError as error:
+        unreachable = error
     n_files = sum(out.get("nfiles", 1) for out in read_yaml(pointer)["outs"])
     if n_files > _FILES_OF_A_SMALL_DATASET:
-        raise StageError(
+        raise unreachable or StageError(
             f"data.dvc points at {n_files} files that the remote does not give; need them, or this ingest "
             "would drop them from the pointer; next: dvc pull data.dvc, or rm data.dvc to begin anew"
         )

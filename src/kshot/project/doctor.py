@@ -18,7 +18,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from kshot.errors import KshotError, StageError
+import kshot
+from kshot.errors import ConfigError, KshotError, StageError
 from kshot.project.git import ask_git
 from kshot.project.remote import read_remotes
 from kshot.servers import PATIENCE_S, proxy_for, public, silence, why_silent
@@ -48,6 +49,7 @@ def checks(root: Path) -> tuple[Finding, ...]:
     params = _params(root)
     return (
         _python(),
+        _source(root),
         _packages(root / "requirements.lock"),
         _torch_pair(),
         _git(root),
@@ -80,6 +82,15 @@ def _python() -> Finding:
             "python", False, f"{found}, and no kshot among the installed packages", "kshot installed", _SETUP
         )
     return _finding("python", found in SpecifierSet(needed), found, needed, f"install a Python {needed}, then {_SETUP}")
+
+
+def _source(root: Path) -> Finding:
+    needed = "the project's own source, where it has one"
+    try:
+        Workspace.find(root)
+    except ConfigError as error:
+        return _finding("source", False, str(error).partition(";")[0], needed, f"make -C {root.resolve()} setup")
+    return _finding("source", True, str(Path(kshot.__file__).parent), needed, "")
 
 
 def _packages(lock: Path) -> Finding:
