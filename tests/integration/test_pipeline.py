@@ -12,57 +12,13 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from tests.copied_project import copied_project, environment, run_flow, start_flow
 from tests.tiny_project import tiny_params, write_project
-
-REPOSITORY = Path(__file__).parents[2]
-CODE = ("dvc.yaml", "flows", "mlflow", "src", ".dvc/config", ".dvcignore", ".gitignore")
-
-
-def git(root: Path, *arguments: str) -> None:
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
 
 
 def workspace(root: Path, params: dict[str, Any]) -> Path:
     """A clone of the project with a tiny dataset and these params."""
-    for name in CODE:
-        source, target = REPOSITORY / name, root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, target)
-    write_project(root, params)
-    git(root, "init", "--quiet")
-    subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", "data"], cwd=root, check=True)
-    git(root, "add", ".")
-    git(root, "commit", "--quiet", "--message", "tiny")
-    return root
-
-
-def environment(root: Path) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1", "HOME": str(root / "home")}
-
-
-def start_flow(root: Path, log: Path) -> subprocess.Popen[bytes]:
-    (root / "home").mkdir(exist_ok=True)
-    with log.open("wb") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows.train"],
-            cwd=root,
-            env=environment(root),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def run_flow(root: Path) -> str:
-    log = root / "flow.log"
-    code = start_flow(root, log).wait(timeout=240)
-    output = log.read_text()
-    assert code == 0, output
-    return output
+    return copied_project(root, params, lambda copy: write_project(copy, params))
 
 
 def versions(root: Path) -> list[str]:

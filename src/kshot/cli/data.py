@@ -65,6 +65,9 @@ def ingest(
         bool, typer.Option("--keep-masks", help="Files that are named like masks are pictures too.")
     ] = False,
     names: Annotated[str, typer.Option(help="Encoding of the names in an archive, such as gbk.")] = "",
+    min_images: Annotated[
+        int, typer.Option(min=0, help="Leave out classes of fewer pictures, as kshot curate does.")
+    ] = 0,
     licence: Annotated[str, typer.Option(help="Noted in dataset.json and on the model card.")] = "",
 ) -> None:
     """Pack images into data/NAME, or append the new ones; what is left out is listed with the reason."""
@@ -95,7 +98,7 @@ def ingest(
     request = _split_request(splits, split_by or "class", seed)
     item = _item_spec(data / name, image_size, mode, invert, _value_range(value_range)) if name else None
     with open_source(Path(source), reading) as opened:
-        for line in _understood(opened, request, data / name if name else None):
+        for line in _understood(opened, request, data / name if name else None, min_images):
             say(line)
         if dry_run:
             say(f"next: {_command(context, name=name or _suggested_name(source))}")
@@ -112,6 +115,8 @@ def ingest(
                 find_range="percentile" if value_range == _PERCENTILE else "extremes",
                 progress=show,
             )
+    if min_images:
+        _leave_out_small_classes(report.folder, min_images)
     _tell(report, workspace, known=frozenset(row.source for row in opened.refused))
     say(f"next: set dataset.name: {report.folder.name} in params.yaml, then make train")
 
@@ -137,26 +142,45 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
-def _understood(source: "Source", request: "SplitRequest", folder: Path | None) -> Iterator[str]:
+def _leave_out_small_classes(folder: Path, n_images: int) -> None:
+    """Curate the dataset so, unless it is already."""
+    from kshot.data.edits import MinImages, in_force
+    from kshot.data.packed import read_info
+    from kshot.ingest.curate import min_images
+
+    edits = read_info(folder).edits
+    holding = [edit for edit, holds in zip(edits, in_force(edits), strict=True) if holds]
+    if any(isinstance(edit, MinImages) and edit.n == n_images for edit in holding):
+        return
+    for note in min_images(folder, n_images).notes:
+        say(note)
+
+
+def _understood(source: "Source", request: "SplitRequest", folder: Path | None, min_images: int) -> Iterator[str]:
     """What was understood of `source`, to be added to the dataset in `folder` where there is one."""
     from kshot.data.packed import INFO_FILE, read_info, read_manifest
     from kshot.ingest.understanding import understanding
 
     if folder is None or not (folder / INFO_FILE).is_file():
-        return understanding(source, request, groups_before={}, splits_before=None)
+        return understanding(source, request, groups_before={}, splits_before=None, min_images=min_images)
     before = read_info(folder)
     classes, groups = read_manifest(folder, before, ["class", "group"]).columns
     known = dict(zip(classes.to_pylist(), groups.to_pylist(), strict=True))
-    return understanding(source, request, groups_before=known, splits_before=before.splits)
+    return understanding(source, request, groups_before=known, splits_before=before.splits, min_images=min_images)
 
 
 def _tell(report: "IngestReport", workspace: Workspace, *, known: frozenset[str] = frozenset()) -> None:
     """Say what was packed, and what was refused but for the `known` files, of which it was said before."""
-    from kshot.data.packed import SPLITS
+    from kshot.data.packed import SPLITS, PackedDataset
+    from kshot.ingest.curate import rules_on_new_items
 
     track_data(workspace, warn)
-    counts = ", ".join(f"{len(report.splits.of(split))} {split}" for split in SPLITS)
-    say(f"{report.folder}: {report.n_items:,} items ({report.added:,} new), {report.n_classes:,} classes ({counts})")
+    dataset = PackedDataset.open(report.folder)
+    counts = ", ".join(f"{len(dataset.splits.of(split))} {split}" for split in SPLITS)
+    n_classes = len(dataset.splits.by_class())
+    say(f"{report.folder}: {dataset.n_stored:,} items ({report.added:,} new), {n_classes:,} classes ({counts})")
+    for line in rules_on_new_items(dataset, report.added):
+        say(line)
     for note, n_pictures in report.notes.items():
         say(f"{n_pictures:,} of {report.added + report.skipped:,} pictures {note}")
     news = [refused for refused in report.quarantined if refused.source not in known]

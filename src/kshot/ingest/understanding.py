@@ -14,7 +14,12 @@ _REASONS_SHOWN = 3
 
 
 def understanding(
-    source: Source, request: SplitRequest, *, groups_before: Mapping[str, str], splits_before: Splits | None
+    source: Source,
+    request: SplitRequest,
+    *,
+    groups_before: Mapping[str, str],
+    splits_before: Splits | None,
+    min_images: int = 0,
 ) -> Iterator[str]:
     """Lines on layout, classes, groups, splits, three examples, and what is left out and why, in counts.
 
@@ -41,6 +46,9 @@ def understanding(
         yield f"left out  {in_counts(row.reason for row in source.left_out)}"
     if source.refused:
         yield f"refused   {_n(len(source.refused), 'file')}: {'; '.join(_reasons(source))}"
+    small = [name for name, size in sizes.items() if size < min_images]
+    if small and splits_before is None:
+        yield f"note      {_n(len(small), 'class')} of fewer than {min_images} pictures will be left out: {_listed(small)}"
     for remark in source.remarks:
         yield f"note      {remark}"
     empty = [split for split in SPLITS if groups and not assigned.of(split)]
