@@ -216,7 +216,7 @@ def rules_on_new_items(dataset: PackedDataset, n_new: int) -> tuple[str, ...]:
         before = after
     if dataset.curation is not None:
         n_out = int((~dataset.curation.active[: len(dataset.curation.active) - n_new]).sum())
-        lines += [f"{_counted(n_out, 'known item')} stay left out by earlier edits"] if n_out else []
+        lines += [f"{_counted(n_out, 'known item')} left out by earlier edits, as before"] if n_out else []
     return tuple(lines)
 
 

@@ -48,7 +48,8 @@ def understanding(
         yield f"refused   {_n(len(source.refused), 'file')}: {'; '.join(_reasons(source))}"
     small = [name for name, size in sizes.items() if size < min_images]
     if small and splits_before is None:
-        yield f"note      {_n(len(small), 'class')} of fewer than {min_images} pictures will be left out: {_listed(small)}"
+        words = f"{_n(len(small), 'class')} of fewer than {min_images} pictures"
+        yield f"note      {words} will be left out: {_listed(small)}"
     for remark in source.remarks:
         yield f"note      {remark}"
     empty = [split for split in SPLITS if groups and not assigned.of(split)]
