@@ -153,7 +153,7 @@ def test_new_items_are_told_which_rules_they_fall_under(folder: Path) -> None:
         "3 new items left out by edit 1: drop of 1 class 'train/c1' with 5 items",
         "2 new items in another class by edit 2: merging of 1 class 'test/c0' with 5 items into 'test/c1'",
         "1 new item in another split by edit 3: move of 1 class 'val/c0' with 5 items to meta_train",
-        "5 known items stay left out by earlier edits",
+        "5 known items left out by earlier edits, as before",
     )
 
 
