@@ -216,6 +216,7 @@ def test_a_manifest_is_written_as_arrow_writes_a_table_of_its_rows(tmp_path: Pat
 
 def test_a_column_of_many_bytes_is_kept_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kshot.ingest.writer._CHUNK_BYTES", 16)
+    monkeypatch.setattr("kshot.ingest.writer._ROWS_AT_ONCE", 2)
     records = [record(f"picture number {number}") for number in range(5)]
     with PackedWriter(tmp_path / "toy", item=ImageKind(image_size=8, channels=1), source="", licence="") as writer:
         for one in [*records, *records]:

@@ -132,8 +132,9 @@ class _Walk:
         folders: list[os.DirEntry[str]] = []
         plain: list[os.DirEntry[str]] = []
         for entry in entries:
-            (folders if os.path.isdir(entry) else plain).append(entry)
-        kept = [file for file in (_found(entry, parts) for entry in plain) if self._may_hold_an_item(file)]
+            (folders if _is_folder(entry) else plain).append(entry)
+        found = [(_found(entry, parts), entry.is_file(follow_symlinks=False)) for entry in plain]
+        kept = [file for file, is_plain in found if self._may_hold_an_item(file, is_plain=is_plain)]
         of_masks = set() if self._keep_masks else masks(file.name for file in kept)
         for file in kept:
             if file.name in of_masks:
@@ -168,7 +169,7 @@ class _Walk:
                 return self.enter(entries, child.parts, around | {real})
         return not is_system(entry.name)  # a folder of nothing else is no empty class
 
-    def _may_hold_an_item(self, file: FoundFile) -> bool:
+    def _may_hold_an_item(self, file: FoundFile, *, is_plain: bool) -> bool:
         reason = reason_to_leave_out(file.name)
         if reason is not None:
             self._leave_out(file.parts, reason)
@@ -176,7 +177,7 @@ class _Walk:
                 self.notes.append(file)
         elif not _is_utf8(file.name):
             self._refuse(file.parts, "its name is not UTF-8; rename it")
-        elif (why := _no_plain_file(file.path)) is not None:
+        elif not is_plain and (why := _no_plain_file(file.path)) is not None:
             self._refuse(file.parts, why)
         else:
             return True
@@ -196,6 +197,11 @@ def _found(entry: "os.DirEntry[str]", parts: Parts) -> FoundFile:
 def _entries(folder: Path) -> "list[os.DirEntry[str]]":
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Also a link to one. What scandir has told already is not asked of the disk again."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))
 
 
 def _no_plain_file(path: Path) -> str | None:

@@ -174,7 +174,8 @@ def _add_files(
         for done, (file, outcome) in enumerate(outcomes, start=1):
             if isinstance(outcome, Read):
                 writer.add(_record(file, outcome, source.name))
-                notes.update(outcome.notes)
+                for note in outcome.notes:
+                    notes[note] += 1
             else:
                 yield Quarantined(source=file.id, reason=outcome)
             progress(done, len(source.files))

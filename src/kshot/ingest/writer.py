@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +40,7 @@ SHARD_LIMIT_BYTES = 256 * 2**20
 _OURS = ("items-*.npy", "edit-*.parquet", "manifest*.parquet")
 _DISTINCT = ("id", "sha256")  # of the text columns of a manifest, those that repeat no value
 _CHUNK_BYTES = 2**30  # of a text column; Arrow addresses 2**31
+_ROWS_AT_ONCE = 2**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,23 +325,33 @@ class _Texts:
         self._full: list[pa.Array] = []
         self._n_full = 0
         self._bytes, self._ends = bytearray(), array("i", [0])
+        self._waiting: list[str] = []
 
     def append(self, text: str) -> None:
-        if len(self._bytes) >= _CHUNK_BYTES:
-            self._full.append(self._chunk())
-            self._n_full += len(self._ends) - 1
-            self._bytes, self._ends = bytearray(), array("i", [0])
-        self._bytes += text.encode()
-        self._ends.append(len(self._bytes))
+        self._waiting.append(text)
+        if len(self._waiting) == _ROWS_AT_ONCE:
+            self._store()
 
     def __getitem__(self, row: int) -> Any:
+        self._store()
         row -= self._n_full
         if row < 0:
             return pa.chunked_array(self._full)[row + self._n_full].as_py()
         return self._bytes[self._ends[row] : self._ends[row + 1]].decode()
 
     def arrow(self) -> pa.ChunkedArray:
+        self._store()
         return pa.chunked_array([*self._full, self._chunk()], type=pa.string())
+
+    def _store(self) -> None:
+        if len(self._bytes) >= _CHUNK_BYTES:
+            self._full.append(self._chunk())
+            self._n_full += len(self._ends) - 1
+            self._bytes, self._ends = bytearray(), array("i", [0])
+        texts = [text.encode() for text in self._waiting]
+        self._ends.extend(accumulate(map(len, texts), initial=self._ends.pop()))
+        self._bytes += b"".join(texts)
+        self._waiting = []
 
     def _chunk(self) -> pa.Array:
         ends, texts = pa.py_buffer(memoryview(self._ends)), pa.py_buffer(self._bytes)

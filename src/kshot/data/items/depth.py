@@ -6,6 +6,7 @@ that becomes 0..255, one for all of its pictures, so that a grey level means the
 Shapes: H, W one picture, V distinct values.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -74,8 +75,11 @@ def high_bytes(image: Image.Image) -> NDArray[np.uint8]:
 def may_be_deep(path: Path) -> bool:
     """Told by the first bytes of a file alone; a TIFF always may be."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            start = file.read(_HEADER_BYTES)
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            start = os.read(file, _HEADER_BYTES)
+        finally:
+            os.close(file)
     except OSError:
         return False
     if start.startswith(b"\x89PNG"):
