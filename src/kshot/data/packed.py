@@ -40,6 +40,7 @@ SPLITS = ("meta_train", "meta_val", "meta_test")
 FORMAT_VERSION = 1
 RESIDENT_LIMIT_BYTES = 2**30  # a dataset up to this size is read into memory at its first gather
 
+_HASHED_AT_ONCE = 2**16  # values of the manifest
 MANIFEST_FILE, INFO_FILE = "manifest.parquet", "dataset.json"
 _RESTORE = "next: dvc checkout --force data.dvc, or remove the folder and ingest again"
 
@@ -307,7 +308,7 @@ class PackedDataset:
         for column in self.stored_manifest.column_names:
             values = self.stored_manifest[column]
             if values.null_count < len(values):
-                digest.update(json.dumps([column, values.to_pylist()]).encode())
+                _digest_as_json(digest, column, values)
         return digest.hexdigest()
 
     @cached_property
@@ -351,6 +352,15 @@ class PackedDataset:
             start = ends[number] - len(shards[number])
             items[rows] = shards[number][stored[rows] - start]
         return items
+
+
+def _digest_as_json(digest: "hashlib._Hash", column: str, values: pa.ChunkedArray) -> None:
+    """Take in the bytes of json.dumps([column, all values]), some values at a time."""
+    digest.update(json.dumps([column, []]).encode()[:-2])
+    for start in range(0, len(values), _HASHED_AT_ONCE):
+        part = json.dumps(values.slice(start, _HASHED_AT_ONCE).to_pylist()).encode()[1:-1]
+        digest.update(b", " + part if start else part)
+    digest.update(b"]]")
 
 
 def npy_header(n_items: int, item: ItemKind) -> bytes:

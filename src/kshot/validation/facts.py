@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kshot.data.class_table import Int
@@ -117,7 +119,7 @@ def collect_facts(
     classes = _class_table(dataset, items)
     return Facts(
         items=items,
-        columns=_column_table(dataset.manifest.to_pandas()),
+        columns=_column_table(dataset.manifest),
         shards=shards,
         classes=classes,
         class_shapes=_class_shapes(dataset, classes, kinds),
@@ -152,7 +154,7 @@ class _Measured:
 
     readable: NDArray[np.bool_]
     facts: dict[str, NDArray[np.float64]]
-    sha256: list[str]
+    sha256: pa.Array | pa.ChunkedArray
     looks: NDArray[np.uint64]
 
 
@@ -189,7 +191,7 @@ def _measure_items(dataset: PackedDataset, shards: pd.DataFrame) -> _Measured:
     return _Measured(
         readable=np.concatenate([part.readable for part in parts]),
         facts={name: np.concatenate([part.facts[name] for part in parts]) for name in parts[0].facts},
-        sha256=[digest for part in parts for digest in part.sha256],
+        sha256=pa.chunked_array([part.sha256 for part in parts]),
         looks=np.concatenate([part.looks for part in parts]),
     )
 
@@ -208,7 +210,7 @@ def _measure(kind: ItemKind, stored: NDArray[Any]) -> _Measured:
     return _Measured(
         readable=np.ones(len(stored), dtype=np.bool_),
         facts={str(name): column.to_numpy() for name, column in kind.facts(stored).items()},
-        sha256=[hashlib.sha256(item.tobytes()).hexdigest() for item in stored],
+        sha256=pa.array([hashlib.sha256(item).hexdigest() for item in np.ascontiguousarray(stored)]),
         looks=kind.look(stored) if isinstance(kind, Comparable) else np.zeros(len(stored), dtype=np.uint64),
     )
 
@@ -217,7 +219,7 @@ def _unreadable(kind: ItemKind, n_items: int) -> _Measured:
     return _Measured(
         readable=np.zeros(n_items, dtype=np.bool_),
         facts={str(name): np.full(n_items, np.nan) for name in kind.facts(kind.example(1)).columns},
-        sha256=[""] * n_items,
+        sha256=pa.array([""] * n_items, pa.string()),
         looks=np.zeros(n_items, dtype=np.uint64),
     )
 
@@ -233,7 +235,7 @@ def _item_table(dataset: PackedDataset, measured: _Measured, settings: FactSetti
     items = items.assign(**measured.facts)
     items["readable"] = measured.readable
     items["blank"] = items["std"] < settings.blank_std if "std" in items else False
-    items["content_sha256"] = measured.sha256
+    items["content_sha256"] = measured.sha256.to_pandas()
     items["sha256_matches"] = (items["content_sha256"] == items["sha256"]) | ~items["readable"]
     return _with_sharing(items)
 
@@ -249,12 +251,13 @@ def _with_sharing(items: pd.DataFrame) -> pd.DataFrame:
     return items
 
 
-def _column_table(manifest: pd.DataFrame) -> pd.DataFrame:
+def _column_table(manifest: pa.Table) -> pd.DataFrame:
     """A class may have no group, so an empty group is not missing."""
-    missing = {
-        column: int(manifest[column].isna().sum() + ((manifest[column] == "").sum() if column != "group" else 0))
-        for column in manifest.columns
-    }
+    missing = {}
+    for field, column in zip(manifest.schema, manifest.columns, strict=True):
+        may_be_empty = field.name == "group" or field.type != pa.string()
+        n_empty = 0 if may_be_empty else pc.sum(pc.equal(column, "")).as_py() or 0
+        missing[field.name] = column.null_count + n_empty
     return pd.DataFrame({"column": list(missing), "missing": list(missing.values())})
 
 

@@ -176,16 +176,15 @@ class Pictures:
 
 def _samples(dataset: PackedDataset, facts: Facts, split: str, seed: int) -> list[Pictures]:
     """A few items of a few classes, drawn by the seed."""
-    items = facts.items[facts.items["readable"] & (facts.items["split"] == split)]
+    candidates = np.flatnonzero(facts.items["readable"] & (facts.items["split"] == split))
+    codes, names = pd.factorize(facts.items["class"].iloc[candidates])
     key = stream_key(seed, "validate", "samples", split)
-    by_class = dict(list(items.groupby("class", sort=False)))
-    chosen = np.argsort(random_bits(key, np.arange(len(by_class))), kind="stable")[:_SAMPLE_CLASSES]
+    chosen = np.argsort(random_bits(key, np.arange(len(names))), kind="stable")[:_SAMPLE_CLASSES]
     pictures = []
     for number in np.sort(chosen):
-        name, members = list(by_class.items())[number]
-        rows = members.index.to_numpy()
-        rows = np.sort(rows[np.argsort(random_bits(key, rows), kind="stable")[:_SAMPLE_ITEMS]])
-        caption = (f"{name}, {count(len(members), dataset.item.kind)}",)
+        members = candidates[codes == number]
+        rows = np.sort(members[np.argsort(random_bits(key, members), kind="stable")[:_SAMPLE_ITEMS]])
+        caption = (f"{names[number]}, {count(len(members), dataset.item.kind)}",)
         pictures.append(Pictures(caption=caption, shown=_shown(dataset, rows)))
     return pictures
 
