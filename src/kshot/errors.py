@@ -4,7 +4,8 @@ KshotError                    exit 1
 ├── UserError                 exit 2: the request cannot be met as given
 │   ├── ConfigError           a setting is unknown, missing, mistyped or out of range
 │   ├── DataError             a dataset, image, archive or class split is not usable
-│   │   └── ValidationError   the validate stage found critical failures
+│   │   ├── ValidationError   the validate stage found critical failures
+│   │   └── UnknownColumnsError  no column of a table names pictures
 │   ├── EpisodeError          an episode of this shape cannot be built or adapted to
 │   └── ModelError            a model cannot be found, read or used with this input
 ├── CheckpointError           exit 1: no intact checkpoint where one was expected
@@ -34,6 +35,10 @@ class DataError(UserError, ValueError):
 
 
 class ValidationError(DataError):
+    pass
+
+
+class UnknownColumnsError(DataError):
     pass
 
 

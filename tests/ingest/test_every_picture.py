@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kshot.errors import DataError
-from kshot.ingest.sources import Reading, Source, open_source
+from kshot.ingest.source import Reading, Source
+from kshot.ingest.sources import open_source
 
 SPLITS = (("train", "val", "test"), ("Training", "valid", "Testing"), ("meta_train", "meta_val", "meta_test"))
 LEAVINGS = ("Thumbs.db", ".DS_Store", "desktop.ini", "notes.txt", "boxes.xml", "README", "more.zip", "clip.mp4")

@@ -9,7 +9,8 @@ import pytest
 
 from kshot.data.names import Reason
 from kshot.errors import DataError
-from kshot.ingest.sources import Reading, Source, check_class_names, open_source
+from kshot.ingest.source import Reading, Source
+from kshot.ingest.sources import check_class_names, open_source
 from kshot.ingest.tables import Columns
 
 
@@ -227,6 +228,36 @@ def test_a_remark_on_a_few_pictures_does_not_replace_class_folders(tmp_path: Pat
         read(folder)
     assert len(read(folder, tables=False).files) == 6
     assert rows(read(folder, columns=Columns(class_name="2"))) == [("a/1.png", "blurred", "")]
+
+
+def test_a_list_of_classes_beside_their_folders_gives_the_splits(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", *(f"{kind}/1.png" for kind in "abc"))
+    table(folder / "splits.csv", "class,split\na,train\nb,valid\nc,test\n")
+    source = read(folder)
+    assert source.given_splits == {"a": "meta_train", "b": "meta_val", "c": "meta_test"}
+    assert read(folder, draw_splits=True).given_splits == {}
+
+
+@pytest.mark.parametrize("text", ["1.png is blurred\nand so are\n others, too", "see 1.png\n", "Made by somebody.\n"])
+def test_notes_that_speak_of_pictures_are_no_tables(tmp_path: Path, text: str) -> None:
+    folder = lay(tmp_path / "shop", "a/1.png", "b/2.png", "b/3.png")
+    table(folder / "notes.txt", text)
+    if text.startswith("see"):
+        with pytest.raises(DataError, match="names 1 of 3 pictures, which lie in class folders; next: leave it out"):
+            read(folder)
+    else:
+        assert len(read(folder).files) == 3
+
+
+def test_annotations_of_one_split_do_not_replace_the_class_folders_of_another(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "tiny", *(f"train/{kind}/images/{n}.png" for kind in "abc" for n in range(3)))
+    lay(folder, "val/images/v0.png", "val/images/v1.png")
+    table(folder / "val" / "val_annotations.txt", "v0.png\td\t0\t62\nv1.png\te\t0\t62\n")
+    with pytest.raises(DataError, match=r"which of 2, 3, 4 is the class is not said; next: --class-column 2"):
+        read(folder)
+    with pytest.raises(DataError, match="names 2 of 11 pictures, which lie in class folders; next: leave it out"):
+        read(folder, columns=Columns(class_name="2"))
+    assert len(read(folder, tables=False).files) == 9
 
 
 def test_tables_in_class_folders_are_annotations(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from kshot.workspace import Workspace
 if TYPE_CHECKING:
     from kshot.data.items import AnyItemKind
     from kshot.ingest import IngestReport, SplitRequest
-    from kshot.ingest.sources import Source
+    from kshot.ingest.source import Source
 
 _REFUSED_SHOWN = 10
 _PERCENTILE = "percentile"

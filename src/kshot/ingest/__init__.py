@@ -4,7 +4,7 @@ from kshot.ingest import glyphs, omniglot
 from kshot.ingest.built_in import BuiltIn
 from kshot.ingest.layout import read_layout
 from kshot.ingest.pack import IngestReport, ingest, ingest_built_in, pack
-from kshot.ingest.sources import Reading
+from kshot.ingest.source import Reading
 from kshot.ingest.splits import SplitRequest
 from kshot.ingest.tables import Columns
 

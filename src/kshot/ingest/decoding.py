@@ -13,7 +13,7 @@ from kshot.data.items.contract import ItemKind, Read, item_size_bytes
 from kshot.data.items.depth import ValueRange, may_be_deep, percentiles, range_text, together
 from kshot.data.items.reading import read_files, spread_of_files
 from kshot.errors import DataError
-from kshot.ingest.sources import SourceFile
+from kshot.ingest.source import SourceFile
 from kshot.runtime.cpu import usable_cores
 from kshot.runtime.processes import Processes, in_order
 

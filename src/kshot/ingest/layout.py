@@ -20,7 +20,7 @@ Role = Literal["split", "group", "class"]
 Layout = tuple[Role, ...]  # of the levels of folders, from the top
 
 _SHOWN = 4
-_WAYS = "next: say which with --layout, such as --layout split/class or --layout group/class"
+_WAYS = {1: "class", 2: "split/class or --layout group/class", 3: "split/group/class or --layout group/split/class"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,8 @@ def _without_picture_folders(folders: Iterable[Parts]) -> dict[Parts, Parts]:
 def _split_level(folders: Iterable[Parts]) -> int | None:
     """The first level whose folders are all named as splits. Raise DataError where a level may mean either."""
     folders = tuple(folders)
-    for level in range(max(map(len, folders), default=0)):
+    depth = max(map(len, folders), default=0)
+    for level in range(depth):
         here = {parts[level]: split_of(parts[level]) for parts in folders if len(parts) > level}
         if all(here.values()):
             return level
@@ -158,7 +159,7 @@ def _split_level(folders: Iterable[Parts]) -> int | None:
             others = [name for name, split in here.items() if not split]
             raise DataError(
                 f"the folders {_listed(named)} are named as splits, and {_listed(others)} beside them "
-                f"{'is' if len(others) == 1 else 'are'} not; {_WAYS}"
+                f"{'is' if len(others) == 1 else 'are'} not; next: say which with --layout {_WAYS[min(3, depth)]}"
             )
     return None
 

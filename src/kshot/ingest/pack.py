@@ -8,15 +8,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kshot.data.folders import LAYOUTS
 from kshot.data.items import AnyItemKind, ImageKind
 from kshot.data.items.contract import ItemKind, Read
-from kshot.data.names import in_counts
 from kshot.data.packed import INFO_FILE, Quarantined, Rotations, Splits, read_info
 from kshot.errors import DataError
 from kshot.ingest.built_in import BuiltIn
 from kshot.ingest.decoding import RangeRule, read_in_order, with_value_range
-from kshot.ingest.sources import Reading, Source, SourceFile, check_class_names, open_source
+from kshot.ingest.source import Reading, Source, SourceFile
+from kshot.ingest.sources import check_class_names, nothing_usable, open_source
 from kshot.ingest.splits import SplitRequest, assign_splits
 from kshot.ingest.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_atomically
 
@@ -121,7 +120,7 @@ def pack(
         refused += _add_files(writer, source, item, progress, notes)
         quarantined = tuple(sorted(refused, key=lambda row: row.source))
         if writer.added + writer.skipped == 0:
-            raise DataError(_nothing_usable(source, quarantined))
+            raise DataError(nothing_usable(source, quarantined))
         given = {**source.given_splits, **splits.given}
         seen = {*source.given_splits, *(file.class_name for file in source.files)}
         emptied = seen - writer.class_groups.keys()  # no file of theirs is usable
@@ -221,11 +220,3 @@ def _table_line(row: tuple[str, str]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(row)  # it quotes no carriage return that ends no line
     return text.getvalue().removesuffix("\r\n") + "\n"
-
-
-def _nothing_usable(source: Source, quarantined: tuple[Quarantined, ...]) -> str:
-    if not quarantined:
-        left = in_counts(row.reason for row in source.left_out)
-        return f"{source.name} holds no picture in a class folder{f' ({left})' if left else ''}; needed {LAYOUTS}"
-    first = quarantined[0]
-    return f"{source.name}: none of {len(quarantined)} files is usable; the first is {first.source!r}: {first.reason}"

@@ -170,7 +170,9 @@ def _drawn(class_groups: Mapping[str, str], plan: SeededSplits) -> dict[str, str
     if len(units) < len(SPLITS):
         one, many = ("group", "groups") if plan.by == "group" else ("class", "classes")
         raise DataError(
-            f"found {len(units)} {one if len(units) == 1 else many}; needed at least {len(SPLITS)}, one for each split"
+            f"found {len(units)} {one if len(units) == 1 else many}; "
+            f"needed at least {len(SPLITS)}, one for each split; next: add some, or "
+            "say with --splits FILE, a CSV of class,split, in which split they are"
         )
     names = sorted(units)
     order = [names[index] for index in generator(plan.seed, "splits").permutation(len(names))]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kshot.data.folders import FoundFile, Parts
-from kshot.errors import DataError
+from kshot.errors import DataError, UnknownColumnsError
 from kshot.ingest.splits import split_of
 from kshot.printing import printable
 
@@ -76,6 +76,7 @@ class Table:
     """A table of labels. `columns` are the headers of those that are used; `unused` are the others."""
 
     name: str
+    file: str
     columns: Columns
     unused: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -89,10 +90,6 @@ class Table:
         )
         said = ", ".join(f"{what} in {printable(header)!r}" for what, header in used if header)
         return f"{printable(self.name)} ({said})"
-
-
-class UnknownColumnsError(DataError):
-    """A table whose columns are not known."""
 
 
 class Pictures:
@@ -126,19 +123,19 @@ class Pictures:
 
 
 def read_table(path: Path, name: str, pictures: Pictures, *, folder: Parts = (), asked: Columns | None = None) -> Table:
-    """The table in `path`, called `name`, which lies in `folder` among the pictures. Raises DataError.
+    """The table in `path`, called `name`, which lies in `folder` among the pictures.
 
-    UnknownColumnsError where no column names pictures, or none is known to hold the class and several could.
+    Raises UnknownColumnsError where no column names pictures, and DataError for other doubts and damage.
     """
     asked = asked or Columns()
     lines = read_lines(path, name)
     if not lines:
         raise UnknownColumnsError(f"{name} is empty; {_WAYS}")
     header, body = _header_and_body(lines, pictures, folder, name)
-    width = len(header)
     for number, cells in body:
-        if len(cells) != width:
-            raise DataError(f"{name} line {number}: found {len(cells)} columns; needed {width}")
+        if len(cells) != len(header):
+            kind = UnknownColumnsError if path.suffix.lower() == ".txt" else DataError  # a text may be no table at all
+            raise kind(f"{name} line {number}: found {len(cells)} columns; needed {len(header)}")
     columns = _found_columns(name, header, [cells for _, cells in body], pictures, folder, asked)
     at = {what: header.index(column) for what, column in columns.items() if column}
     rows = tuple(
@@ -150,6 +147,7 @@ def read_table(path: Path, name: str, pictures: Pictures, *, folder: Parts = (),
     )
     return Table(
         name=name,
+        file=path.name,
         columns=Columns(**columns),
         unused=tuple(column for column in header if column and column not in columns.values()),
         rows=rows,
@@ -312,7 +310,7 @@ def _class_column(name: str, free: list[str], header: list[str]) -> str:
         return (usual or free)[0]
     if not free:
         return ""
-    raise UnknownColumnsError(
+    raise DataError(
         f"{name} has the columns {_named(header)}, and which of {_named(usual or free)} is the class is not said; "
         f"next: --class-column {printable((usual or free)[0])}, for example, or leave the table out with --no-tables"
     )

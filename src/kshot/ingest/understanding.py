@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kshot.data.names import in_counts
 from kshot.data.packed import SPLITS, Splits
-from kshot.ingest.sources import Source, SourceFile, check_class_names
+from kshot.errors import DataError
+from kshot.ingest.source import Source, SourceFile
+from kshot.ingest.sources import check_class_names, nothing_usable
 from kshot.ingest.splits import SplitRequest, assign_splits
 from kshot.printing import printable
 
@@ -26,11 +28,13 @@ def understanding(
     `groups_before` and `splits_before` are of the dataset that the source is added to. Raise DataError for what would
     make the dataset ambiguous, as packing does.
     """
+    if not source.files:
+        raise DataError(nothing_usable(source, source.refused))
     groups = {**groups_before, **{file.class_name: file.group for file in source.files}}
     check_class_names(groups)
     of_source = {name: split for name, split in source.given_splits.items() if name in groups}
     given = {**of_source, **request.given}
-    assigned = assign_splits(groups, given=given, plan=request.seeded, before=splits_before) if groups else Splits()
+    assigned = assign_splits(groups, given=given, plan=request.seeded, before=splits_before)
     split_of_class = assigned.by_class()
     sizes = Counter(file.class_name for file in source.files)
 
@@ -52,7 +56,7 @@ def understanding(
         yield f"note      {words} will be left out: {_listed(small)}"
     for remark in source.remarks:
         yield f"note      {remark}"
-    empty = [split for split in SPLITS if groups and not assigned.of(split)]
+    empty = [split for split in SPLITS if not assigned.of(split)]
     if empty:
         yield f"note      no class is in {' or in '.join(empty)}; a run needs some: add them, or --split-by class"
 
@@ -63,7 +67,8 @@ def _how(source: Source, request: SplitRequest, assigned: Mapping[str, str], bef
     if not (request.given or source.given_splits):
         return f"drawn by {request.seeded.by}, seed {request.seeded.seed}"
     held = sum(assigned.get(name) != split for name, split in {**source.given_splits, **request.given}.items())
-    who = "--splits says" if request.given else f"the {source.split_words} say"
+    says = "says" if source.split_words.startswith("list") else "say"
+    who = "--splits says" if request.given else f"the {source.split_words} {says}"
     more = f", but for {_n(held, 'class')} of meta_train that seed {request.seeded.seed} holds back for meta_val"
     return f"as {who}{more if held else ''}"
 

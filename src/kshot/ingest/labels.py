@@ -1,0 +1,255 @@
+"""Labels that tables give: which files of a folder are tables of labels, and the source that their rows make.
+
+A table names pictures that lie in its folder, or in the folder that the user gives. Where it gives no class, but lists
+the pictures of a split, their class is that of their folder. What is in doubt is refused, with the option that decides.
+"""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from kshot.data.folders import FoundFile, LeftOut, Parts, Refused, Tree, read_tree
+from kshot.data.names import Reason
+from kshot.errors import DataError, UnknownColumnsError
+from kshot.ingest.layout import place
+from kshot.ingest.source import Reading, Source, SourceFile
+from kshot.ingest.splits import add_given, read_splits, split_of
+from kshot.ingest.tables import SUFFIXES, Pictures, Row, Table, read_lines, read_table
+from kshot.printing import printable
+
+_OPAQUE = frozenset({".xlsx", ".xls", ".ods", ".parquet", ".feather", ".json", ".xml"})  # that may hold labels
+_SEARCHED_BYTES = 64 * 2**20
+_SEARCHED_NAMES = 50
+_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """A table, and the split that its name or folder says, or ""."""
+
+    table: Table
+    folder: Parts
+    split: str
+
+
+def read_one_table(path: Path, reading: Reading) -> Source:
+    if not reading.tables:
+        raise DataError(f"{printable(str(path))} is a table, which --no-tables leaves out; needed one of both")
+    folder = reading.pictures or path.parent
+    whole = read_tree(_picture_folder(folder), keep_masks=True)
+    name = printable(path.name)
+    table = read_table(path, name, Pictures(whole.files), asked=reading.columns)
+    beside = [
+        note for note in whole.notes if not note.folders and note.path.suffix.lower() in (".csv", ".tsv", ".jsonl")
+    ]
+    others = [printable(note.name) for note in beside if note.name != path.name]
+    remarks = (f"not read: {_listed(others)} beside it; to read several tables, give their folder",) if others else ()
+    source = from_tables([Labels(table=table, folder=(), split="")], whole, name, reading, remarks)
+    n_unlisted = sum(row.reason is Reason.UNLISTED for row in source.left_out)
+    if n_unlisted:
+        remark = f"{n_unlisted:,} other pictures lie in {printable(str(folder))}, which no row names"
+        source = replace(source, remarks=(*source.remarks, remark))
+    return replace(source, left_out=())  # the source is the table, and not the folder that it lies in
+
+
+def _picture_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DataError(
+            f"--images-in is {printable(str(folder))}, which is no folder; needed the folder of the pictures"
+        )
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the notes of a folder say of labels: tables, or splits of class folders, and what else is to be said."""
+
+    tables: tuple[Labels, ...] = ()
+    splits: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
+def labels_in(notes: Sequence[FoundFile], tree: Tree, reading: Reading) -> Found:
+    """What of `notes` are tables of labels, or lists of classes with their splits. Raises DataError for a doubt."""
+    pictures = Pictures(
+        read_tree(_picture_folder(reading.pictures), keep_masks=True).files if reading.pictures else tree.files
+    )
+    understood: list[Labels] = []
+    unknown: dict[FoundFile, UnknownColumnsError] = {}
+    for note in notes:
+        suffix = note.path.suffix.lower()
+        if suffix in SUFFIXES and (suffix != ".txt" or _names_pictures(note, pictures)):
+            try:
+                table = read_table(note.path, printable(note.id), pictures, folder=note.folders, asked=reading.columns)
+                said = note.folders[0] if note.folders else note.name[: -len(suffix)]
+                understood.append(Labels(table=table, folder=note.folders, split=said if split_of(said) else ""))
+            except UnknownColumnsError as error:
+                if suffix != ".txt":
+                    unknown[note] = error
+    labelled = tuple(labels for labels in understood if labels.table.columns.class_name)
+    lists = tuple(labels for labels in understood if not labels.table.columns.class_name)
+    if unknown and not labelled:
+        if len(unknown) == 1 and not lists and (splits := _splits_of_classes(next(iter(unknown)), tree)):
+            return Found(splits=splits)
+        raise next(iter(unknown.values()))
+    if not labelled and (naming := next((note for note in notes if _may_hold_labels(note, tree)), None)):
+        raise DataError(
+            f"{printable(naming.id)} may hold labels, and is not read; needed a CSV with a row for each picture; "
+            "next: save it as one, or leave it out with --no-tables"
+        )
+    remarks = tuple(f"not read: {printable(note.id)} names no pictures" for note in unknown)
+    if labelled:
+        _check_splits(labelled)
+        _check_share(labelled, pictures, tree, reading)
+        unlabelled = (f"not read: {labels.table.name} gives no class" for labels in lists)
+        return Found(tables=labelled, remarks=(*remarks, *unlabelled))
+    if lists and all(labels.split or labels.table.columns.split for labels in lists):
+        return Found(tables=lists, remarks=remarks)
+    return Found(
+        remarks=(*remarks, *(f"not read: {labels.table.name} gives no class and no split" for labels in lists))
+    )
+
+
+def _names_pictures(note: FoundFile, pictures: Pictures) -> bool:
+    """Whether a text without a fixed form is a table at all: notes are texts too."""
+    try:
+        lines = read_lines(note.path, note.name)[:_SEARCHED_NAMES]
+    except DataError:
+        return False
+    return any(pictures.find(cell, note.folders) for _, cells in lines for cell in cells)
+
+
+def _splits_of_classes(note: FoundFile, tree: Tree) -> dict[str, str]:
+    """The split of each class that a list of class,split gives, of classes that are folders here; else nothing."""
+    try:
+        splits = read_splits(note.path)
+        classes = {placed.class_name for placed in place(tree.files).placed}
+    except DataError:
+        return {}
+    return splits if splits and splits.keys() <= classes else {}
+
+
+def _may_hold_labels(note: FoundFile, tree: Tree) -> bool:
+    """Whether a file that is not read is a spreadsheet, or a text that names one of the pictures."""
+    suffix = note.path.suffix.lower()
+    if suffix not in (".json", ".xml"):
+        return suffix in _OPAQUE
+    with note.path.open("rb") as file:
+        text = file.read(_SEARCHED_BYTES)
+    step = max(1, len(tree.files) // _SEARCHED_NAMES)
+    return any(file.name.encode() in text for file in tree.files[::step])
+
+
+def _check_share(labelled: Sequence[Labels], pictures: Pictures, tree: Tree, reading: Reading) -> None:
+    """A table of some pictures that lie in class folders may be of labels, or a remark on a few of them."""
+    rows = [(row, labels.folder) for labels in labelled for row in labels.table.rows]
+    named = {found.id for row, folder in rows for found in pictures.find(row.path, folder)[:1]}
+    meant = reading.columns and not any(labels.folder for labels in labelled)
+    if meant or 2 * len(named) >= len(tree.files):
+        return
+    try:
+        in_folders = len({placed.class_name for placed in place(tree.files).placed}) > 1
+    except DataError:
+        return
+    if in_folders:
+        raise DataError(
+            f"{' and '.join(labels.table.name for labels in labelled)} names {len(named):,} of {len(tree.files):,} "
+            "pictures, which lie in class folders; next: leave it out with --no-tables, or give it as the source"
+        )
+
+
+def _check_splits(labelled: Sequence[Labels]) -> None:
+    """Several tables have to be splits, each another: else which of them is true is not known."""
+    if len(labelled) < 2:
+        return
+    splits = [split_of(labels.split) for labels in labelled]
+    if None in splits or (
+        len(set(splits)) < len(splits) and len({labels.folder for labels in labelled}) < len(labelled)
+    ):
+        names = [labels.table.name for labels in labelled]
+        raise DataError(
+            f"found {len(names)} tables of labels, {_listed(names)}, which are not named as one split each; needed one "
+            "table, or tables such as train.csv, val.csv, test.csv; next: give the table itself as the source"
+        )
+
+
+def from_tables(tables: Sequence[Labels], tree: Tree, name: str, reading: Reading, remarks: Sequence[str]) -> Source:
+    """The files that rows name, with the class of the row, or of the folder where the table gives none."""
+    root = read_tree(reading.pictures, keep_masks=True) if reading.pictures else tree
+    pictures = Pictures(root.files)
+    as_splits = len(tables) > 1 or not tables[0].table.columns.class_name or bool(tables[0].folder)
+    of_folder = {} if all(labels.table.columns.class_name for labels in tables) else _classes_of_folders(root)
+    files: dict[str, SourceFile] = {}
+    first_row: dict[str, str] = {}
+    given: dict[str, str] = {}
+    refused: list[Refused] = []
+    n_repeated = 0
+    for labels in tables:
+        for row in labels.table.rows:
+            found = _one_picture(pictures, row, labels.folder)
+            if found is None:
+                reason = "leads outside" if ".." in row.path.replace("\\", "/").split("/") else "no such file"
+                refused.append(Refused(source=row.path, reason=reason))
+                continue
+            class_name = unicodedata.normalize("NFC", row.class_name) or of_folder.get(found.id, "")
+            if not class_name:
+                refused.append(Refused(source=found.id, reason="its row names no class"))
+                continue
+            file = SourceFile(id=found.id, class_name=class_name, group=_nfc(row.group), path=found.path)
+            known = files.setdefault(file.id, file)
+            if known != file:
+                raise DataError(
+                    f"{row.where}: {printable(file.id)!r} is of class {printable(class_name)!r}, and of "
+                    f"{printable(known.class_name)!r} in {first_row[file.id]}; needed one class for each picture"
+                )
+            n_repeated += known is not file
+            first_row.setdefault(file.id, row.where)
+            split = row.split or (labels.split if as_splits else "")
+            if split and not reading.draw_splits:
+                add_given(given, class_name, split, where=row.where)
+    if n_repeated:
+        remarks = (*remarks, f"{n_repeated:,} rows repeat another, and count once")
+    unused = list(dict.fromkeys(column for labels in tables for column in labels.table.unused))
+    if unused:
+        remarks = (*remarks, f"columns not used: {_listed(unused)}")
+    named = files.keys() | {row.source for row in refused}
+    read = {"/".join((*labels.folder, labels.table.file)) for labels in tables}
+    return Source(
+        name=name,
+        words=f"a picture for each row of {' and '.join(str(labels.table) for labels in tables)}",
+        files=tuple(sorted(files.values(), key=lambda file: file.id)),
+        given_splits=given,
+        split_words="tables" if given else "",
+        remarks=tuple(remarks),
+        refused=tuple(refused),
+        left_out=(
+            *(row for row in root.left_out if row.source not in read),
+            *(LeftOut(source=file.id, reason=Reason.UNLISTED) for file in root.files if file.id not in named),
+            *(LeftOut(source=row.source, reason=Reason.UNLISTED) for row in root.refused),
+        ),
+    )
+
+
+def _classes_of_folders(tree: Tree) -> dict[str, str]:
+    """Class of each file that lies in a class folder, for tables that only list files."""
+    return {placed.file.id: placed.class_name for placed in place(tree.files).placed}
+
+
+def _one_picture(pictures: Pictures, row: Row, folder: Parts) -> FoundFile | None:
+    found = pictures.find(row.path, folder)
+    if len(found) > 1:
+        raise DataError(
+            f"{row.where}: {printable(row.path)!r} may be {_listed([file.id for file in found])}; needed one picture; "
+            "next: give the folder of the pictures with --images-in, or paths in the table"
+        )
+    return found[0] if found else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name) for name in names[:_SHOWN])
+    return f"{shown}, ..." if len(names) > _SHOWN else shown
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
