@@ -118,6 +118,25 @@ def test_ingest_packs_photos_lists_damaged_files_and_says_what_to_do_next(
     assert "20 items (0 new)" in again.stdout, again.stderr
 
 
+def test_ingest_says_the_range_of_deep_pictures_and_takes_another(kshot: Kshot, tmp_path: Path) -> None:
+    for number, name in enumerate(["scratch", "dent", "crack"]):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        values = np.arange(16 * 16, dtype=np.uint16).reshape(16, 16) * 16
+        Image.fromarray(np.roll(values, number)).save(tmp_path / "scans" / name / "0.png")
+    done = kshot(tmp_path, "ingest", "scans", "--name", "found", "--image-size", "16", "--mode", "grey")
+    assert done.returncode == 0, done.stderr
+    said = "3 of 3 pictures are deeper than 8 bits: values 0..4080 are stretched to 0..255 (--range LOW:HIGH sets it)"
+    assert said in done.stdout
+    done = kshot(tmp_path, "ingest", "scans", "--name", "given", "--image-size", "16", "--range", "0:2040")
+    assert "3 of 3 pictures hold values outside 0..2040, which are clipped" in done.stdout, done.stderr
+    for wrong in ("2040", "9:1", "a:b", "0:nan", "0:inf", "percentiles"):
+        done = kshot(tmp_path, "ingest", "scans", "--name", "wrong", "--range", wrong)
+        assert done.returncode == 2
+        assert f"--range {wrong}; need LOW:HIGH, two numbers with the lower first, or percentile" in done.stderr
+    done = kshot(tmp_path, "ingest", "scans", "--name", "found", "--range", "percentile")
+    assert (done.returncode, "next: leave out --range" in done.stderr) == (2, True)
+
+
 def test_ingest_without_a_name_or_with_a_bad_source_is_one_line_and_exit_2(
     kshot: Kshot, tmp_path: Path, photos: Path
 ) -> None:

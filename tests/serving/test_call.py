@@ -42,6 +42,13 @@ def test_labels_of_no_plain_type_are_refused(labels: Any) -> None:
         read_labels(labels, 2)
 
 
+@pytest.mark.parametrize("give", [np.asarray, np.ndarray.tolist], ids=["array", "list"])
+def test_whole_numbers_are_values_of_the_range_where_there_is_one(give: Any) -> None:
+    deep = ImageKind(image_size=8, channels=1, value_range=(0, 4080))
+    values = np.arange(64).reshape(1, 8, 8) * 16
+    assert np.array_equal(read_items(give(values), deep)[0, :, :, 0], values[0] // 16)
+
+
 def test_the_largest_whole_numbers_stay_apart() -> None:
     assert read_labels([2**63, 2**63 + 1], 2).tolist() == [2**63, 2**63 + 1]
     with pytest.raises(EpisodeError, match="need whole numbers of 64 bits alone"):

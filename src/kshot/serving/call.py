@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kshot.data.items import ImageKind
 from kshot.data.items.contract import ItemKind
 from kshot.errors import DataError, EpisodeError, ModelError
 
@@ -79,12 +80,16 @@ def _kind(label: Any) -> str:
 
 
 def _array(given: Any, item: ItemKind) -> NDArray[Any]:
-    """One item as an array. Whole numbers without a width of their own, as in a list, may be bytes."""
+    """One item as an array. Whole numbers without a width of their own, as in a list, may be bytes.
+
+    Where the dataset has a value range they are values of it, as in a deep picture, whatever they are.
+    """
     try:
         array = np.asarray(given)
     except ValueError:
         raise DataError("one has rows of several lengths; need them equal") from None
-    if array.dtype != np.int64 or item.dtype != np.uint8 or not array.size:
+    deep = isinstance(item, ImageKind) and item.value_range is not None
+    if array.dtype != np.int64 or item.dtype != np.uint8 or deep or not array.size:
         return array
     lowest, highest = int(array.min()), int(array.max())
     if lowest < 0 or highest > np.iinfo(np.uint8).max:
