@@ -102,6 +102,9 @@ def test_the_readme_fits_on_a_few_screens() -> None:
         ("kshot compare 1", "Missing argument"),
         ("kshot compare one two", "valid integer"),
         ("kshot compare 1 2  # two versions", ""),
+        ("kshot curate photos drpo x.png", "No such command"),
+        ("kshot curate photos min-images few", "valid integer"),
+        ("kshot curate photos min-images 3", ""),
         ("python -m kshot --debug history", ""),
     ],
 )
@@ -196,7 +199,11 @@ def fault_of(words: list[str]) -> str:
     if name not in COMMANDS:
         return f"No such command {name!r}"
     try:
-        COMMANDS[name].make_context(name, arguments)
+        context = COMMANDS[name].make_context(name, arguments)
+        if hasattr(context.command, "commands"):  # a group: its operation and the arguments of that
+            rest = [*context._protected_args, *context.args]
+            operation, command, arguments = context.command.resolve_command(context, rest)
+            command.make_context(operation, arguments, parent=context)
     except TyperException as error:
         return error.format_message()
     return ""
