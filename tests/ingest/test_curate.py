@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kshot.data.packed import PackedDataset, read_info
 from kshot.errors import DataError
-from kshot.ingest import curate, writer
+from kshot.ingest import curate, ingest, writer
 from kshot.ingest.curate import (
     CurateReport,
     classes_in,
@@ -199,7 +200,10 @@ def test_a_list_that_was_altered_or_lost_is_an_error(folder: Path) -> None:
         ),
         (lambda f: min_images(f, 6), "leave meta_train, meta_val, meta_test without a class"),
         (lambda f: min_images(f, 0), "found 0 as the least number.*needed 1"),
-        (lambda f: move_split(f, ["val/c0"], "practice"), "--to: found split 'practice'; needed one of meta_train"),
+        (
+            lambda f: move_split(f, ["val/c0"], "practice"),
+            "found split 'practice' after --to; needed one of meta_train",
+        ),
         (lambda f: move_split(f, ["val/c0"], "val"), "'val/c0' is already in meta_val"),
         (lambda f: relabel(f, {"val/c0/20.png": "val/c00"}), r"no class 'val/c00'.*did you mean 'val/c0'\?"),
         (lambda f: relabel(f, {"val/c0/20.png": "val/c0"}), "1 item already of that class"),
@@ -303,3 +307,24 @@ def test_a_list_of_labels_with_two_for_an_item_is_refused(tmp_path: Path) -> Non
     (tmp_path / "list.csv").write_text("id,class\na,x\na,y\n")
     with pytest.raises(DataError, match="item 'a' has two classes; needed one"):
         classes_in(tmp_path / "list.csv")
+
+
+def test_an_ingest_that_repeats_a_relabelling_or_a_move_is_no_conflict(tmp_path: Path) -> None:
+    def source(class_of_first: str, split: str) -> Path:
+        splits = {"a": "train", "b": split, "c": "test", "d": "val"}
+        classes = [class_of_first, *"abcdabcdabcd"[1:]]
+        for number in range(12):
+            Image.fromarray(noise(1, seed=number)[0, :, :, 0]).save(tmp_path / f"{number}.png")
+        rows = [f"{number}.png,{name},{splits[name]}" for number, name in enumerate(classes)]
+        (tmp_path / "table.csv").write_text("\n".join(["path,class,split", *rows]))
+        return tmp_path / "table.csv"
+
+    ingest(source("a", "val"), "toy", tmp_path / "data")
+    with pytest.raises(DataError, match="'0.png' is already .* as class 'a', now 'b'; next: kshot curate toy relabel"):
+        ingest(source("b", "val"), "toy", tmp_path / "data")
+    folder = tmp_path / "data" / "toy"
+    relabel(folder, {"0.png": "b"})
+    assert ingest(source("b", "val"), "toy", tmp_path / "data").added == 0
+    move_split(folder, ["b"], "test")
+    assert ingest(source("b", "test"), "toy", tmp_path / "data").added == 0
+    assert set(PackedDataset.open(folder).splits.meta_test) == {"b", "c"}

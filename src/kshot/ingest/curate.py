@@ -39,7 +39,7 @@ from kshot.data.edits import (
 from kshot.data.packed import INFO_FILE, SPLITS, DatasetInfo, PackedDataset, info_json
 from kshot.errors import DataError
 from kshot.ingest.sources import check_class_names
-from kshot.ingest.splits import add_given
+from kshot.ingest.splits import split_of
 from kshot.ingest.writer import hold, next_file, write_atomically
 
 _IN_PLACE = 20  # so many ids of an edit stand in dataset.json itself
@@ -122,13 +122,12 @@ def relabel(folder: Path, class_of: Mapping[str, str], reason: str = "") -> Cura
 
 
 def move_split(folder: Path, classes: Sequence[str], to: str, reason: str = "") -> CurateReport:
-    given: dict[str, str] = {}
-    for name in classes:
-        add_given(given, name, to, where="--to")
+    split = split_of(to)
+    if split is None:
+        raise DataError(f"found split {to!r} after --to; needed one of {', '.join(SPLITS)}")
     with editing(folder) as dataset:
         state = curation_of(dataset)
         names = known_classes(dataset, classes)
-        split = given[names[0]]
         moved = tuple(name for name in names if state.splits[state.classes.index(name)] != (split,))
         if not moved:
             raise DataError(f"{_named('class', names)} already in {split}; needed another split")
@@ -357,13 +356,12 @@ def _check_nothing_emptied(dataset: PackedDataset, edited: PackedDataset, before
     if not emptied:
         return
     fullest = max(SPLITS, key=lambda split: after.classes[split])
-    if after.classes[fullest] < 2:
+    spare = [name for name in dataset.splits.of(fullest) if name in edited.splits.of(fullest)]
+    if len(spare) < 2:
         raise DataError(f"this would leave {', '.join(emptied)} without a class; needed at least one in every split")
-    state = curation_of(edited)
-    spare = next(name for name, of in zip(state.classes, state.splits, strict=True) if fullest in of)
     raise DataError(
         f"this would leave {emptied[0]} without a class; needed at least one; next: kshot curate {dataset.name} "
-        f"move-split {words([spare])} --to {emptied[0]}"
+        f"move-split {words(spare[:1])} --to {emptied[0]}"
     )
 
 

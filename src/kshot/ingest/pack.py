@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kshot.data.items import AnyItemKind, ImageKind
 from kshot.data.items.contract import ItemKind, Read
-from kshot.data.packed import INFO_FILE, Quarantined, Rotations, Splits, read_info
+from kshot.data.packed import INFO_FILE, PackedDataset, Quarantined, Rotations, Splits, read_info
 from kshot.errors import DataError
 from kshot.ingest.built_in import BuiltIn
 from kshot.ingest.decoding import RangeRule, read_in_order, with_value_range
@@ -121,7 +121,9 @@ def pack(
         quarantined = tuple(sorted(refused, key=lambda row: row.source))
         if writer.added + writer.skipped == 0:
             raise DataError(nothing_usable(source, quarantined))
+        moved = PackedDataset.open(folder).splits.by_class() if before and before.edits else {}
         given = {**source.given_splits, **splits.given}
+        given = {name: split for name, split in given.items() if moved.get(name) != split}
         seen = {*source.given_splits, *(file.class_name for file in source.files)}
         emptied = seen - writer.class_groups.keys()  # no file of theirs is usable
         assigned = assign_splits(

@@ -117,7 +117,7 @@ def assign_splits(
     if moved:
         raise DataError(
             f"{_listed(moved)} would leave {kept[moved[0]]} for {given[moved[0]]}; a class keeps its split, "
-            "because models were trained on it; to split anew, ingest under a new --name"
+            "because models were trained on it; to move it all the same, use the operation move-split of kshot curate"
         )
     new = {name: group for name, group in class_groups.items() if name not in kept}
     if before is not None:

@@ -4,10 +4,12 @@ import fcntl
 import hashlib
 import io
 import os
+import shlex
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from kshot.data.edits import Curation
 from kshot.data.items import AnyItemKind
 from kshot.data.items.contract import ItemKind, item_size_bytes
 from kshot.data.packed import (
     INFO_FILE,
     MANIFEST_FILE,
     DatasetInfo,
+    PackedDataset,
     Quarantined,
     Rotations,
     Shard,
@@ -202,11 +206,23 @@ class PackedWriter:
                 f"item {record.id!r} is already in {self.folder} with other content "
                 f"(sha256 {known_sha256[:12]}, now {sha256[:12]}); needed a new name for a new item"
             )
-        if known_class != record.class_name:
+        if record.class_name not in (known_class, self._class_now(self._row[record.id])):
+            words = f"{shlex.quote(record.id)} --to {shlex.quote(record.class_name)}"
+            is_known = record.class_name in self.class_groups
+            relabel = f"next: kshot curate {self.folder.name} relabel {words}, then ingest again"
             raise DataError(
-                f"item {record.id!r} is already in {self.folder} as class {known_class!r}, "
-                f"now {record.class_name!r}; to relabel, ingest under a new --name"
+                f"item {record.id!r} is already in {self.folder} as class {known_class!r}, now "
+                f"{record.class_name!r}; {relabel if is_known else 'to relabel, ingest under a new --name'}"
             )
+
+    def _class_now(self, row: int) -> str | None:
+        """The class that the edits give an item that was there before; None where they give it none."""
+        after = self._curation
+        return after.classes[after.class_of[row]] if after and row < len(after.class_of) else None
+
+    @cached_property
+    def _curation(self) -> Curation | None:
+        return PackedDataset(self.folder, self.before, b"").curation if self.before else None
 
     def _cell(self, column: str, row: int) -> Any:
         n_before = len(self._rows_before)
