@@ -12,9 +12,7 @@ from tests.fake_servers import NOBODY, answering, black_hole
 
 
 def refusal(url: str, words: str) -> str:
-    return (
-        rf"^MLFLOW_TRACKING_URI is {url}: {words}; need MLflow; next: start that server, .* unset MLFLOW_TRACKING_URI"
-    )
+    return rf"^MLFLOW_TRACKING_URI is {url}: {words}; need an MLflow server; next: start that server, .* unset MLFLOW"
 
 
 @pytest.mark.parametrize(
@@ -48,3 +46,11 @@ def test_a_port_that_never_answers_is_left_soon(monkeypatch: pytest.MonkeyPatch)
 def test_an_answer_in_json_is_a_tracking_server() -> None:
     with answering(200, b"{}") as url:
         check_server(url)
+
+
+def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        StageError,
+        match=r"^MLFLOW_TRACKING_URI is postgresql://127.0.0.1:9/x: Connection refused; need a PostgreSQL database; ",
+    ):
+        history("toy", tmp_path, "postgresql://me:secret@127.0.0.1:9/x")

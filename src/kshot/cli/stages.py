@@ -24,9 +24,8 @@ def stage(
     prepare_environment()
     from kshot.config import load_params
 
-    workspace = Workspace.find()
-    params = load_params(workspace.params)
-    workspace = Workspace(workspace.root.resolve())
+    found = Workspace.find()
+    params, workspace = load_params(found.params), Workspace(found.root.resolve())
     run = import_module(STAGES[name]).run
     takes_an_item = len(signature(run).parameters) > len((params, workspace))
     if takes_an_item != (item is not None):

@@ -104,10 +104,14 @@ def check_server(tracking_uri: str | None = None) -> None:
         answer.raise_for_status()
         answer.json()
     except Exception as error:  # every library below the client has its own
-        raise StageError(
-            f"MLFLOW_TRACKING_URI is {public(address)}: {why_silent(error)}{proxy_for(address)}; need MLflow; "
-            "next: start that server, correct its address and key, or unset MLFLOW_TRACKING_URI to use .kshot"
-        ) from error
+        raise _no_server(address, f"{why_silent(error)}{proxy_for(address)}", "an MLflow server") from error
+
+
+def _no_server(address: str, why: str, needed: str) -> StageError:
+    return StageError(
+        f"MLFLOW_TRACKING_URI is {public(address)}: {why}; need {needed}; "
+        "next: start that server, correct its address and key, or unset MLFLOW_TRACKING_URI to use .kshot"
+    )
 
 
 def all_pages(search: Callable[..., PagedList[T]], *filters: str) -> Iterator[T]:
@@ -143,8 +147,18 @@ def _alone(address: str, root: Path) -> Iterator[None]:
 @contextmanager
 def _advisory_lock(address: str) -> Iterator[None]:
     """PostgreSQL lets go of it when the connection ends, also by a kill."""
-    engine = create_engine(address, poolclass=NullPool, isolation_level="AUTOCOMMIT")  # no transaction that waits
-    with engine.connect() as connection:
+    engine = create_engine(
+        address,
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",  # no transaction that waits
+        connect_args={"connect_timeout": int(PATIENCE_S)},
+    )
+    try:
+        opened = engine.connect()
+    except OperationalError as error:
+        why = (str(error.orig).splitlines() or ["no answer"])[0].rpartition(" failed: ")[2]
+        raise _no_server(address, why, "a PostgreSQL database") from error
+    with opened as connection:
         connection.execute(text(f"SET lock_timeout = {int(_LOCK_TIMEOUT_S * 1000)}"))
         try:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
