@@ -262,7 +262,7 @@ def test_of_items_that_look_alike_no_more_are_dropped_than_needed(tmp_path: Path
         (("drop", "--finding", "not_blank"), "no findings at .kshot/validate/findings.csv.*next: kshot validate"),
         (("drop", "train/c0/1.pgn"), r"no item 'train/c0/1.pgn'.*did you mean 'train/c0/1.png'\?"),
         (("relabel", "train/c0/1.png"), "next: kshot curate tiny relabel ID --to CLASS"),
-        (("move-split", "train/c0", "--to", "holdout"), "found split 'holdout'; needed one of meta_train"),
+        (("move-split", "train/c0", "--to", "holdout"), "found split 'holdout' after --to; needed one of meta_train"),
         (("move-split", "--to", "val"), "found nothing to say which"),
         (("erase", "--yes"), "found nothing to say which"),
         (("erase", "--ids", "nobody", "--yes"), "no item 'nobody'"),

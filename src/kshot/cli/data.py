@@ -158,15 +158,21 @@ def _leave_out_small_classes(folder: Path, n_images: int) -> None:
 
 def _understood(source: "Source", request: "SplitRequest", folder: Path | None, min_images: int) -> Iterator[str]:
     """What was understood of `source`, to be added to the dataset in `folder` where there is one."""
-    from kshot.data.packed import INFO_FILE, read_info, read_manifest
+    from kshot.data.packed import INFO_FILE, PackedDataset
     from kshot.ingest.understanding import understanding
 
     if folder is None or not (folder / INFO_FILE).is_file():
         return understanding(source, request, groups_before={}, splits_before=None, min_images=min_images)
-    before = read_info(folder)
-    classes, groups = read_manifest(folder, before, ["class", "group"]).columns
-    known = dict(zip(classes.to_pylist(), groups.to_pylist(), strict=True))
-    return understanding(source, request, groups_before=known, splits_before=before.splits, min_images=min_images)
+    before = PackedDataset.open(folder)
+    rows = before.stored_manifest
+    return understanding(
+        source,
+        request,
+        groups_before=dict(zip(rows["class"].to_pylist(), rows["group"].to_pylist(), strict=True)),
+        splits_before=before.info.splits,
+        curated=before.splits.by_class() if before.info.edits else {},
+        min_images=min_images,
+    )
 
 
 def _tell(report: "IngestReport", workspace: Workspace, *, known: frozenset[str] = frozenset()) -> None:

@@ -21,11 +21,13 @@ def understanding(
     *,
     groups_before: Mapping[str, str],
     splits_before: Splits | None,
+    curated: Mapping[str, str] | None = None,
     min_images: int = 0,
 ) -> Iterator[str]:
     """Lines on layout, classes, groups, splits, three examples, and what is left out and why, in counts.
 
-    `groups_before` and `splits_before` are of the dataset that the source is added to. Raise DataError for what would
+    `groups_before` and `splits_before` are of the dataset that the source is added to, as its ingests left them;
+    `curated` is the split of each class as edits leave it. Raise DataError for what would
     make the dataset ambiguous, as packing does.
     """
     if not source.files:
@@ -33,9 +35,10 @@ def understanding(
     groups = {**groups_before, **{file.class_name: file.group for file in source.files}}
     check_class_names(groups)
     of_source = {name: split for name, split in source.given_splits.items() if name in groups}
-    given = {**of_source, **request.given}
+    curated = curated or {}
+    given = {name: split for name, split in {**of_source, **request.given}.items() if curated.get(name) != split}
     assigned = assign_splits(groups, given=given, plan=request.seeded, before=splits_before)
-    split_of_class = assigned.by_class()
+    split_of_class = {**assigned.by_class(), **curated}
     sizes = Counter(file.class_name for file in source.files)
 
     yield f"source    {source.name}: {_n(len(source.files), 'picture')}; {source.words}"
