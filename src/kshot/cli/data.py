@@ -17,6 +17,7 @@ from kshot.cli.output import say, warn
 from kshot.errors import ConfigError
 from kshot.project.data_pointer import fetch_data, track_data
 from kshot.workspace import Workspace
+from kshot.yaml_file import typed
 
 if TYPE_CHECKING:
     from kshot.data.items import AnyItemKind
@@ -118,7 +119,7 @@ def ingest(
     if min_images:
         _leave_out_small_classes(report.folder, min_images)
     _tell(report, workspace, known=frozenset(row.source for row in opened.refused))
-    say(f"next: set dataset.name: {report.folder.name} in params.yaml, then make train")
+    say(f"next: set dataset.name: {typed(report.folder.name)} in params.yaml, then make train")
 
 
 def _ingest_built_in(context: typer.Context, source: str, workspace: Workspace) -> None:
