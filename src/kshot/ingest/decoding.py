@@ -20,12 +20,13 @@ from kshot.runtime.processes import Processes, in_order
 RangeRule = Literal["extremes", "percentile"]
 
 _FILES_AT_ONCE, _BYTES_AT_ONCE = 64, 4 * 2**20  # of items in a batch
+_BATCHES_PER_CORE = 8
 _FEW_FILES = 512  # are read before processes for them would have started
 
 
 def read_in_order(item: ItemKind, files: Sequence[SourceFile]) -> Generator[tuple[SourceFile, Read | str], None, None]:
     """Each file with what was read from it, or the reason of its refusal. To leave before its end, close it."""
-    at_once = max(1, min(_FILES_AT_ONCE, _BYTES_AT_ONCE // item_size_bytes(item)))
+    at_once = _files_at_once(len(files), item_size_bytes(item))
     with _executor(len(files)) as executor:
         results = in_order(executor, partial(read_files, item), _paths(files, at_once), ahead=2 * usable_cores())
         yield from zip(files, (outcome for result in results for outcome in result), strict=True)
@@ -57,7 +58,9 @@ def with_value_range(
 def _value_range(deep: Sequence[SourceFile], rule: RangeRule) -> ValueRange | None:
     with _executor(len(deep)) as executor:
         spread_of_some = partial(spread_of_files, rule == "percentile")
-        spreads = in_order(executor, spread_of_some, _paths(deep, _FILES_AT_ONCE), ahead=2 * usable_cores())
+        spreads = in_order(
+            executor, spread_of_some, _paths(deep, _files_at_once(len(deep), 0)), ahead=2 * usable_cores()
+        )
         spread = together(one for one in spreads if one is not None)
     if spread is None:
         return None
@@ -76,6 +79,12 @@ def _executor(n_files: int) -> Iterator[Executor]:
     several = n_files >= _FEW_FILES and cores > 1
     with Processes(cores) if several else ThreadPoolExecutor(max_workers=cores) as executor:
         yield executor
+
+
+def _files_at_once(n_files: int, item_bytes: int) -> int:
+    """So many that their items stay small, and of a few large photos no more than leaves each core its part."""
+    small = _BYTES_AT_ONCE // item_bytes if item_bytes else _FILES_AT_ONCE
+    return max(1, min(_FILES_AT_ONCE, small, n_files // (_BATCHES_PER_CORE * usable_cores())))
 
 
 def _paths(files: Sequence[SourceFile], at_once: int) -> Iterator[list[str]]:

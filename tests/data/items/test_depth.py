@@ -1,3 +1,4 @@
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ def test_unsigned_values_of_32_bits_stay_positive() -> None:
     kind = ImageKind(image_size=16, channels=1, value_range=(0, 2**32 - 1))
     values = GREY.astype(np.uint32) * np.uint32(16843009)
     assert np.array_equal(kind.read(uint32_tiff(values)).item[:, :, 0], GREY)
+
+
+def test_a_tiff_whose_white_is_zero_looks_as_viewers_show_it() -> None:
+    tiff = encoded(Image.fromarray(TWELVE), "TIFF")
+    inverted = tiff.replace(struct.pack("<HHIHH", 262, 3, 1, 1, 0), struct.pack("<HHIHH", 262, 3, 1, 0, 0))
+    assert inverted != tiff
+    assert np.array_equal(RANGED.read(inverted).item[:, :, 0], 255 - GREY)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

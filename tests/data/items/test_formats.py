@@ -190,3 +190,11 @@ def test_colour_of_16_bits_per_channel_keeps_the_high_8_and_says_so() -> None:
         read = COLOUR.read(content)
         assert (read.item == 77).all()
         assert read.notes == ("have 16 bits per channel in colour, of which the high 8 are kept",)
+
+
+def test_a_tiff_of_numbers_that_are_not_read_is_not_called_damaged() -> None:
+    tiff = encoded(Image.new("F", (16, 16)), "TIFF")
+    wider = tiff.replace(struct.pack("<HHIHH", 258, 3, 1, 32, 0), struct.pack("<HHIHH", 258, 3, 1, 64, 0))
+    assert wider != tiff
+    with pytest.raises(DataError, match="a TIFF of 1 channel of 64-bit floats; save it with 1 channel of 16 bits"):
+        COLOUR.read(wider)

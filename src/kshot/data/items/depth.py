@@ -67,6 +67,11 @@ def stretched(values: NDArray[Any], to: ValueRange) -> tuple[NDArray[np.uint8], 
     return levels, bool(values.min() < low or values.max() > high)
 
 
+def white_is_zero(image: Any) -> bool:
+    """Of a deep TIFF, which Pillow does not turn into one whose black is 0, as it does of 8 bits."""
+    return bool(image.format == "TIFF" and image.tag_v2.get(262) == 0)
+
+
 def high_bytes(image: Image.Image) -> NDArray[np.uint8]:
     """(H, W) of integers, the high of 16 bits; what datasets hold that were made before they could state a range."""
     return (np.clip(np.asarray(image).astype(np.int64), 0, 2**16 - 1) >> 8).astype(np.uint8)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from kshot.data.items.files import file_bytes
 from kshot.errors import DataError
@@ -41,6 +42,7 @@ _BEGINNINGS = {  # of a damaged file, which Pillow no longer recognises
     "PPM": (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf"),
     "GIF": (b"GIF8",),
 }
+_UNKNOWN_PIXELS = "unknown pixel mode"  # Pillow's words
 _JPEG_END = b"\xff\xd9"
 _CHANGES_PIXELS = (b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 
@@ -237,8 +239,23 @@ def _why_not(content: bytes) -> str:
                 return f"{name}; {way_on}"
     for name, beginnings in _BEGINNINGS.items():
         if content.startswith(beginnings) and (name != "WEBP" or content[8:12] == b"WEBP"):
-            return f"damaged {name} image: {_complaint(name, content)}"
+            complaint = _complaint(name, content)
+            return _unread_tiff(content) if complaint == _UNKNOWN_PIXELS else f"damaged {name} image: {complaint}"
     return f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+
+
+def _unread_tiff(content: bytes) -> str:
+    """Of an intact TIFF, whose pixels Pillow has no mode for."""
+    tags = ImageFileDirectory_v2(content[: 16 if content[2] == ord("+") else 8])  # as long as the header of a BigTIFF
+    file = io.BytesIO(content)
+    file.seek(tags.next)
+    tags.load(file)
+    bits, n_channels = tags.get(258, (1,))[0], tags.get(277, 1)
+    numbers = {1: "integers", 2: "signed integers", 3: "floats"}.get(tags.get(339, (1,))[0], "numbers")
+    many = f"{n_channels} channels" if n_channels > 1 else "1 channel"
+    return (
+        f"a TIFF of {many} of {bits}-bit {numbers}; save it with 1 channel of 16 bits or 32-bit floats, or 3 of 8 bits"
+    )
 
 
 def _complaint(name: str, content: bytes) -> str:

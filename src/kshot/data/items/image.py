@@ -24,7 +24,15 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as settings
 
 from kshot.data.items.contract import ItemSource, Read, Stored
-from kshot.data.items.depth import ValueRange, check_finite, deep_values, high_bytes, range_text, stretched
+from kshot.data.items.depth import (
+    ValueRange,
+    check_finite,
+    deep_values,
+    high_bytes,
+    range_text,
+    stretched,
+    white_is_zero,
+)
 from kshot.data.items.files import file_bytes
 from kshot.data.items.formats import DEEP, TRANSPARENT, open_checked, reason, with_end
 from kshot.data.items.thumbnails import difference_hash, thumbnails
@@ -177,7 +185,8 @@ class ImageKind:
     def _levels(self, image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:
         """(H, W) uint8 of a deep picture."""
         if self.value_range is not None:
-            return self._stretched(deep_values(image))
+            levels, notes = self._stretched(deep_values(image))
+            return 255 - levels if white_is_zero(image) else levels, notes
         if image.mode == "F":
             raise DataError(
                 "the pixels are floats; need a dataset with a value range; "
