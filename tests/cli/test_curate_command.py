@@ -262,9 +262,9 @@ def test_of_items_that_look_alike_no_more_are_dropped_than_needed(tmp_path: Path
         (("drop", "--finding", "not_blank"), "no findings at .kshot/validate/findings.csv.*next: kshot validate"),
         (("drop", "train/c0/1.pgn"), r"no item 'train/c0/1.pgn'.*did you mean 'train/c0/1.png'\?"),
         (("relabel", "train/c0/1.png"), "next: kshot curate tiny relabel ID --to CLASS"),
-        (("move-split", "train/c0", "--to", "holdout"), "found split 'holdout' after --to; needed one of meta_train"),
+        (("move-split", "train/c0", "--to", "practice"), "found split 'practice' after --to; needed one of meta_train"),
         (("move-split", "--to", "val"), "found nothing to say which"),
-        (("erase", "--yes"), "found nothing to say which"),
+        (("erase", "--yes"), "found nothing to say which; needed one; next: kshot curate tiny erase --ids ID"),
         (("erase", "--ids", "nobody", "--yes"), "no item 'nobody'"),
     ],
 )
@@ -313,7 +313,7 @@ def test_an_erasure_asks_for_the_name_and_says_what_still_holds_the_items(
     erase = ("curate", "tiny", "erase", "--class", "train/c0")
     monkeypatch.setattr("typer.prompt", lambda question: "no")
     done = kshot(tmp_path, *erase)
-    assert (done.returncode, "found 'no'; needed 'tiny'; nothing was erased" in done.stderr) == (2, True)
+    assert (done.returncode, "found 'no'; needed 'tiny', or --yes; nothing was erased" in done.stderr) == (2, True)
     monkeypatch.setattr("typer.prompt", lambda question: "tiny")
     done = kshot(tmp_path, *erase, "--reason", "asked for")
     assert "erased 5 items" in done.stdout, done.stderr

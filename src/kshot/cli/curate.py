@@ -175,16 +175,17 @@ def erase(
     from kshot.ingest.erase import erase as erase_items
     from kshot.ingest.erase import rows_to_erase
 
-    _check_one_source(f"kshot curate {context.obj} erase --ids ID", ids, class_, list_)
+    if not (ids or class_ or list_):
+        raise DataError(f"found nothing to say which; needed one; next: kshot curate {context.obj} erase --ids ID")
     fetch_data(_WORKSPACE)
     folder = _folder(context)
     dataset = PackedDataset.open(folder)
-    named = ids_in(list_) if list_ else _ids_of(ids or [])
+    named = [*_ids_of(ids or []), *(ids_in(list_) if list_ else ())]
     n_items = len(rows_to_erase(dataset, named, class_ or []))
     if not yes:
-        typed = typer.prompt(f"{n_items:,} of {dataset.info.n_items:,} items go for good. Type {dataset.name} to erase")
+        typed = _typed(f"{n_items:,} of {dataset.info.n_items:,} items go for good. Type {dataset.name} to erase them")
         if typed != dataset.name:
-            raise DataError(f"found {typed!r}; needed {dataset.name!r}; nothing was erased")
+            raise DataError(f"found {typed!r}; needed {dataset.name!r}, or --yes; nothing was erased")
     report = erase_items(folder, named, class_ or [], reason)
     for shown in (_WORKSPACE.validation, _WORKSPACE.output("validate")):
         shutil.rmtree(shown, ignore_errors=True)
@@ -198,6 +199,14 @@ def erase(
         say("what nothing in this folder uses now; then no run on an earlier version can be repeated.")
         say("next: dvc gc --workspace")
         say("next: dvc gc --workspace --cloud")
+
+
+def _typed(question: str) -> str:
+    """What the person answers; "" where nobody does."""
+    try:
+        return str(typer.prompt(question))
+    except typer.Abort:
+        return ""
 
 
 def _edit(context: typer.Context, operation: "Callable[[Path], CurateReport]") -> None:
