@@ -145,13 +145,16 @@ def test_a_refused_dataset_leaves_its_report_and_no_artifact(tmp_path, capsys):
     (tmp_path / "data" / "tiny").rename(tmp_path / "before")
     worse.write(tmp_path / "data" / "tiny")
 
-    with pytest.raises(ValidationError, match=r"^tiny fails 1 of 24 checks; see .*:\n  images_per_class: 7") as refusal:
+    with pytest.raises(ValidationError, match=r"^tiny fails 1 of 24 checks: images_per_class \(7") as refusal:
         validate.run(tiny_params(), Workspace(tmp_path))
 
     line = str(refusal.value)
     assert line == (
-        "tiny fails 1 of 24 checks; see .kshot/validate/report.html:\n"
-        "  images_per_class: 7 classes short of images "
+        "tiny fails 1 of 24 checks: images_per_class (7 classes short of images); see .kshot/validate/report.html; "
+        "next: ingest more images of the classes in meta_test"
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "images_per_class: 7 classes short of images "
         r"('test/\x1b[31m\nred' has 1 of 5, 'test/c1' has 1 of 5, 'test/c2' has 1 of 5, and 4 more); "
         "next: ingest more images of the classes in meta_test"
     )

@@ -42,6 +42,8 @@ def run(params: Params, workspace: Workspace) -> None:
     if refused:
         for name in files:
             (output / name).unlink(missing_ok=True)
+        for result in refused:
+            print(in_words(result), flush=True)
         raise ValidationError(_refusal(dataset.name, results, refused, kept.relative_to(workspace.root)))
     _write(output, files)
     n_warnings = sum(not result.passed for result in results)
@@ -49,15 +51,13 @@ def run(params: Params, workspace: Workspace) -> None:
 
 
 def _refusal(name: str, results: list[CheckResult], refused: list[CheckResult], kept: Path) -> str:
-    """A line per check that failed, and one command for all items to drop where several checks found some."""
-    lines = [
-        f"{name} fails {len(refused)} of {len(results)} checks; see {kept / REPORT_FILE}:",
-        *map(in_words, refused),
-    ]
-    dropping = [result for result in refused if (result.remedy.findings.query("id != ''")["action"] == DROP).any()]
-    if len(dropping) > 1:
-        lines.append(f"all items to drop at once; next: kshot curate {name} drop --list {kept / FINDINGS_FILE}")
-    return "\n  ".join(lines)
+    """The checks that failed, and the command for the first; one for all items to drop where several found some."""
+    found = ", ".join(f"{result.name} ({result.found})" for result in refused)
+    n_dropping = sum((result.remedy.findings["action"] == DROP).any() for result in refused)
+    drop_all = f"kshot curate {name} drop --list {kept / FINDINGS_FILE}"
+    command = drop_all if n_dropping > 1 else next((one.remedy.command for one in refused if one.remedy.command), "")
+    following = f"; next: {command}" if command else ""
+    return f"{name} fails {len(refused)} of {len(results)} checks: {found}; see {kept / REPORT_FILE}{following}"
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

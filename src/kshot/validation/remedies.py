@@ -131,11 +131,13 @@ def left_out_or_lowered(dataset: str, class_shapes: pd.DataFrame, rows: pd.DataF
     n_short, n_all = short.groupby("split")["class"].nunique(), class_shapes.groupby("split")["class"].nunique()
     emptied = [split for split in SPLITS if split in n_short and n_short[split] == n_all[split]]
     if emptied:
-        found = short[short["split"] == emptied[0]]["items_found"]
-        most = int(found.min() if found.min() >= 2 else found.max())  # 1 to learn from and 1 to ask are the least
-        lowered = f"lower k_shot and n_query of task_pool.{emptied[0]} in params.yaml to {most} or less together"
-        more = f"ingest more images of the classes in {emptied[0]}"
-        return Remedy(command=lowered if most >= 2 else more, findings=findings.assign(action=""))
+        found = short.groupby("split")["items_found"]
+        most = found.min().where(found.min() >= 2, found.max())  # 1 to learn from and 1 to ask are the least
+        limits = ", ".join(f"{most[split]} or less of task_pool.{split}" for split in emptied)
+        lowered = f"lower k_shot and n_query in params.yaml, together to {limits}"
+        more = f"ingest more images of the classes in {', '.join(emptied)}"
+        enough = all(most[split] >= 2 for split in emptied)
+        return Remedy(command=lowered if enough else more, findings=findings.assign(action=""))
     n = int(short["items_needed"].max())
     smaller = class_shapes[class_shapes["items_found"] < n]["class"].nunique()
     command = f"min-images {n}" if smaller == short["class"].nunique() else "drop --finding images_per_class"
@@ -144,13 +146,15 @@ def left_out_or_lowered(dataset: str, class_shapes: pd.DataFrame, rows: pd.DataF
 
 def moved_or_lowered(dataset: PackedDataset, facts: Facts, rows: pd.DataFrame) -> Remedy:
     """Of splits short of classes: fewer classes per episode, and classes of a split that has more than it needs."""
+    fewest = rows.groupby("split", sort=False)["classes_found"].min()
+    limits = ", ".join(f"{n_found} or less of task_pool.{split}" for split, n_found in fewest.items())
+    lowered = f"lower n_way in params.yaml to {limits}" if fewest.min() > 1 else ""
     worst = rows.sort_values("classes_needed", ascending=False, kind="stable").iloc[0]
     n_found, split = int(worst["classes_found"]), str(worst["split"])
-    lowered = f"set n_way of task_pool.{split} in params.yaml to {n_found} or less" if n_found > 1 else ""
     n_wanted = math.ceil((worst["classes_needed"] - n_found) / len(dataset.info.rotations))
     spare = _spare_classes(facts, split, len(dataset.info.rotations)) if worst["where"] == "in the split" else []
     moved = ""
-    if n_wanted <= min(len(spare), _NAMED):
+    if len(fewest) == 1 and n_wanted <= min(len(spare), _NAMED):
         moved = f"kshot curate {dataset.name} move-split {_words(spare[:n_wanted])} --to {split}"
     return Remedy(command=", or ".join(part for part in (moved, lowered) if part))
 
