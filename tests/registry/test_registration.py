@@ -16,8 +16,10 @@ from mlflow import MlflowClient
 from kshot.config import Params, load_params, params_from
 from kshot.data.packed import PackedDataset
 from kshot.errors import DataError, StageError
+from kshot.evaluation.cost import Cost
+from kshot.ingest.curate import drop_classes, drop_items, undo
 from kshot.model import ModelConfig, SavedModel, build_learner, save_model
-from kshot.registry.registration import register_run
+from kshot.registry.registration import model_card, read_finished_run, register_run
 from kshot.tracking import default_tracking_uri
 from tests.tiny_dataset import tiny_dataset
 
@@ -261,6 +263,20 @@ def test_model_card_states_results_with_intervals_and_what_is_served(
         assert line in card.splitlines(), line
     assert "no prediction depends on the other queries" in " ".join(card.split())
     assert "ids are unique" not in card
+
+
+def test_model_card_lists_the_edits_that_hold_and_counts_what_is_in_use(project: Path, write_run: WriteRun) -> None:
+    params = write_run()
+    run = read_finished_run(project, params)
+    drop_classes(run.dataset.folder, ["train/c0"])
+    undo(run.dataset.folder)
+    drop_items(run.dataset.folder, ["train/c1/5.png"], "blurred")
+    curated = replace(run, dataset=PackedDataset.open(run.dataset.folder))
+    cost = Cost(parameters=1, adapt_ms=1.0, classify_ms=1.0)
+    card = model_card(project, params, curated, cost, {"cost_measured_on": "here"})
+    assert "- Data: `tiny`, 59 images, 4 / 4 / 4 classes to train, select and test." in card
+    assert "- drop of 1 item 'train/c1/5.png': blurred" in card
+    assert "train/c0" not in card
 
 
 def test_registering_again_changes_nothing(project: Path, write_run: WriteRun, client: MlflowClient) -> None:
