@@ -1,4 +1,4 @@
-"""A dataset that is curated between two runs, with the real Prefect, DVC and MLflow: every version can be made again."""
+"""A dataset that is curated between two runs, with the real Prefect, DVC and MLflow: each version can be rebuilt."""
 
 import subprocess
 import sys
