@@ -91,7 +91,7 @@ REFUSED = [
     ({"support_labels": [float("nan"), 1, 2]}, "found labels of type float, whole number"),
     ({"support_labels": ["a", "b"]}, r"labels of shape \(2,\) for 3 support items"),
     ({"support_labels": [["a"], "b", "c"]}, "found labels of several shapes"),
-    ({"support_items": np.random.default_rng(0).random((3, *SHAPE))}, "of an array of shape .*float64; need uint8"),
+    ({"support_items": np.random.default_rng(0).random((3, *SHAPE))}, "of an array of shape .*float64.*need uint8"),
     ({"query_items": np.full((1, *SHAPE), 256)}, "the values go from 256 to 256; need 0 to 255"),
     ({"query_items": np.full((1, *SHAPE), -1).tolist()}, "of a list of 1, the values go from -1 to -1; need 0 to 255"),
     ({"query_items": []}, "found a list of 0; need at least one image"),
