@@ -223,7 +223,8 @@ def test_a_remark_on_a_few_pictures_does_not_replace_class_folders(tmp_path: Pat
     folder = lay(tmp_path / "shop", *(f"{kind}/{number}.png" for kind in "ab" for number in range(3)))
     table(folder / name, "a/1.png,blurred\n".replace(",", " " if name.endswith("txt") else ","))
     with pytest.raises(
-        DataError, match=f"{name} names 1 of 6 pictures, which lie in class folders; next: .*--no-tables"
+        DataError,
+        match=f"{name} names 1 of 6 pictures, which lie in class folders; .*next: .*--no-tables",
     ):
         read(folder)
     assert len(read(folder, tables=False).files) == 6
@@ -243,7 +244,7 @@ def test_notes_that_speak_of_pictures_are_no_tables(tmp_path: Path, text: str) -
     folder = lay(tmp_path / "shop", "a/1.png", "b/2.png", "b/3.png")
     table(folder / "notes.txt", text)
     if text.startswith("see"):
-        with pytest.raises(DataError, match="names 1 of 3 pictures, which lie in class folders; next: leave it out"):
+        with pytest.raises(DataError, match="names 1 of 3 pictures, which lie in class folders; needed one of both"):
             read(folder)
     else:
         assert len(read(folder).files) == 3
@@ -255,9 +256,65 @@ def test_annotations_of_one_split_do_not_replace_the_class_folders_of_another(tm
     table(folder / "val" / "val_annotations.txt", "v0.png\td\t0\t62\nv1.png\te\t0\t62\n")
     with pytest.raises(DataError, match=r"which of 2, 3, 4 is the class is not said; next: --class-column 2"):
         read(folder)
-    with pytest.raises(DataError, match="names 2 of 11 pictures, which lie in class folders; next: leave it out"):
+    with pytest.raises(DataError, match="'val/images/v0.png' is 'd' there, and 'in no class' by its folder"):
         read(folder, columns=Columns(class_name="2"))
     assert len(read(folder, tables=False).files) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "metadata.csv",
+            "file_name,text\n" + "".join(f"{kind}/{n}.png,{n % 2} {kind}\n" for kind in "ab" for n in range(6)),
+        ),
+        ("info.csv", "file,width\n" + "".join(f"{kind}/{n}.png,{640 + n % 2}\n" for kind in "ab" for n in range(6))),
+        ("quality.csv", "file,category\n" + "".join(f"{kind}/{n}.png,good\n" for kind in "ab" for n in range(6))),
+        ("labels.csv", "".join(f"{kind}/{n}.png,day{n % 3}\n" for kind in "ab" for n in range(6))),
+    ],
+)
+def test_a_table_of_something_else_does_not_replace_class_folders(tmp_path: Path, name: str, text: str) -> None:
+    folder = lay(tmp_path / "shop", *(f"{kind}/{number}.png" for kind in "ab" for number in range(6)))
+    table(folder / name, text)
+    with pytest.raises(
+        DataError, match=f"{name} says other classes than the folders.*--no-tables, or by the table with"
+    ):
+        read(folder)
+    assert {file.class_name for file in read(folder, tables=False).files} == {"a", "b"}
+
+
+def test_a_table_of_path_and_class_goes_before_folders_and_so_does_one_that_says_the_same(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", *(f"day{n}/{kind}.png" for kind in "ab" for n in range(3)))
+    table(
+        folder / "labels.csv",
+        "Path;Class\n" + "".join(f"day{n}/{kind}.png;{kind}\n" for kind in "ab" for n in range(3)),
+    )
+    assert {file.class_name for file in read(folder).files} == {"a", "b"}
+    words = lay(tmp_path / "words", *(f"n0{n}/{k}.png" for n in range(3) for k in range(2)))
+    table(
+        words / "names.csv", "file,label\n" + "".join(f"n0{n}/{k}.png,word {n}\n" for n in range(3) for k in range(2))
+    )
+    assert {file.class_name for file in read(words).files} == {"word 0", "word 1", "word 2"}
+
+
+def test_a_missing_picture_of_one_split_is_not_found_in_another(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "train/1.png", "train/2.png", "test/3.png", "test/4.png")
+    table(folder / "train" / "metadata.csv", "file_name,label\n1.png,cat\n2.png,cat\n3.png,cat\n")
+    source = read(folder)
+    assert [file.id for file in source.files] == ["train/1.png", "train/2.png"]
+    assert [(row.source, row.reason) for row in source.refused] == [("3.png", "no such file")]
+
+
+def test_a_text_of_uneven_rows_that_name_pictures_is_refused(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", *(f"cam{n}/{n}.png" for n in range(3)))
+    table(folder / "labels.txt", "0.png cat\n1.png golden retriever\n2.png cat\n")
+    with pytest.raises(DataError, match="labels.txt line 2: found 3 columns; needed 2"):
+        read(folder)
+
+
+def test_a_zip_of_one_split_keeps_it(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "test/u/1.png", "test/v/1.png")
+    assert read(pack_zip(folder, tmp_path / "more.zip")).given_splits == {"u": "meta_test", "v": "meta_test"}
 
 
 def test_tables_in_class_folders_are_annotations(tmp_path: Path) -> None:
@@ -275,10 +332,10 @@ def test_the_columns_and_the_folder_of_the_pictures_can_be_given(tmp_path: Path)
 
 
 def test_a_name_that_several_pictures_have_is_refused_and_not_guessed(tmp_path: Path) -> None:
-    folder = lay(tmp_path / "shop", "left/1.png", "right/1.png", "2.png")
+    folder = lay(tmp_path / "shop", "left/1.png", "right/1.png", "left/2.png", "right/2.png")
     with pytest.raises(DataError, match=r"line 2: '1' may be left/1.png, right/1.png; needed one.*--images-in"):
         read(table(folder / "labels.csv", "id,label\n1,a\n2,b\n"))
-    assert rows(read(folder / "labels.csv", pictures=folder / "left")) == [("1.png", "a", "")]
+    assert rows(read(folder / "labels.csv", pictures=folder / "left")) == [("1.png", "a", ""), ("2.png", "b", "")]
 
 
 def test_a_class_in_several_splits_is_refused_and_pooled_when_asked(tmp_path: Path) -> None:

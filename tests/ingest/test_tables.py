@@ -53,8 +53,7 @@ def text(separator: str = ",", header: str = "path,class", newline: str = "\n", 
 )
 def test_the_usual_dialects_say_the_same(tmp_path: Path, name: str, content: str | bytes) -> None:
     table = read(tmp_path, content, name)
-    find = pictures(*PICTURES).find
-    assert {find(row.path)[0].id: row.class_name for row in table.rows} == CLASSES
+    assert {row.picture.id: row.class_name for row in table.rows if row.picture} == CLASSES
 
 
 def test_numbers_in_json_lines_are_names_as_they_are_written(tmp_path: Path) -> None:
@@ -124,7 +123,59 @@ def test_a_table_that_is_not_utf8_names_the_command_that_helps(tmp_path: Path) -
         read(tmp_path, b"path,class\nbatch0/0.png," + b"caf\xe9\n")
 
 
-def test_a_name_that_several_pictures_have_gives_all_of_them() -> None:
-    assert [file.id for file in pictures(*PICTURES).find("0.png")] == ["batch0/0.png", "batch1/0.png"]
-    assert [file.id for file in pictures(*PICTURES).find("BATCH1/0.PNG")] == ["batch1/0.png"]
-    assert pictures(*PICTURES).find("../batch0/0.png") == ()
+@pytest.mark.parametrize(
+    ("paths", "named"),
+    [
+        (("1.png", "2.png", "9.png"), ("x/1.png", "x/2.png", None)),  # and not y/9.png, which is called alike
+        (("/data/x/1.png", "/data/x/2.png", "/data/dog/3.png"), ("x/1.png", "x/2.png", None)),
+        (("x/1.png", "X/2.PNG", "../x/3.png"), ("x/1.png", "x/2.png", None)),
+        (("c:\\x\\1.png", "c:\\x\\2", "c:\\x\\9"), ("x/1.png", "x/2.png", None)),
+    ],
+)
+def test_a_row_whose_picture_is_missing_names_no_other_picture(
+    tmp_path: Path, paths: tuple[str, ...], named: tuple[str | None, ...]
+) -> None:
+    names = ["x/1.png", "x/2.png", *(f"x/{number}.png" for number in range(10, 40)), "y/9.png", "3.png"]
+    more = "".join(f"{paths[0].replace('1', str(number))},c\n" for number in range(10, 40))
+    table = read(tmp_path, "path,class\n" + "".join(f"{path},c\n" for path in paths) + more, "labels.csv", *names)
+    assert [row.picture and row.picture.id for row in table.rows[:3]] == list(named)
+
+
+def test_names_that_pictures_of_two_folders_have_are_refused_and_not_guessed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 2: '0' may be batch0/0.png, batch1/0.png; needed one.*--images-in"):
+        read(tmp_path, "id,label\n0,a\n1,b\n")
+
+
+def test_names_alone_are_found_in_any_folder_where_each_is_there_once(tmp_path: Path) -> None:
+    names = [f"day{number % 5}/{number:03d}.jpg" for number in range(20)]
+    table = read(tmp_path, "id,label\n" + "".join(f"{n:03d},c{n % 3}\n" for n in range(20)), "labels.csv", *names)
+    assert [row.picture and row.picture.id for row in table.rows] == names
+
+
+def test_a_header_that_is_the_name_of_a_picture_is_a_header(tmp_path: Path) -> None:
+    table = read(tmp_path, "image,label\nother,a\n", "labels.csv", "image.png", "other.png")
+    assert labels(table) == {"other": "a"}
+
+
+@pytest.mark.parametrize("text", ['path,class\nbatch0/0.png,ant\nbatch0/1.png,"bee\nbatch1/0.png,cow\n'])
+def test_a_quote_that_is_left_open_does_not_swallow_rows(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="next: close its quotes"):
+        read(tmp_path, text)
+    with pytest.raises(DataError, match="line 4: found a cell of several lines; needed one a cell"):
+        read(tmp_path, text.replace("cow", 'cow"'))
+
+
+def test_a_column_in_which_every_row_differs_is_not_taken_for_the_class(tmp_path: Path) -> None:
+    names = [f"x/{number:03d}.jpg" for number in range(20)]
+    rows = "".join(f"{number} {name}\n" for number, name in enumerate(names, start=1))
+    with pytest.raises(DataError, match="which of 1 is the class is not said; next: --class-column 1"):
+        read(tmp_path, rows, "images.txt", *names)
+
+
+def test_a_hundred_thousand_rows_take_no_longer_each_than_a_few() -> None:
+    """Pictures of one name in every folder are not gone through for each row."""
+    found = pictures(*(f"class{kind}/{number}.png" for kind in range(300) for number in range(10)))
+    cells = [f"somewhere/class{kind}/{number}.png" for kind in range(300) for number in range(10)]
+    naming = found.naming(cells[:200], ())
+    assert naming is not None and naming.folder == () and naming.cut == 1
+    assert [file.id for cell in cells for file in found.find(cell, naming)] == [cell[10:] for cell in cells]

@@ -5,7 +5,7 @@ the pictures of a split, their class is that of their folder. What is in doubt i
 """
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,14 +13,18 @@ from kshot.data.folders import FoundFile, LeftOut, Parts, Refused, Tree, read_tr
 from kshot.data.names import Reason
 from kshot.errors import DataError, UnknownColumnsError
 from kshot.ingest.layout import place
+from kshot.ingest.pictures import Pictures
 from kshot.ingest.source import Reading, Source, SourceFile
 from kshot.ingest.splits import add_given, read_splits, split_of
-from kshot.ingest.tables import SUFFIXES, Pictures, Row, Table, read_lines, read_table
+from kshot.ingest.tables import SUFFIXES, Table, read_lines, read_table
 from kshot.printing import printable
 
-_OPAQUE = frozenset({".xlsx", ".xls", ".ods", ".parquet", ".feather", ".json", ".xml"})  # that may hold labels
-_SEARCHED_BYTES = 64 * 2**20
-_SEARCHED_NAMES = 50
+_OPAQUE = frozenset({".xlsx", ".xls", ".ods", ".parquet", ".feather", ".mat"})  # that may hold labels
+_SEARCHED = frozenset(
+    {".json", ".ndjson", ".xml", ".yaml", ".yml", ".pkl", ".pickle", ".sqlite", ".db", ".h5", ".hdf5"}
+)
+_SURE_TABLES = frozenset({".csv", ".tsv", ".jsonl"})
+_SEARCHED_BYTES, _SEARCHED_LINES = 64 * 2**20, 50
 _SHOWN = 4
 
 
@@ -34,23 +38,26 @@ class Labels:
 
 
 def read_one_table(path: Path, reading: Reading) -> Source:
+    """The source that one table is: pictures that no row names are no part of it. Raises DataError."""
     if not reading.tables:
         raise DataError(f"{printable(str(path))} is a table, which --no-tables leaves out; needed one of both")
     folder = reading.pictures or path.parent
-    whole = read_tree(_picture_folder(folder), keep_masks=True)
-    name = printable(path.name)
-    table = read_table(path, name, Pictures(whole.files), asked=reading.columns)
-    beside = [
-        note for note in whole.notes if not note.folders and note.path.suffix.lower() in (".csv", ".tsv", ".jsonl")
-    ]
-    others = [printable(note.name) for note in beside if note.name != path.name]
-    remarks = (f"not read: {_listed(others)} beside it; to read several tables, give their folder",) if others else ()
-    source = from_tables([Labels(table=table, folder=(), split="")], whole, name, reading, remarks)
+    tree = read_tree(_picture_folder(folder), keep_masks=True)
+    table = read_table(path, printable(path.name), Pictures(tree.files), asked=reading.columns)
+    labels = Labels(table=table, folder=(), split="")
+    source = from_tables(Found(tables=(labels,), tree=tree), printable(path.name), reading)
+    return replace(source, left_out=(), remarks=(*source.remarks, *_beside(path, folder, tree, source)))
+
+
+def _beside(path: Path, folder: Path, tree: Tree, source: Source) -> Iterator[str]:
+    """What lies beside a table that is the source, and is not read."""
+    tables = [note.name for note in tree.notes if not note.folders and note.path.suffix.lower() in _SURE_TABLES]
+    others = [printable(name) for name in tables if name != path.name]
+    if others:
+        yield f"not read: {_listed(others)} beside it; to read several tables, give their folder"
     n_unlisted = sum(row.reason is Reason.UNLISTED for row in source.left_out)
     if n_unlisted:
-        remark = f"{n_unlisted:,} other pictures lie in {printable(str(folder))}, which no row names"
-        source = replace(source, remarks=(*source.remarks, remark))
-    return replace(source, left_out=())  # the source is the table, and not the folder that it lies in
+        yield f"{n_unlisted:,} other pictures lie in {printable(str(folder))}, which no row names"
 
 
 def _picture_folder(folder: Path) -> Path:
@@ -63,8 +70,12 @@ def _picture_folder(folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the notes of a folder say of labels: tables, or splits of class folders, and what else is to be said."""
+    """What the notes of a folder say of labels: tables, or splits of class folders, and what else is to be said.
 
+    `tree` is of the folder in which the pictures lie.
+    """
+
+    tree: Tree
     tables: tuple[Labels, ...] = ()
     splits: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -72,26 +83,25 @@ class Found:
 
 def labels_in(notes: Sequence[FoundFile], tree: Tree, reading: Reading) -> Found:
     """What of `notes` are tables of labels, or lists of classes with their splits. Raises DataError for a doubt."""
-    pictures = Pictures(
-        read_tree(_picture_folder(reading.pictures), keep_masks=True).files if reading.pictures else tree.files
-    )
+    if reading.pictures:
+        tree = read_tree(_picture_folder(reading.pictures), keep_masks=True)
+    pictures = Pictures(tree.files)
     understood: list[Labels] = []
     unknown: dict[FoundFile, UnknownColumnsError] = {}
     for note in notes:
         suffix = note.path.suffix.lower()
-        if suffix in SUFFIXES and (suffix != ".txt" or _names_pictures(note, pictures)):
+        if suffix in _SURE_TABLES or (suffix in SUFFIXES and _is_a_table(note, pictures)):
             try:
                 table = read_table(note.path, printable(note.id), pictures, folder=note.folders, asked=reading.columns)
                 said = note.folders[0] if note.folders else note.name[: -len(suffix)]
                 understood.append(Labels(table=table, folder=note.folders, split=said if split_of(said) else ""))
             except UnknownColumnsError as error:
-                if suffix != ".txt":
-                    unknown[note] = error
+                unknown[note] = error
     labelled = tuple(labels for labels in understood if labels.table.columns.class_name)
     lists = tuple(labels for labels in understood if not labels.table.columns.class_name)
     if unknown and not labelled:
         if len(unknown) == 1 and not lists and (splits := _splits_of_classes(next(iter(unknown)), tree)):
-            return Found(splits=splits)
+            return Found(tree=tree, splits=splits)
         raise next(iter(unknown.values()))
     if not labelled and (naming := next((note for note in notes if _may_hold_labels(note, tree)), None)):
         raise DataError(
@@ -101,23 +111,23 @@ def labels_in(notes: Sequence[FoundFile], tree: Tree, reading: Reading) -> Found
     remarks = tuple(f"not read: {printable(note.id)} names no pictures" for note in unknown)
     if labelled:
         _check_splits(labelled)
-        _check_share(labelled, pictures, tree, reading)
+        _check_folders(labelled, tree, reading)
         unlabelled = (f"not read: {labels.table.name} gives no class" for labels in lists)
-        return Found(tables=labelled, remarks=(*remarks, *unlabelled))
+        return Found(tree=tree, tables=labelled, remarks=(*remarks, *unlabelled))
     if lists and all(labels.split or labels.table.columns.split for labels in lists):
-        return Found(tables=lists, remarks=remarks)
-    return Found(
-        remarks=(*remarks, *(f"not read: {labels.table.name} gives no class and no split" for labels in lists))
-    )
+        return Found(tree=tree, tables=lists, remarks=remarks)
+    unused = (f"not read: {labels.table.name} gives no class and no split" for labels in lists)
+    return Found(tree=tree, remarks=(*remarks, *unused))
 
 
-def _names_pictures(note: FoundFile, pictures: Pictures) -> bool:
-    """Whether a text without a fixed form is a table at all: notes are texts too."""
+def _is_a_table(note: FoundFile, pictures: Pictures) -> bool:
+    """Whether at least half of the first lines of a text name a picture: notes are texts too."""
     try:
-        lines = read_lines(note.path, note.name)[:_SEARCHED_NAMES]
+        lines = [cells for _, cells in read_lines(note.path, note.name)[:_SEARCHED_LINES]]
     except DataError:
         return False
-    return any(pictures.find(cell, note.folders) for _, cells in lines for cell in cells)
+    naming = [pictures.naming(cells, note.folders) is not None for cells in lines]
+    return bool(naming) and 2 * sum(naming) >= len(naming)
 
 
 def _splits_of_classes(note: FoundFile, tree: Tree) -> dict[str, str]:
@@ -131,32 +141,49 @@ def _splits_of_classes(note: FoundFile, tree: Tree) -> dict[str, str]:
 
 
 def _may_hold_labels(note: FoundFile, tree: Tree) -> bool:
-    """Whether a file that is not read is a spreadsheet, or a text that names one of the pictures."""
+    """Whether a file that is not read is a spreadsheet, or names one of the pictures somewhere."""
     suffix = note.path.suffix.lower()
-    if suffix not in (".json", ".xml"):
+    if suffix not in _SEARCHED:
         return suffix in _OPAQUE
     with note.path.open("rb") as file:
-        text = file.read(_SEARCHED_BYTES)
-    step = max(1, len(tree.files) // _SEARCHED_NAMES)
-    return any(file.name.encode() in text for file in tree.files[::step])
+        content = file.read(_SEARCHED_BYTES)
+    step = max(1, len(tree.files) // _SEARCHED_LINES)
+    return any(file.name.encode() in content for file in tree.files[::step])
 
 
-def _check_share(labelled: Sequence[Labels], pictures: Pictures, tree: Tree, reading: Reading) -> None:
-    """A table of some pictures that lie in class folders may be of labels, or a remark on a few of them."""
-    rows = [(row, labels.folder) for labels in labelled for row in labels.table.rows]
-    named = {found.id for row, folder in rows for found in pictures.find(row.path, folder)[:1]}
-    meant = reading.columns and not any(labels.folder for labels in labelled)
-    if meant or 2 * len(named) >= len(tree.files):
+def _check_folders(labelled: Sequence[Labels], tree: Tree, reading: Reading) -> None:
+    """Raise DataError where pictures lie in class folders, and tables of another kind than path,class say otherwise."""
+    sure = all(labels.table.is_documented for labels in labelled)
+    if sure or (reading.columns.class_name and not any(labels.folder for labels in labelled)):
         return
     try:
-        in_folders = len({placed.class_name for placed in place(tree.files).placed}) > 1
+        of_folder = {placed.file.id: placed.class_name for placed in place(tree.files).placed}
     except DataError:
         return
-    if in_folders:
+    if len(set(of_folder.values())) < 2:
+        return
+    rows = [row for labels in labelled for row in labels.table.rows if row.picture is not None and row.class_name]
+    pairs = {(row.class_name, of_folder.get(row.picture.id, "")): row for row in rows if row.picture}
+    same = len({name for name, _ in pairs}) == len(pairs) == len({folder for _, folder in pairs})
+    n_named = len({row.picture.id for row in rows if row.picture})
+    if same and 2 * n_named >= len(tree.files):
+        return
+    names = " and ".join(labels.table.name for labels in labelled)
+    ways = (
+        f"next: go by the folders with --no-tables, or by the table with --class-column "
+        f"{printable(labelled[0].table.columns.class_name)}"
+    )
+    if not same:
+        (name, folder), row = next(iter(pairs.items()))
+        assert row.picture is not None, "only rows with a picture are compared"
         raise DataError(
-            f"{' and '.join(labels.table.name for labels in labelled)} names {len(named):,} of {len(tree.files):,} "
-            "pictures, which lie in class folders; next: leave it out with --no-tables, or give it as the source"
+            f"{names} says other classes than the folders: {printable(row.picture.id)!r} is {printable(name)!r} there, "
+            f"and {printable(folder) or 'in no class'!r} by its folder; needed one of both; {ways}"
         )
+    raise DataError(
+        f"{names} names {n_named:,} of {len(tree.files):,} pictures, which lie in class folders; "
+        f"needed one of both; {ways}"
+    )
 
 
 def _check_splits(labelled: Sequence[Labels]) -> None:
@@ -174,12 +201,12 @@ def _check_splits(labelled: Sequence[Labels]) -> None:
         )
 
 
-def from_tables(tables: Sequence[Labels], tree: Tree, name: str, reading: Reading, remarks: Sequence[str]) -> Source:
+def from_tables(found: Found, name: str, reading: Reading) -> Source:
     """The files that rows name, with the class of the row, or of the folder where the table gives none."""
-    root = read_tree(reading.pictures, keep_masks=True) if reading.pictures else tree
-    pictures = Pictures(root.files)
-    as_splits = len(tables) > 1 or not tables[0].table.columns.class_name or bool(tables[0].folder)
-    of_folder = {} if all(labels.table.columns.class_name for labels in tables) else _classes_of_folders(root)
+    tables, root, remarks = found.tables, found.tree, found.remarks
+    lists_only = not tables[0].table.columns.class_name
+    names_are_splits = len(tables) > 1 or lists_only or bool(tables[0].folder)
+    of_folder = _classes_of_folders(root) if lists_only else {}
     files: dict[str, SourceFile] = {}
     first_row: dict[str, str] = {}
     given: dict[str, str] = {}
@@ -187,16 +214,16 @@ def from_tables(tables: Sequence[Labels], tree: Tree, name: str, reading: Readin
     n_repeated = 0
     for labels in tables:
         for row in labels.table.rows:
-            found = _one_picture(pictures, row, labels.folder)
-            if found is None:
+            picture = row.picture
+            if picture is None:
                 reason = "leads outside" if ".." in row.path.replace("\\", "/").split("/") else "no such file"
                 refused.append(Refused(source=row.path, reason=reason))
                 continue
-            class_name = unicodedata.normalize("NFC", row.class_name) or of_folder.get(found.id, "")
+            class_name = unicodedata.normalize("NFC", row.class_name) or of_folder.get(picture.id, "")
             if not class_name:
-                refused.append(Refused(source=found.id, reason="its row names no class"))
+                refused.append(Refused(source=picture.id, reason="its row names no class"))
                 continue
-            file = SourceFile(id=found.id, class_name=class_name, group=_nfc(row.group), path=found.path)
+            file = SourceFile(id=picture.id, class_name=class_name, group=_nfc(row.group), path=picture.path)
             known = files.setdefault(file.id, file)
             if known != file:
                 raise DataError(
@@ -205,7 +232,7 @@ def from_tables(tables: Sequence[Labels], tree: Tree, name: str, reading: Readin
                 )
             n_repeated += known is not file
             first_row.setdefault(file.id, row.where)
-            split = row.split or (labels.split if as_splits else "")
+            split = row.split or (labels.split if names_are_splits else "")
             if split and not reading.draw_splits:
                 add_given(given, class_name, split, where=row.where)
     if n_repeated:
@@ -234,16 +261,6 @@ def from_tables(tables: Sequence[Labels], tree: Tree, name: str, reading: Readin
 def _classes_of_folders(tree: Tree) -> dict[str, str]:
     """Class of each file that lies in a class folder, for tables that only list files."""
     return {placed.file.id: placed.class_name for placed in place(tree.files).placed}
-
-
-def _one_picture(pictures: Pictures, row: Row, folder: Parts) -> FoundFile | None:
-    found = pictures.find(row.path, folder)
-    if len(found) > 1:
-        raise DataError(
-            f"{row.where}: {printable(row.path)!r} may be {_listed([file.id for file in found])}; needed one picture; "
-            "next: give the folder of the pictures with --images-in, or paths in the table"
-        )
-    return found[0] if found else None
 
 
 def _listed(names: Sequence[str]) -> str:

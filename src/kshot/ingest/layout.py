@@ -6,14 +6,14 @@ means nothing, nor does one that alone holds the splits. What is left is class, 
 called "group/class". A level of which only some folders are named as splits is refused: it may mean either.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from kshot.data.folders import LAYOUTS, FoundFile, Parts, check_class_folders
 from kshot.data.names import PICTURE_FOLDERS
 from kshot.errors import DataError
-from kshot.ingest.splits import split_of
+from kshot.ingest.splits import split_among, split_of
 from kshot.printing import printable
 
 Role = Literal["split", "group", "class"]
@@ -25,7 +25,7 @@ _WAYS = {1: "class", 2: "split/class or --layout group/class", 3: "split/group/c
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """A picture of a class. `split` is the name of the folder that says so, or ""."""
+    """A picture of a class, and of the split that a folder says, or ""."""
 
     file: FoundFile
     class_name: str
@@ -84,17 +84,17 @@ def _by_layout(folder: Parts, layout: Layout) -> _Meaning | None:
             f"--layout {'/'.join(layout)} needs {len(layout)}"
         )
     said = dict(zip(layout, folder, strict=True))
-    split = said.get("split", "")
-    if split and split_of(split) is None:
-        raise DataError(f"{printable(split)!r} is no name of a split; needed one such as train, val or test")
+    split = split_of(said.get("split", "")) or ""
+    if "split" in said and not split:
+        raise DataError(f"{printable(said['split'])!r} is no name of a split; needed one such as train, val or test")
     group = said.get("group", "")
     name = "/".join(part for part, role in zip(folder, layout, strict=True) if role != "split")
     return _Meaning(class_name=name, group=group, split=split, roles=layout)
 
 
 def _found(folders: Iterable[Parts]) -> dict[Parts, _Meaning | None]:
-    meant = _without_picture_folders(folders)
-    level = _split_level(set(meant.values()))
+    meant = _without_doubles(_without_picture_folders(folders))
+    level, splits = _split_level(set(meant.values()))
     rest: dict[Parts, tuple[Parts, str]] = {}
     wrapped = level is not None and level > 0 and len({parts[:level] for parts in meant.values()}) == 1
     for folder, parts in meant.items():
@@ -103,7 +103,7 @@ def _found(folders: Iterable[Parts]) -> dict[Parts, _Meaning | None]:
         else:
             below = parts[level + 1 :]
             above = () if wrapped and below else parts[:level]
-            rest[folder] = (above + below, parts[level])
+            rest[folder] = (above + below, splits[parts[level]])
     check_class_folders(parts for parts, _ in rest.values() if parts)
     return {
         folder: _Meaning(
@@ -145,23 +145,42 @@ def _without_picture_folders(folders: Iterable[Parts]) -> dict[Parts, Parts]:
     return meant
 
 
-def _split_level(folders: Iterable[Parts]) -> int | None:
-    """The first level whose folders are all named as splits. Raise DataError where a level may mean either."""
-    folders = tuple(folders)
+def _without_doubles(folders: Mapping[Parts, Parts]) -> dict[Parts, Parts]:
+    """The same, where a folder of a split that holds nothing but one of the same split counts once: train/train/class."""
+    below: dict[Parts, set[Parts]] = {}
+    for parts in folders.values():
+        for depth in range(len(parts)):
+            below.setdefault(parts[:depth], set()).add(parts[: depth + 1])
+
+    def single(parts: Parts) -> Parts:
+        for level in range(1, len(parts)):
+            split = split_of(parts[level])
+            if split and split == split_of(parts[level - 1]) and len(below[parts[:level]]) == 1:
+                return (*parts[:level], *parts[level + 1 :])
+        return parts
+
+    return {folder: single(parts) for folder, parts in folders.items()}
+
+
+def _split_level(folders: Collection[Parts]) -> tuple[int | None, dict[str, str]]:
+    """The first level whose folders are all named as splits, and the split of each name.
+
+    Raise DataError where the folders of a level may be splits or not.
+    """
     depth = max(map(len, folders), default=0)
     for level in range(depth):
-        here = {parts[level]: split_of(parts[level]) for parts in folders if len(parts) > level}
-        if all(here.values()):
-            return level
-        named = [name for name, split in here.items() if split]
-        inner = any(parts[level] in named and len(parts) > level + 1 for parts in folders if len(parts) > level)
-        if len({here[name] for name in named}) > 1 or (named and inner):
-            others = [name for name, split in here.items() if not split]
+        names = dict.fromkeys(parts[level] for parts in folders if len(parts) > level)
+        splits = {name: split for name in names if (split := split_of(name))} or split_among(names)
+        if len(splits) == len(names):
+            return level, splits
+        inner = any(len(parts) > level + 1 and parts[level] in splits for parts in folders)
+        if len(set(splits.values())) > 1 or (splits and inner):
+            others = [name for name in names if name not in splits]
             raise DataError(
-                f"the folders {_listed(named)} are named as splits, and {_listed(others)} beside them "
+                f"the folders {_listed(list(splits))} are named as splits, and {_listed(others)} beside them "
                 f"{'is' if len(others) == 1 else 'are'} not; next: say which with --layout {_WAYS[min(3, depth)]}"
             )
-    return None
+    return None, {}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -17,8 +17,8 @@ from kshot.data.names import Reason, in_counts, is_system
 from kshot.data.packed import Quarantined
 from kshot.errors import DataError
 from kshot.ingest.archive import extract, is_archive
-from kshot.ingest.labels import Found, from_tables, labels_in, read_one_table
-from kshot.ingest.layout import place
+from kshot.ingest.labels import from_tables, labels_in, read_one_table
+from kshot.ingest.layout import Placed, place
 from kshot.ingest.source import Reading, Source, SourceFile
 from kshot.ingest.splits import add_given, split_of
 from kshot.ingest.tables import SUFFIXES
@@ -73,7 +73,8 @@ def nothing_usable(source: Source, refused: Sequence[Refused | Quarantined]) -> 
 def _read_folder(folder: Path, name: str, reading: Reading) -> Source:
     tree = read_tree(folder, keep_masks=reading.keep_masks)
     notes = [note for note in tree.notes if not note.folders or _is_split_folder(note.folders)]
-    found = Found()
+    listed: Mapping[str, str] = {}
+    remarks: tuple[str, ...] = ()
     if reading.tables and notes:
         whole = read_tree(folder, keep_masks=True)  # what a table names is a picture, whatever its name looks like
         found = labels_in(notes, whole, reading)
@@ -83,10 +84,11 @@ def _read_folder(folder: Path, name: str, reading: Reading) -> Source:
                 "next: leave out --layout, or the tables with --no-tables"
             )
         if found.tables:
-            return from_tables(found.tables, whole, name, reading, found.remarks)
+            return from_tables(found, name, reading)
+        listed, remarks = found.splits, found.remarks
     if reading.columns or reading.pictures:
         raise DataError(f"columns or --images-in are given, and {name} has no table at its top; next: leave them out")
-    return replace(_from_folders(tree, name, reading, found.splits), remarks=found.remarks)
+    return replace(_from_folders(tree, name, reading, listed), remarks=remarks)
 
 
 def _is_split_folder(folders: Parts) -> bool:
@@ -102,7 +104,7 @@ def _from_folders(tree: Tree, name: str, reading: Reading, listed: Mapping[str, 
         twin = seen.setdefault(placed.class_name, placed.group)
         assert twin == placed.group, "the name of a class holds that of its group"
         if placed.split and not reading.draw_splits:
-            add_given(given, placed.class_name, placed.split, where=f"folder {printable(placed.split)!r}")
+            add_given(given, placed.class_name, placed.split, where=_where(placed))
     loose = [file for file in placement.unlabelled if not file.folders]
     unlabelled = [file for file in placement.unlabelled if file.folders]
     if unlabelled and not placement.placed:
@@ -136,6 +138,10 @@ def _from_folders(tree: Tree, name: str, reading: Reading, listed: Mapping[str, 
     )
 
 
+def _where(placed: Placed) -> str:
+    return f"folder {printable('/'.join(placed.file.folders))!r}"
+
+
 def _depths(words: str) -> str:
     return ", as the names of the folders say" if "split" in words else ""
 
@@ -143,7 +149,7 @@ def _depths(words: str) -> str:
 def _unwrapped(folder: Path) -> Path:
     """Skip the single folder that archives tend to wrap everything in."""
     entries = _visible(folder)
-    if len(entries) != 1 or not entries[0].is_dir():
+    if len(entries) != 1 or not entries[0].is_dir() or split_of(entries[0].name):
         return folder
     inside = _visible(entries[0])
     wraps = any(entry.is_dir() for entry in inside) or any(entry.suffix.lower() in SUFFIXES for entry in inside)

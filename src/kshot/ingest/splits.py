@@ -3,7 +3,7 @@
 import csv
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,8 +26,10 @@ _WORDS = {
 }
 _BESIDE = r"(?:meta|data|dataset|images?|imgs?|pictures|photos|set|split|labels|annotations)"  # words around a split's
 _SPELLING = re.compile(
-    rf"(?:\d+[-_. ]+)?(?:{_BESIDE}[-_. ]?)*?({'|'.join(_WORDS)})(?:[-_. ]?(?:{_BESIDE}|20\d\d))*", re.IGNORECASE
+    rf"(?:\d+[-_. ]+)?(?:{_BESIDE}[-_. ]?)*?({'|'.join(_WORDS)})(?:[-_. ]?(?:{_BESIDE}|\d\d\d+)|[-_. ]\d+)*",
+    re.IGNORECASE,
 )
+_WORD = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])", re.IGNORECASE)
 _SHOWN = 5  # how many names an error lists
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -49,6 +51,15 @@ class SeededSplits:
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the fractions sum to {total:g}; needed 1")
         return self
+
+
+def split_among(names: Collection[str]) -> dict[str, str]:
+    """The split of each of sibling folders that differ in the word of a split alone, as seg_train and seg_test; else {}."""
+    words = {name: _WORD.findall(name) for name in names}
+    rests = {_WORD.sub("", name).casefold() for name in names}
+    splits = {name: _WORDS[found[0].lower()] for name, found in words.items() if len(found) == 1}
+    alike = len(splits) == len(words) and len(rests) == 1 and len(set(splits.values())) > 1
+    return splits if alike else {}
 
 
 @dataclass(frozen=True, kw_only=True)

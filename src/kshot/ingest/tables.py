@@ -9,13 +9,13 @@ import codecs
 import csv
 import io
 import json
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kshot.data.folders import FoundFile, Parts
 from kshot.errors import DataError, UnknownColumnsError
+from kshot.ingest.pictures import Naming, Pictures
 from kshot.ingest.splits import split_of
 from kshot.printing import printable
 
@@ -24,6 +24,7 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
 _DELIMITERS = ",;\t|"
 _SAMPLED_ROWS = 200
 _SHOWN = 8
+_FEW_ROWS = 9  # may be of a class each
 _PATHS = frozenset(
     {
         *(
@@ -62,10 +63,11 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a line says: "" for what it does not say. `where` is the table and the line."""
+    """What a line says: "" for what it does not say. `where` is the table and the line, `picture` what `path` names."""
 
     where: str
     path: str
+    picture: FoundFile | None
     class_name: str
     group: str
     split: str
@@ -81,6 +83,11 @@ class Table:
     unused: tuple[str, ...]
     rows: tuple[Row, ...]
 
+    @property
+    def is_documented(self) -> bool:
+        """Whether the headers are path and class, in any capitals, which say without doubt that it is of labels."""
+        return (self.columns.path.casefold(), self.columns.class_name.casefold()) == ("path", "class")
+
     def __str__(self) -> str:
         used = (
             ("path", self.columns.path),
@@ -90,36 +97,6 @@ class Table:
         )
         said = ", ".join(f"{what} in {printable(header)!r}" for what, header in used if header)
         return f"{printable(self.name)} ({said})"
-
-
-class Pictures:
-    """Finds pictures by what tables call them: a path, the end of one, without extension, in other capitals."""
-
-    def __init__(self, files: Sequence[FoundFile]) -> None:
-        self._by_id = {file.id: file for file in files}
-        self._by_name: dict[str, list[FoundFile]] = {}
-        self._by_folded: dict[str, list[FoundFile]] = {}
-        for file in files:
-            for name in dict.fromkeys((file.name, _stem(file.name))):
-                self._by_name.setdefault(name, []).append(file)
-                self._by_folded.setdefault(name.casefold(), []).append(file)
-
-    def find(self, called: str, folder: Parts = ()) -> tuple[FoundFile, ...]:
-        """The pictures that `called` may mean, in a table that lies in `folder`; one, where it is no doubt."""
-        parts = _parts(called)
-        if not parts or ".." in parts:
-            return ()
-        for start in (folder, ()):
-            if exact := self._by_id.get("/".join((*start, *parts))):
-                return (exact,)
-        if _is_absolute(called):  # as another machine had it: the longest end that is a path here
-            ends = (self._by_id.get("/".join(parts[start:])) for start in range(1, len(parts)))
-            return tuple(file for file in ends if file)[:1]
-        same = [file for file in self._by_name.get(parts[-1], ()) if _ends(file, parts, fold=False)]
-        folded = same or [
-            file for file in self._by_folded.get(parts[-1].casefold(), ()) if _ends(file, parts, fold=True)
-        ]
-        return tuple(folded)
 
 
 def read_table(path: Path, name: str, pictures: Pictures, *, folder: Parts = (), asked: Columns | None = None) -> Table:
@@ -134,24 +111,33 @@ def read_table(path: Path, name: str, pictures: Pictures, *, folder: Parts = (),
     header, body = _header_and_body(lines, pictures, folder, name)
     for number, cells in body:
         if len(cells) != len(header):
-            kind = UnknownColumnsError if path.suffix.lower() == ".txt" else DataError  # a text may be no table at all
-            raise kind(f"{name} line {number}: found {len(cells)} columns; needed {len(header)}")
-    columns = _found_columns(name, header, [cells for _, cells in body], pictures, folder, asked)
+            raise DataError(f"{name} line {number}: found {len(cells)} columns; needed {len(header)}; {_WAYS}")
+    columns, naming = _found_columns(name, header, [cells for _, cells in body], pictures, folder, asked)
     at = {what: header.index(column) for what, column in columns.items() if column}
-    rows = tuple(
-        Row(
-            where=f"{name} line {number}",
-            **{what: cells[at[what]] if what in at else "" for what in ("path", "class_name", "group", "split")},
-        )
-        for number, cells in body
-    )
+    rows = []
+    for number, cells in body:
+        where = f"{name} line {number}"
+        said = {what: cells[at[what]] if what in at else "" for what in ("path", "class_name", "group", "split")}
+        if any("\n" in cell for cell in said.values()):
+            raise DataError(f"{where}: found a cell of several lines; needed one a cell; next: close its quotes")
+        rows.append(Row(where=where, picture=_one_picture(pictures, said["path"], naming, where), **said))
     return Table(
         name=name,
         file=path.name,
         columns=Columns(**columns),
         unused=tuple(column for column in header if column and column not in columns.values()),
-        rows=rows,
+        rows=tuple(rows),
     )
+
+
+def _one_picture(pictures: Pictures, called: str, naming: Naming | None, where: str) -> FoundFile | None:
+    found = pictures.find(called, naming) if naming is not None else ()
+    if len(found) > 1:
+        raise DataError(
+            f"{where}: {printable(called)!r} may be {_named([file.id for file in found])}; needed one picture; "
+            "next: give the folder of the pictures with --images-in, or paths in the table"
+        )
+    return found[0] if found else None
 
 
 def read_lines(path: Path, name: str) -> list[tuple[int, list[str]]]:
@@ -162,10 +148,10 @@ def read_lines(path: Path, name: str) -> list[tuple[int, list[str]]]:
     rows = io.StringIO(text, newline="").readlines()
     try:
         delimiter = _delimiter(rows, blanks=path.suffix.lower() == ".txt")
-        reader = csv.reader(rows, delimiter=delimiter, skipinitialspace=delimiter == " ")
+        reader = csv.reader(rows, delimiter=delimiter, skipinitialspace=delimiter == " ", strict=True)
         return [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
     except csv.Error as error:
-        raise DataError(f"{name} cannot be read as a CSV: {error}") from error
+        raise DataError(f"{name} cannot be read as a CSV: {error}; next: close its quotes") from error
 
 
 def _text(path: Path, name: str) -> str:
@@ -220,9 +206,10 @@ def _delimiter(rows: Sequence[str], *, blanks: bool) -> str:
 def _header_and_body(
     lines: list[tuple[int, list[str]]], pictures: Pictures, folder: Parts, name: str
 ) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """A first line that names a picture is no header: the columns are then called by their numbers."""
+    """A first line that names a picture is no header, unless it is made of usual headers; columns then have numbers."""
     first = lines[0][1]
-    if any(pictures.find(cell, folder) for cell in first):
+    usual = all(_word(cell) in _PATHS | _CLASSES | _SPLITS | _GROUPS for cell in first)
+    if not usual and pictures.naming(first, folder) is not None:
         return [str(number) for number in range(1, len(first) + 1)], lines
     twice = next((cell for cell in first if cell and first.count(cell) > 1), None)
     if twice is not None:
@@ -232,7 +219,8 @@ def _header_and_body(
 
 def _found_columns(
     name: str, header: list[str], body: list[list[str]], pictures: Pictures, folder: Parts, asked: Columns
-) -> dict[str, str]:
+) -> tuple[dict[str, str], Naming | None]:
+    """The header of each column that is used, and how that of the paths names pictures."""
     taken = {
         what: _asked_column(name, header, given)
         for what, given in (
@@ -261,8 +249,9 @@ def _found_columns(
             taken[what] = named[0]
             free.remove(named[0])
     if "class_name" not in taken:
-        taken["class_name"] = _class_column(name, free, header)
-    return {what: taken.get(what, "") for what in ("path", "class_name", "group", "split")}
+        taken["class_name"] = _class_column(name, free, header, body)
+    columns = {what: taken.get(what, "") for what in ("path", "class_name", "group", "split")}
+    return columns, pictures.naming(_sample(header, body, taken["path"]), folder)
 
 
 def _asked_column(name: str, header: list[str], asked: str) -> str:
@@ -282,38 +271,51 @@ def _path_column(
     free: list[str], header: list[str], body: list[list[str]], pictures: Pictures, folder: Parts
 ) -> str | None:
     """The column that names the most pictures; of equal ones, that with a usual name, then the leftmost."""
-    sample = body[:: max(1, len(body) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]
     best, best_score = None, (0, False)
     for column in free:
-        at = header.index(column)
-        cells = {cells[at] for cells in sample if len(cells) == len(header)}
-        found = {file.id for cell in cells for file in pictures.find(cell, folder)[:1]}
+        cells = _sample(header, body, column)
+        naming = pictures.naming(cells, folder)
+        n_named = 0 if naming is None else pictures.n_named(cells, naming)
         usual = _word(column) in _PATHS
-        if found and (usual or 2 * len(found) >= len(cells)) and (len(found), usual) > best_score:
-            best, best_score = column, (len(found), usual)
+        if n_named and (usual or 2 * n_named >= len(cells)) and (n_named, usual) > best_score:
+            best, best_score = column, (n_named, usual)
     return best
+
+
+def _sample(header: list[str], body: list[list[str]], column: str) -> list[str]:
+    """Distinct cells of a column, from rows all over the table."""
+    at = header.index(column)
+    rows = body[:: max(1, len(body) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]
+    return list(dict.fromkeys(cells[at] for cells in rows))
 
 
 def _holds_splits(header: list[str], body: list[list[str]], column: str) -> bool:
     """Whether the cells are splits. A column that is called `split` has to hold them, and says so later where not."""
     at = header.index(column)
-    cells = {cells[at] for cells in body[:_SAMPLED_ROWS] if len(cells) == len(header)} - {""}
+    cells = {cells[at] for cells in body[:_SAMPLED_ROWS]} - {""}
     return _word(column) == "split" or all(split_of(cell) for cell in cells)
 
 
-def _class_column(name: str, free: list[str], header: list[str]) -> str:
+def _class_column(name: str, free: list[str], header: list[str], body: list[list[str]]) -> str:
     """The column of a usual name, or the only one left; "" where there is none left."""
     if "class" in free:
         return "class"
     usual = [column for column in free if _word(column) in _CLASSES]
-    if len(usual) == 1 or (not usual and len(free) == 1):
-        return (usual or free)[0]
+    if len(usual) == 1:
+        return usual[0]
+    if not usual and len(free) == 1 and not _numbers_rows([cells[header.index(free[0])] for cells in body]):
+        return free[0]
     if not free:
         return ""
     raise DataError(
         f"{name} has the columns {_named(header)}, and which of {_named(usual or free)} is the class is not said; "
         f"next: --class-column {printable((usual or free)[0])}, for example, or leave the table out with --no-tables"
     )
+
+
+def _numbers_rows(cells: list[str]) -> bool:
+    """Whether every row has another value, so that the column is of numbers, names or captions, and not of classes."""
+    return len(cells) > _FEW_ROWS and len(set(cells)) == len(cells)
 
 
 def _word(header: str) -> str:
@@ -323,26 +325,3 @@ def _word(header: str) -> str:
 def _named(columns: Sequence[str]) -> str:
     shown = ", ".join(printable(column) or "(no name)" for column in columns[:_SHOWN])
     return f"{shown}, ..." if len(columns) > _SHOWN else shown or "(none)"
-
-
-def _parts(called: str) -> Parts:
-    """The parts of a path, with `/` or `\\` between them."""
-    text = unicodedata.normalize("NFC", called.replace("\\", "/"))
-    return tuple(part for part in text.split("/") if part not in ("", "."))
-
-
-def _is_absolute(called: str) -> bool:
-    return called.startswith(("/", "\\")) or called[1:2] == ":"
-
-
-def _stem(name: str) -> str:
-    return name[: name.rfind(".")] if name.rfind(".") > 0 else name
-
-
-def _ends(file: FoundFile, parts: Parts, *, fold: bool) -> bool:
-    """Whether the file's path ends in `parts`, whose last may lack the extension."""
-    above = file.folders[len(file.folders) - len(parts) + 1 :] if len(parts) > 1 else ()
-    wanted = parts[:-1]
-    if fold:
-        return [part.casefold() for part in above] == [part.casefold() for part in wanted]
-    return above == wanted
