@@ -114,6 +114,7 @@ def ingest(
                 licence=licence,
                 splits=request,
                 find_range="percentile" if value_range == _PERCENTILE else "extremes",
+                min_images=min_images,
                 progress=show,
             )
     if min_images:

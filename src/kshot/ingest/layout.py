@@ -146,7 +146,7 @@ def _without_picture_folders(folders: Iterable[Parts]) -> dict[Parts, Parts]:
 
 
 def _without_doubles(folders: Mapping[Parts, Parts]) -> dict[Parts, Parts]:
-    """The same, where a folder of a split that holds nothing but one of the same split counts once: train/train/class."""
+    """The same, where a folder of a split in which there is but another of the same split counts once: train/train."""
     below: dict[Parts, set[Parts]] = {}
     for parts in folders.values():
         for depth in range(len(parts)):

@@ -16,7 +16,7 @@ from kshot.ingest.built_in import BuiltIn
 from kshot.ingest.decoding import RangeRule, read_in_order, with_value_range
 from kshot.ingest.source import Reading, Source, SourceFile
 from kshot.ingest.sources import check_class_names, nothing_usable, open_source
-from kshot.ingest.splits import SplitRequest, assign_splits
+from kshot.ingest.splits import SplitRequest, assign_splits, assign_without
 from kshot.ingest.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_atomically
 
 OnProgress = Callable[[int, int], None]  # items done, items in all
@@ -60,6 +60,7 @@ def ingest(
     licence: str = "",
     splits: SplitRequest | None = None,
     find_range: RangeRule = "extremes",
+    min_images: int = 0,
     progress: OnProgress = _no_progress,
     shard_limit_bytes: int = SHARD_LIMIT_BYTES,
 ) -> IngestReport:
@@ -74,6 +75,7 @@ def ingest(
             licence=licence,
             splits=splits,
             find_range=find_range,
+            min_images=min_images,
             progress=progress,
             shard_limit_bytes=shard_limit_bytes,
         )
@@ -89,12 +91,14 @@ def pack(
     licence: str = "",
     splits: SplitRequest | None = None,
     find_range: RangeRule = "extremes",
+    min_images: int = 0,
     progress: OnProgress = _no_progress,
     shard_limit_bytes: int = SHARD_LIMIT_BYTES,
 ) -> IngestReport:
     """Pack the items of `source` into data_folder/name, or append those that are new.
 
     `item` and `rotations` default to those of the dataset when it exists, else to 84x84 colour without rotations.
+    Where the dataset is new, its splits are drawn over the classes of at least `min_images` items.
     The value range of pictures deeper than 8 bits is that of `item` or of the dataset, or is found by `find_range`.
     Damaged files are listed in dataset.json and quarantine.csv, other files of the source in left_out.csv. Raise
     DataError when nothing usable remains, and for whatever would make the dataset ambiguous; it is then as it was.
@@ -126,12 +130,15 @@ def pack(
         given = {name: split for name, split in given.items() if moved.get(name) != split}
         seen = {*source.given_splits, *(file.class_name for file in source.files)}
         emptied = seen - writer.class_groups.keys()  # no file of theirs is usable
-        assigned = assign_splits(
-            writer.class_groups,
-            given={class_name: split for class_name, split in given.items() if class_name not in emptied},
-            plan=splits.seeded,
-            before=writer.before.splits if writer.before else None,
-        )
+        given = {name: split for name, split in given.items() if name not in emptied}
+        lost = {row.source for row in quarantined}
+        sizes = Counter(file.class_name for file in source.files if file.id not in lost)
+        small = [name for name, size in sizes.items() if size < min_images] if writer.before is None else []
+        if small:
+            assigned = assign_without(small, writer.class_groups, given=given, plan=splits.seeded)
+        else:
+            before_splits = writer.before.splits if writer.before else None
+            assigned = assign_splits(writer.class_groups, given=given, plan=splits.seeded, before=before_splits)
         _write_table(folder / LEFT_OUT_FILE, [(row.source, str(row.reason)) for row in source.left_out])
         return _publish(writer, assigned, quarantined, notes)
 

@@ -54,7 +54,7 @@ class SeededSplits:
 
 
 def split_among(names: Collection[str]) -> dict[str, str]:
-    """The split of each of sibling folders that differ in the word of a split alone, as seg_train and seg_test; else {}."""
+    """The split of each of sibling folders that differ in that word alone, such as seg_train and seg_test; else {}."""
     words = {name: _WORD.findall(name) for name in names}
     rests = {_WORD.sub("", name).casefold() for name in names}
     splits = {name: _WORDS[found[0].lower()] for name, found in words.items() if len(found) == 1}
@@ -139,6 +139,24 @@ def assign_splits(
     else:
         assigned = _drawn(new, plan)
     return _collected({**kept, **assigned})
+
+
+def assign_without(
+    small: Collection[str], class_groups: Mapping[str, str], *, given: Mapping[str, str], plan: SeededSplits
+) -> Splits:
+    """The splits of a first ingest that will leave out the classes `small`: nothing is drawn over them.
+
+    They stand in meta_train, in case they grow. Raise DataError as `assign_splits`, and where a split is left empty.
+    """
+    large = {name: group for name, group in class_groups.items() if name not in small}
+    splits = assign_splits(large, given={name: of for name, of in given.items() if name not in small}, plan=plan)
+    for split in SPLITS:
+        if split in given.values() and not splits.of(split):
+            raise DataError(
+                f"every class that is given for {split} has fewer pictures than --min-images needs; "
+                "next: a smaller --min-images, or other splits"
+            )
+    return _collected({**splits.by_class(), **dict.fromkeys(small, "meta_train")})
 
 
 def _split_of_whole_groups(class_groups: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from kshot.data.packed import SPLITS, Splits
 from kshot.errors import DataError
 from kshot.ingest.source import Source, SourceFile
 from kshot.ingest.sources import check_class_names, nothing_usable
-from kshot.ingest.splits import SplitRequest, assign_splits
+from kshot.ingest.splits import SplitRequest, assign_splits, assign_without
 from kshot.printing import printable
 
 _SHOWN = 4
@@ -37,9 +37,14 @@ def understanding(
     of_source = {name: split for name, split in source.given_splits.items() if name in groups}
     curated = curated or {}
     given = {name: split for name, split in {**of_source, **request.given}.items() if curated.get(name) != split}
-    assigned = assign_splits(groups, given=given, plan=request.seeded, before=splits_before)
-    split_of_class = {**assigned.by_class(), **curated}
     sizes = Counter(file.class_name for file in source.files)
+    small = [name for name, size in sizes.items() if size < min_images] if splits_before is None else []
+    assigned = (
+        assign_without(small, groups, given=given, plan=request.seeded)
+        if small
+        else assign_splits(groups, given=given, plan=request.seeded, before=splits_before)
+    )
+    split_of_class = {**assigned.by_class(), **curated}
 
     yield f"source    {source.name}: {_n(len(source.files), 'picture')}; {source.words}"
     yield f"classes   {len(sizes):,} of {_range(list(sizes.values()))} pictures each: {_listed(list(sizes))}"
@@ -53,8 +58,7 @@ def understanding(
         yield f"left out  {in_counts(row.reason for row in source.left_out)}"
     if source.refused:
         yield f"refused   {_n(len(source.refused), 'file')}: {'; '.join(_reasons(source))}"
-    small = [name for name, size in sizes.items() if size < min_images]
-    if small and splits_before is None:
+    if small:
         words = f"{_n(len(small), 'class')} of fewer than {min_images} pictures"
         yield f"note      {words} will be left out: {_listed(small)}"
     for remark in source.remarks:
