@@ -1,8 +1,12 @@
 """Every picture of a source is an item of the class that the source says, or is listed with a reason."""
 
+import csv
+import io
 import shutil
 import tarfile
 import tempfile
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +23,15 @@ NAMES = st.text("abkxyz0123456789 äßжあ-_.'()", min_size=1, max_size=8).filt
 )
 CLASSES = st.lists(NAMES, min_size=2, max_size=6, unique_by=str.casefold)
 
+ALLOWED = (
+    "no column of",  # a table of something else
+    "named as splits",
+    "is a folder",  # too deep
+    "holds pictures, and so does the folder",
+    "needed one split per class",
+    "and in no class folder",
+)
+
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -30,6 +43,14 @@ def write(path: Path) -> None:
 def read(path: Path, reading: Reading | None = None) -> Source:
     with open_source(path, reading) as source:
         return source
+
+
+def attempt(path: Path) -> Source | str:
+    """What is read, or why it is not."""
+    try:
+        return read(path)
+    except DataError as refusal:
+        return str(refusal)
 
 
 def accounted(source: Source) -> tuple[dict[str, str], set[str]]:
@@ -100,38 +121,78 @@ def _tarred(root: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A table and what lies beside it: class of each picture with a row, split of each class, pictures without a row,
+    rows without a picture."""
+
+    class_of_picture: dict[str, str]
+    split_of_class: dict[str, str]
+    unlisted: set[str]
+    missing: set[str]
+    text: str
+
+
 @st.composite
-def tables(draw: st.DrawFn) -> tuple[dict[str, str], str, str, set[str], set[str]]:
-    """Class of each picture, the name and text of a table of them, pictures without a row, rows without a picture."""
+def tables(draw: st.DrawFn) -> Drawn:
+    """With headers in many words, in any order, quoted or not, beside columns of something else."""
     classes = draw(CLASSES)
-    folders = draw(st.sampled_from(("", "images/", "day 1/left/")))
-    stems = draw(st.lists(st.from_regex(r"[a-z]{2,5}_[0-9]{2}", fullmatch=True), min_size=4, max_size=12, unique=True))
-    listed, unlisted, missing = stems[:-2], stems[-2:-1], stems[-1:]
-    class_of_picture = {f"{folders}{stem}.jpg": draw(st.sampled_from(classes)) for stem in listed}
-    called = draw(st.sampled_from(("{folders}{stem}.jpg", "{stem}.jpg", "{stem}")))
-    separator = draw(st.sampled_from(",;\t|"))
-    header = draw(st.sampled_from((("path", "class"), ("File Name", "Label"), ("id", "breed"), ())))
-    rows = [(called.format(folders=folders, stem=stem), class_of_picture[f"{folders}{stem}.jpg"]) for stem in listed]
-    rows += [(called.format(folders=folders, stem=stem), classes[0]) for stem in missing]
-    lines = [separator.join(row) for row in ([header] if header else []) + rows]
-    names = {f"{folders}{stem}.jpg" for stem in unlisted}
-    text = draw(st.sampled_from(("\n", "\r\n"))).join(lines)
-    return class_of_picture, "labels.csv", text, names, {rows[-1][0]}
+    folders = draw(st.sampled_from((("",), ("images/",), ("day 1/left/", "day 1/right/"))))
+    stems = draw(st.lists(st.from_regex(r"[a-z]{2,5}_[0-9]{2}", fullmatch=True), min_size=8, max_size=16, unique=True))
+    with_folder = len(folders) > 1 or draw(st.booleans())  # of two folders that hold pictures of one name
+    pictures = [f"{folder}{stem}.jpg" for stem in stems for folder in folders]
+    listed, unlisted, missing = pictures[:-4], pictures[-4:-2], pictures[-2:]
+    class_of_picture = {picture: draw(st.sampled_from(classes)) for picture in listed}
+    splits = dict(zip(classes, cycle(("train", "Validation", "test")), strict=False)) if draw(st.booleans()) else {}
+    suffix = draw(st.booleans())
+
+    def called(picture: str) -> str:
+        name = picture if with_folder else picture.rpartition("/")[2]
+        return name if suffix else name.removesuffix(".jpg")
+
+    path, label = draw(st.sampled_from((("path", "class"), ("File Name", "Label"), ("id", "category"))))
+    columns = {path: called, label: lambda picture: class_of_picture.get(picture, classes[0])}
+    columns |= {"split": lambda picture: splits[columns[label](picture)]} if splits else {}
+    columns |= {"width": lambda picture: "640", "remark": lambda picture: f"seen on {picture}, by day"}
+    order = draw(st.permutations(list(columns)))
+    text = io.StringIO()
+    writer = csv.writer(
+        text,
+        delimiter=draw(st.sampled_from(",;\t|")),
+        quoting=draw(st.sampled_from((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))),
+        lineterminator=draw(st.sampled_from(("\n", "\r\n"))),
+    )
+    writer.writerow(order)
+    writer.writerows([columns[column](picture) for column in order] for picture in (*listed, *missing))
+    used = {*class_of_picture.values()}
+    return Drawn(
+        class_of_picture=class_of_picture,
+        split_of_class={
+            name: f"meta_{split.lower()[:5].replace('valid', 'val')}" for name, split in splits.items() if name in used
+        },
+        unlisted=set(unlisted),
+        missing={called(picture) for picture in missing},
+        text=text.getvalue(),
+    )
 
 
 @few
 @given(tables())
-def test_a_table_gives_every_picture_of_a_row_its_class_and_lists_the_others(
-    drawn: tuple[dict[str, str], str, str, set[str], set[str]],
-) -> None:
-    class_of_picture, name, text, unlisted, missing = drawn
+def test_a_table_gives_every_picture_of_a_row_its_class_and_lists_the_others(drawn: Drawn) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "source"
-        for picture in (*class_of_picture, *unlisted):
+        for picture in (*drawn.class_of_picture, *drawn.unlisted):
             write(root / picture)
-        (root / name).write_text(text, encoding="utf-8", newline="")
-        assert accounted(read(root)) == (class_of_picture, unlisted | missing)
-        assert accounted(read(root / name)) == (class_of_picture, missing)
+        (root / "labels.csv").write_text(drawn.text, encoding="utf-8", newline="")
+        alone = read(root / "labels.csv")
+        assert accounted(alone) == (drawn.class_of_picture, drawn.missing)
+        assert drawn.split_of_class.items() <= alone.given_splits.items()
+        whole = attempt(root)
+        if isinstance(whole, str):  # the folders are classes too, and say otherwise
+            assert "other classes than the folders" in whole
+            assert len({picture.rpartition("/")[0] for picture in drawn.class_of_picture}) > 1
+        else:
+            assert accounted(whole) == (drawn.class_of_picture, drawn.unlisted | drawn.missing)
 
 
 @few
@@ -152,9 +213,10 @@ def test_any_tree_is_refused_or_every_file_of_it_is_accounted_for(tree: dict[str
             for name in names:
                 write(root / folder / name)
         there = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
-        try:
-            source = read(root)
-        except DataError:
+        source = attempt(root)
+        if isinstance(source, str):
+            assert any(reason in source for reason in ALLOWED), source
+            assert not tree.keys() <= {"a", "B", "c d"} or any("x.csv" in names for names in tree.values())
             return
         items, listed = accounted(source)
         folders = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir()}

@@ -73,7 +73,8 @@ def _how(source: Source, request: SplitRequest, assigned: Mapping[str, str], bef
         return "known classes keep theirs"
     if not (request.given or source.given_splits):
         return f"drawn by {request.seeded.by}, seed {request.seeded.seed}"
-    held = sum(assigned.get(name) != split for name, split in {**source.given_splits, **request.given}.items())
+    given = {**source.given_splits, **request.given}
+    held = sum(split == "meta_train" and assigned.get(name) == "meta_val" for name, split in given.items())
     says = "says" if source.split_words.startswith("list") else "say"
     who = "--splits says" if request.given else f"the {source.split_words} {says}"
     more = f", but for {_n(held, 'class')} of meta_train that seed {request.seeded.seed} holds back for meta_val"
