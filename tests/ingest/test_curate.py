@@ -21,6 +21,7 @@ from kshot.ingest.curate import (
     move_split,
     relabel,
     rules_on_new_items,
+    to_drop_in,
     undo,
 )
 from kshot.ingest.writer import PackedWriter, Record, hold
@@ -328,3 +329,34 @@ def test_an_ingest_that_repeats_a_relabelling_or_a_move_is_no_conflict(tmp_path:
     move_split(folder, ["b"], "test")
     assert ingest(source("b", "test"), "toy", tmp_path / "data").added == 0
     assert set(PackedDataset.open(folder).splits.meta_test) == {"b", "c"}
+
+
+@pytest.mark.parametrize("n_relabelled", [3, 30])
+def test_no_order_of_undos_takes_the_class_of_a_relabelling_away(folder: Path, n_relabelled: int) -> None:
+    """However long the list is, and also where the undo that brought the class back is undone."""
+    merge_classes(folder, ["train/c0", "train/c1"], "train/both")
+    undo(folder, 1)
+    undo(folder, 2)
+    others = [f"{split}/c{kind}/{n}.png" for split in ("val", "test") for kind in range(3) for n in range(60)]
+    there = set(PackedDataset.open(folder).manifest["id"].to_pylist())
+    relabel(folder, dict.fromkeys([name for name in others if name in there][:n_relabelled], "train/both"))
+    for number in (1, 3):
+        with pytest.raises(
+            DataError, match=r"edit 4 is about the class 'train/both', which would not be there.*undo 4"
+        ):
+            undo(folder, number)
+    undo(folder, 4)
+    undo(folder, 3)
+    assert "train/both" not in PackedDataset.open(folder).splits.by_class()
+
+
+def test_a_list_of_findings_drops_items_and_whole_classes(tmp_path: Path) -> None:
+    path = tmp_path / "findings.csv"
+    path.write_text("check,id,class,action\na,x,,drop\nb,,rare,drop\nb,,rare,drop\nc,y,z,keep\n")
+    assert to_drop_in(path) == (("x",), ("rare",))
+
+
+def test_a_short_row_of_a_list_is_refused_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("id,class\na/1.png,a\na/2.png\n")
+    with pytest.raises(DataError, match="line 3: found fewer cells than columns; needed id, class"):
+        classes_in(tmp_path / "labels.csv")

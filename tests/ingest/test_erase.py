@@ -1,5 +1,6 @@
 """Erasing: nothing of an item is left in the folder, and everything else reads as before."""
 
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from kshot.data.packed import PackedDataset
+from kshot.data.packed import PackedDataset, Quarantined, info_json, read_info
 from kshot.errors import DataError
 from kshot.ingest import erase as erasing
 from kshot.ingest import writer
 from kshot.ingest.curate import drop_classes, drop_items, merge_classes, relabel, undo
 from kshot.ingest.erase import erase
+from kshot.ingest.pack import write_table
+from kshot.ingest.writer import write_atomically
 from tests.tiny_dataset import tiny_dataset
 
 
@@ -124,3 +127,29 @@ def test_everything_is_not_erased_by_this_command(folder: Path) -> None:
     with pytest.raises(DataError, match="no item 'nobody'"):
         erase(folder, ["nobody"], [])
     assert erasing.rows_to_erase(PackedDataset.open(folder), [], ["train/c0"]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_class_that_was_merged_is_erased_as_it_was_ingested(folder: Path) -> None:
+    merge_classes(folder, ["train/c0", "train/c1"], "train/c1")
+    assert erase(folder, [], ["train/c0"]).erased == 5
+    assert "train/c0" not in texts(folder)
+    with pytest.raises(DataError, match="has no class 'train/c0'"):
+        erase(folder, [], ["train/c0"])
+
+
+def test_the_name_of_a_merged_class_goes_with_its_last_item(folder: Path) -> None:
+    merge_classes(folder, ["train/c0", "train/c1"], "train/Anna Smith")
+    assert erase(folder, [], ["train/Anna Smith"]).erased == 10
+    assert not any(name in texts(folder) for name in ("Anna Smith", "train/c0", "train/c1"))
+
+
+def test_files_that_were_refused_beside_an_erased_class_are_forgotten(folder: Path) -> None:
+    info = read_info(folder)
+    refused = (Quarantined(source="train/c0/bad.png", reason="x"), Quarantined(source="train/c1/bad.png", reason="x"))
+    write_atomically(folder / "dataset.json", info_json(replace(info, quarantined=refused)))
+    for name in ("quarantine.csv", "left_out.csv"):
+        write_table(folder / name, [("train/c0/notes.txt", "x"), ("train/c1/notes.txt", "x")])
+    erase(folder, [], ["train/c0"])
+    assert [row.source for row in read_info(folder).quarantined] == ["train/c1/bad.png"]
+    assert not any(b"train/c0" in path.read_bytes() for path in folder.iterdir())
+    assert all(b"train/c1" in (folder / name).read_bytes() for name in ("quarantine.csv", "left_out.csv"))

@@ -154,3 +154,17 @@ def test_a_new_class_goes_with_its_group_where_the_group_is_whole() -> None:
         "c3": "meta_train",
         "d1": "meta_train",
     }
+
+
+def test_new_classes_of_a_known_dataset_are_drawn_where_that_is_asked_for() -> None:
+    before = Splits(meta_train=("class000",), meta_val=("class001",), meta_test=("class002",))
+    splits = assign_splits(classes(11), given={}, plan=SeededSplits(), before=before, draw=True)
+    assert all(len(splits.of(split)) > 1 for split in SPLITS)
+    assert "class000" in splits.meta_train
+
+
+def test_a_new_class_goes_with_its_group_where_a_curation_has_moved_that() -> None:
+    before = Splits(meta_train=("p/a", "p/b"), meta_val=("q/a",), meta_test=("r/a",))
+    groups = {name: name[0] for name in ("p/a", "p/b", "q/a", "r/a", "p/new")}
+    moved = {"p/a": "meta_test", "p/b": "meta_test"}
+    assert "p/new" in assign_splits(groups, given={}, plan=SeededSplits(), before=before, curated=moved).meta_test

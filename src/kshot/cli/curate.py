@@ -17,8 +17,6 @@ from kshot.workspace import Workspace
 if TYPE_CHECKING:
     from kshot.ingest.curate import Census, CurateReport
 
-_WORKSPACE = Workspace(Path())
-
 app = typer.Typer(
     help="Leave out, relabel, move, merge or erase items of the dataset NAME; every edit but an erasure can be undone.",
     no_args_is_help=True,
@@ -50,7 +48,7 @@ def drop(
     reason: Reason = "",
 ) -> None:
     """Leave items or whole classes out."""
-    from kshot.ingest.curate import drop_classes, drop_items, ids_in
+    from kshot.ingest.curate import drop_classes, drop_items, to_drop_in
 
     names = names or []
     _check_one_source(f"kshot curate {context.obj} drop ID", ids or (names and not class_), class_, finding, list_)
@@ -64,7 +62,11 @@ def drop(
         else:
             _edit(context, lambda folder: drop_classes(folder, found_classes, reason or finding))
     elif list_:
-        _edit(context, lambda folder: drop_items(folder, ids_in(list_), reason))
+        listed_ids, listed_classes = to_drop_in(list_)
+        if listed_ids:
+            _edit(context, lambda folder: drop_items(folder, listed_ids, reason))
+        if listed_classes:
+            _edit(context, lambda folder: drop_classes(folder, listed_classes, reason))
     else:
         _edit(context, lambda folder: drop_items(folder, _ids_of([*(ids or []), *names]), reason))
 
@@ -170,31 +172,31 @@ def erase(
     reason: Reason = "",
 ) -> None:
     """Remove items from the stored bytes for good, such as personal data; it cannot be undone."""
-    from kshot.data.packed import PackedDataset
-    from kshot.ingest.curate import ids_in
+    from kshot.ingest.curate import editing, ids_in
     from kshot.ingest.erase import erase as erase_items
     from kshot.ingest.erase import rows_to_erase
 
     if not (ids or class_ or list_):
         raise DataError(f"found nothing to say which; needed one; next: kshot curate {context.obj} erase --ids ID")
-    fetch_data(_WORKSPACE)
-    folder = _folder(context)
-    dataset = PackedDataset.open(folder)
+    workspace = Workspace.find()
+    fetch_data(workspace)
+    folder = workspace.dataset(context.obj)
     named = [*_ids_of(ids or []), *(ids_in(list_) if list_ else ())]
-    n_items = len(rows_to_erase(dataset, named, class_ or []))
+    with editing(folder) as dataset:  # which also removes what an erasure left that was killed
+        n_items = len(rows_to_erase(dataset, named, class_ or []))
     if not yes:
         typed = _typed(f"{n_items:,} of {dataset.info.n_items:,} items go for good. Type {dataset.name} to erase them")
         if typed != dataset.name:
             raise DataError(f"found {typed!r}; needed {dataset.name!r}, or --yes; nothing was erased")
     report = erase_items(folder, named, class_ or [], reason)
-    for shown in (_WORKSPACE.validation, _WORKSPACE.output("validate")):
+    for shown in (workspace.validation, workspace.output("validate")):
         shutil.rmtree(shown, ignore_errors=True)
-    track_data(_WORKSPACE, warn)
+    track_data(workspace, warn)
     say(f"{folder}: erased {report.erased:,} items from the shards, the manifest and the lists of edits")
     _show_counts(report.before, report.after)
     say("The reports of validation went too. Pages and registered versions of earlier runs may still show items.")
     say("An ingest of the same source would bring the items back: remove them there.")
-    if (_WORKSPACE.root / ".dvc").is_dir():
+    if (workspace.root / ".dvc").is_dir():
         say("The cache of DVC and its remote still hold the earlier versions of the data. These commands delete")
         say("what nothing in this folder uses now; then no run on an earlier version can be repeated.")
         say("next: dvc gc --workspace")
@@ -210,9 +212,10 @@ def _typed(question: str) -> str:
 
 
 def _edit(context: typer.Context, operation: "Callable[[Path], CurateReport]") -> None:
-    fetch_data(_WORKSPACE)
-    report = operation(_folder(context))
-    track_data(_WORKSPACE, warn)
+    workspace = Workspace.find()
+    fetch_data(workspace)
+    report = operation(workspace.dataset(context.obj))
+    track_data(workspace, warn)
     say(f"{report.folder}: edit {report.number}, {report.edit}")
     for note in report.notes:
         say(note)
@@ -233,7 +236,7 @@ def _change(before: int, after: int) -> str:
 
 
 def _folder(context: typer.Context) -> Path:
-    return _WORKSPACE.dataset(context.obj)
+    return Workspace.find().dataset(context.obj)
 
 
 def _check_one_source(example: str, *given: object) -> None:
@@ -257,14 +260,19 @@ def _ids_of(given: Sequence[str]) -> list[str]:
 
 def _found(name: str, check: str, actions: Collection[str]) -> list[dict[str, str]]:
     """What a check of the last validation found and would have changed so: rows of findings.csv."""
-    folder = _WORKSPACE.validation
+    from kshot.data.packed import PackedDataset
+
+    workspace = Workspace.find()
+    folder = workspace.validation
     if not (folder / "findings.csv").is_file():
         raise DataError(f"no findings at {folder}/findings.csv; needed those of a validation; next: kshot validate")
-    validated = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["dataset"]
-    if validated != name:
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    if facts["dataset"] != name:
         raise DataError(
-            f"the last validation was of {validated}; needed {name}; next: set dataset.name: {name}, validate"
+            f"the last validation was of {facts['dataset']}; needed {name}; next: set dataset.name: {name}, validate"
         )
+    if facts["data_hash"] != PackedDataset.open(workspace.dataset(name)).content_hash:
+        raise DataError(f"{name} is another since its last validation; needed one as it is now; next: kshot validate")
     with (folder / "findings.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["action"] in actions]
     of_check = [row for row in rows if row["check"] == check]

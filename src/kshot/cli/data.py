@@ -96,7 +96,7 @@ def ingest(
     )
     if splits and split_by:
         raise ConfigError("--splits gives the splits and --split-by draws them; needed one of both")
-    request = _split_request(splits, split_by or "class", seed)
+    request = _split_request(splits, split_by, seed)
     item = _item_spec(data / name, image_size, mode, invert, _value_range(value_range)) if name else None
     with open_source(Path(source), reading) as opened:
         for line in _understood(opened, request, data / name if name else None, min_images):
@@ -287,8 +287,12 @@ def _value_range(text: str) -> tuple[float, float] | None:
     return found
 
 
-def _split_request(path: Path | None, split_by: Literal["class", "group"], seed: int) -> "SplitRequest":
+def _split_request(path: Path | None, split_by: Literal["class", "group"] | None, seed: int) -> "SplitRequest":
     from kshot.ingest import SplitRequest
     from kshot.ingest.splits import SeededSplits, read_splits
 
-    return SplitRequest(given=read_splits(path) if path else {}, seeded=SeededSplits(by=split_by, seed=seed))
+    return SplitRequest(
+        given=read_splits(path) if path else {},
+        draw=split_by is not None,
+        seeded=SeededSplits(by=split_by or "class", seed=seed),
+    )

@@ -246,7 +246,9 @@ def steps(before: Curation, edits: Sequence[Edit], rows_of: RowsOf) -> Iterator[
 
 def applied(stored: Curation, edits: Sequence[Edit], rows_of: RowsOf) -> Curation:
     """What all edits leave. A class is listed while an item of it is used, or where none was ever stored."""
-    after = [stored, *(left for _, left in steps(stored, edits, rows_of))][-1]
+    after = stored
+    for _, left in steps(stored, edits, rows_of):
+        after = left
     ever = np.bincount(stored.class_of, minlength=len(after.classes)) > 0
     ever[len(stored.classes) :] = True
     emptied = np.flatnonzero((after.counts == 0) & ever)

@@ -196,8 +196,9 @@ def undo(folder: Path, number: int | None = None, reason: str = "") -> CurateRep
                 f"edit {number} is already undone by edit {by}; to bring it back, "
                 f"next: kshot curate {dataset.name} undo {by}"
             )
-        _check_not_needed(dataset, number)
-        return _publish(dataset, Undo(number=number, reason=reason), (f"undone: edit {number}, {edit}",))
+        undo_ = Undo(number=number, reason=reason)
+        _check_classes_are_there(dataset, (*edits, undo_))
+        return _publish(dataset, undo_, (f"undone: edit {number}, {edit}",))
 
 
 def rules_on_new_items(dataset: PackedDataset, n_new: int) -> tuple[str, ...]:
@@ -279,6 +280,14 @@ def ids_in(path: Path, *, only_action: str = "drop") -> tuple[str, ...]:
     return tuple(dict.fromkeys(row["id"] for row in _rows_in(path, ("id",), only_action)))
 
 
+def to_drop_in(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Items and whole classes that a CSV says to drop: of rows with an id, and of rows with a class alone."""
+    rows = _rows_in(path, ("id",), "drop", with_classes=True)
+    ids = dict.fromkeys(row["id"] for row in rows if row["id"])
+    classes = dict.fromkeys(row["class"] for row in rows if not row["id"])
+    return tuple(ids), tuple(classes)
+
+
 def classes_in(path: Path) -> dict[str, str]:
     """A CSV of id,class -> the class of each id."""
     class_of: dict[str, str] = {}
@@ -288,7 +297,9 @@ def classes_in(path: Path) -> dict[str, str]:
     return class_of
 
 
-def _rows_in(path: Path, columns: Sequence[str], only_action: str | None) -> list[dict[str, str]]:
+def _rows_in(
+    path: Path, columns: Sequence[str], only_action: str | None, *, with_classes: bool = False
+) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file)
@@ -299,10 +310,17 @@ def _rows_in(path: Path, columns: Sequence[str], only_action: str | None) -> lis
                     f"with {', '.join(columns)}"
                 )
             by_action = only_action is not None and "action" in (table.fieldnames or ())
-            rows = [row for row in table if not by_action or row["action"] == only_action]
+            rows = []
+            for row in table:
+                if any(row[name] is None for name in columns):
+                    raise DataError(
+                        f"{path} line {table.line_num}: found fewer cells than columns; needed {', '.join(columns)}"
+                    )
+                if not by_action or row["action"] == only_action:
+                    rows.append(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a CSV with {', '.join(columns)}: {error}") from error
-    rows = [row for row in rows if row["id"]]
+    rows = [row for row in rows if row["id"] or (with_classes and row.get("class"))]
     if not rows:
         what = f" with the action {only_action}" if by_action else ""
         raise DataError(f"{path} lists no item{what}; needed at least one")
@@ -365,25 +383,27 @@ def _check_nothing_emptied(dataset: PackedDataset, edited: PackedDataset, before
     )
 
 
-def _check_not_needed(dataset: PackedDataset, number: int) -> None:
-    """Raise DataError where a later edit is about a class that the edit `number` made."""
-    edits, made = dataset.info.edits, dataset.info.edits[number - 1]
-    if not isinstance(made, MergeClasses) or made.into in dataset.stored_curation.classes:
-        return
-    for later in range(len(edits), number, -1):
-        if in_force(edits)[later - 1] and made.into in _classes_of(edits[later - 1]):
+def _check_classes_are_there(dataset: PackedDataset, edits: Sequence[Edit]) -> None:
+    """Raise DataError where an edit in force is about a class that the edits before it do not leave."""
+    holds, state = in_force(edits), dataset.stored_curation
+    for number, edit in enumerate(edits, start=1):
+        if not holds[number - 1]:
+            continue
+        there = set(state.classes)
+        missing = next((name for name in _classes_of(dataset, edit) if name not in there), None)
+        if missing is not None:
             raise DataError(
-                f"edit {later} is about the class {made.into!r}, which edit {number} made; needed to undo it first; "
-                f"next: kshot curate {dataset.name} undo {later}"
+                f"edit {number} is about the class {missing!r}, which would not be there; needed to undo it first; "
+                f"next: kshot curate {dataset.name} undo {number}"
             )
+        state = edit.apply(state, dataset.rows_of)
 
 
-def _classes_of(edit: Edit) -> tuple[str, ...]:
-    if isinstance(edit, MergeClasses):
-        return (*edit.classes, edit.into)
+def _classes_of(dataset: PackedDataset, edit: Edit) -> Sequence[str]:
+    """The classes that an edit takes to be there."""
     if isinstance(edit, Relabel):
-        return edit.items.classes
-    return edit.classes if isinstance(edit, DropClasses | MoveSplit) else ()
+        return list(dict.fromkeys(dataset.rows_of(edit.items)[1]))
+    return edit.classes if isinstance(edit, DropClasses | MoveSplit | MergeClasses) else ()
 
 
 def _changed(before: Curation, after: Curation) -> int:

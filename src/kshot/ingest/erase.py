@@ -5,7 +5,8 @@ under new names, then the manifest and the lists of edits, and dataset.json last
 replaced. So a dataset is as before or without the items, and never between the two.
 """
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from kshot.data.packed import (
 )
 from kshot.errors import DataError
 from kshot.ingest.curate import Census, census, curation_of, editing, known_classes, known_rows, spilled
+from kshot.ingest.pack import LEFT_OUT_FILE, QUARANTINE_FILE, write_table
 from kshot.ingest.writer import manifest_parquet, next_file, write_atomically
 
 Mask = NDArray[np.bool_]
@@ -42,12 +44,18 @@ class EraseReport:
 
 
 def rows_to_erase(dataset: PackedDataset, ids: Sequence[str], classes: Sequence[str]) -> Int:
-    """Stored rows of the items named, in use or not, and of all items of the classes named."""
+    """Stored rows of the items named, in use or not, and of all items of the classes named.
+
+    The items of a class that was merged into another are those that were ingested as it.
+    """
     rows = known_rows(dataset, ids) if ids else np.zeros(0, dtype=np.int64)
-    if classes:
-        state = curation_of(dataset)
-        numbers = state.numbers(known_classes(dataset, classes, in_use=False))
-        rows = np.union1d(rows, np.flatnonzero(np.isin(state.class_of, numbers)))
+    now, stored = curation_of(dataset), dataset.stored_curation
+    for name in known_classes(dataset, classes, in_use=False) if classes else ():
+        number = now.numbers([name])
+        of_class = np.flatnonzero(now.class_of == number)
+        rows = np.union1d(rows, of_class if len(of_class) else np.flatnonzero(stored.class_of == number))
+    if not len(rows):
+        raise DataError(f"found no stored item of {', '.join(map(repr, classes))}; needed at least one to erase")
     return rows
 
 
@@ -61,8 +69,10 @@ def erase(folder: Path, ids: Sequence[str], classes: Sequence[str], reason: str 
         gone[rows] = True
         known = [*(shard.file for shard in dataset.info.shards), dataset.info.manifest, *dataset.info.edit_files]
         erased_classes = _emptied_classes(dataset, gone)
+        is_kept = _keeper(dataset, gone)
         info = replace(
             dataset.info,
+            quarantined=tuple(row for row in dataset.info.quarantined if is_kept(row.source)),
             shards=_shards_without(dataset, gone, known),
             manifest=_manifest_without(dataset, gone, known),
             splits=_splits_without(dataset.info.splits, erased_classes),
@@ -72,6 +82,8 @@ def erase(folder: Path, ids: Sequence[str], classes: Sequence[str], reason: str 
             ),
         )
         write_atomically(folder / INFO_FILE, info_json(info))
+        for file in (QUARANTINE_FILE, LEFT_OUT_FILE):
+            _forget(folder / file, is_kept)
         after = PackedDataset.open(folder)
         return EraseReport(folder=folder, erased=len(rows), before=census(dataset), after=census(after))
 
@@ -103,7 +115,25 @@ def _emptied_classes(dataset: PackedDataset, gone: Mask) -> frozenset[str]:
     """Names of which nothing is left among the stored items: they go too, for a class may be a person."""
     stored, now = dataset.stored_curation, curation_of(dataset)
     left = np.union1d(stored.class_of[~gone], now.class_of[~gone])
-    return frozenset(now.classes[number] for number in np.setdiff1d(stored.class_of[gone], left).tolist())
+    of_gone = np.union1d(stored.class_of[gone], now.class_of[gone])
+    return frozenset(now.classes[number] for number in np.setdiff1d(of_gone, left).tolist())
+
+
+def _keeper(dataset: PackedDataset, gone: Mask) -> Callable[[str], bool]:
+    """Whether a file that is no item may stay listed: not where everything that lay beside it is erased."""
+    ids = dataset.stored_ids
+    erased, kept = (ids.filter(pa.array(mask)).to_pylist() for mask in (gone, ~gone))
+    folders = {name.rpartition("/")[0] for name in erased} - {name.rpartition("/")[0] for name in kept} - {""}
+    return lambda source: source.rpartition("/")[0] not in folders and source not in folders
+
+
+def _forget(path: Path, is_kept: Callable[[str], bool]) -> None:
+    """Write a table of files anew without those that are not kept."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if is_kept(row["source"])]
+    write_table(path, [(row["source"], row["reason"]) for row in rows])
 
 
 def _splits_without(splits: Splits, emptied: frozenset[str]) -> Splits:

@@ -118,14 +118,14 @@ def pack(
         rotations=rotations,
         shard_limit_bytes=shard_limit_bytes,
     ) as writer:
-        check_class_names([*writer.class_groups, *dict.fromkeys(file.class_name for file in source.files)])
+        moved = PackedDataset.open(folder).splits.by_class() if before and before.edits else {}
+        check_class_names([*writer.class_groups, *moved, *dict.fromkeys(file.class_name for file in source.files)])
         refused = [Quarantined(source=row.source, reason=row.reason) for row in source.refused]
         notes = Counter[str]()
         refused += _add_files(writer, source, item, progress, notes)
         quarantined = tuple(sorted(refused, key=lambda row: row.source))
         if writer.added + writer.skipped == 0:
             raise DataError(nothing_usable(source, quarantined))
-        moved = PackedDataset.open(folder).splits.by_class() if before and before.edits else {}
         given = {**source.given_splits, **splits.given}
         given = {name: split for name, split in given.items() if moved.get(name) != split}
         seen = {*source.given_splits, *(file.class_name for file in source.files)}
@@ -138,8 +138,15 @@ def pack(
             assigned = assign_without(small, writer.class_groups, given=given, plan=splits.seeded)
         else:
             before_splits = writer.before.splits if writer.before else None
-            assigned = assign_splits(writer.class_groups, given=given, plan=splits.seeded, before=before_splits)
-        _write_table(folder / LEFT_OUT_FILE, [(row.source, str(row.reason)) for row in source.left_out])
+            assigned = assign_splits(
+                writer.class_groups,
+                given=given,
+                plan=splits.seeded,
+                before=before_splits,
+                curated=moved,
+                draw=splits.draw,
+            )
+        write_table(folder / LEFT_OUT_FILE, [(row.source, str(row.reason)) for row in source.left_out])
         return _publish(writer, assigned, quarantined, notes)
 
 
@@ -203,7 +210,7 @@ def _record(file: SourceFile, decoded: Read, source_name: str) -> Record:
 def _publish(
     writer: PackedWriter, splits: Splits, quarantined: tuple[Quarantined, ...], notes: Mapping[str, int]
 ) -> IngestReport:
-    _write_table(writer.folder / QUARANTINE_FILE, [(row.source, row.reason) for row in quarantined])
+    write_table(writer.folder / QUARANTINE_FILE, [(row.source, row.reason) for row in quarantined])
     info = writer.publish(splits, quarantined)
     return IngestReport(
         folder=writer.folder,
@@ -216,7 +223,7 @@ def _publish(
     )
 
 
-def _write_table(path: Path, rows: Sequence[tuple[str, str]]) -> None:
+def write_table(path: Path, rows: Sequence[tuple[str, str]]) -> None:
     """Files that are no items, with the reasons, as a table for people; none where there are none."""
     if not rows:
         path.unlink(missing_ok=True)

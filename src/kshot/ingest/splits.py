@@ -64,9 +64,13 @@ def split_among(names: Collection[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRequest:
-    """Splits `given` by class, which take precedence over those of a source, and how to draw them when none are."""
+    """Splits `given` by class, which take precedence over those of a source, and how to draw them when none are.
+
+    `draw` says to draw those of new classes of a known dataset as well.
+    """
 
     given: Mapping[str, str] = field(default_factory=dict)
+    draw: bool = False
     seeded: SeededSplits = field(default_factory=SeededSplits)
 
 
@@ -114,11 +118,13 @@ def assign_splits(
     given: Mapping[str, str],
     plan: SeededSplits,
     before: Splits | None = None,
+    curated: Mapping[str, str] | None = None,
+    draw: bool = False,
 ) -> Splits:
     """Put each class of `class_groups` (class -> group) into exactly one split.
 
-    A class of the dataset as it was `before` keeps its split. A new class goes where it is `given`. If
-    nothing is given, a first ingest draws it by `plan`; an append puts it with its group where all known
+    A class of the dataset as it was `before` keeps its split, which may be `curated` since. A new class goes where it is `given`. If
+    nothing is given, a first ingest draws it by `plan`, and so does an append with `draw`; else an append puts it with its group where all known
     classes of that group are in one split, and into meta_train otherwise. Raise
     DataError when `given` moves a class, names an unknown one, or covers only some classes of a first ingest.
     """
@@ -131,8 +137,11 @@ def assign_splits(
             "because models were trained on it; to move it all the same, use the operation move-split of kshot curate"
         )
     new = {name: group for name, group in class_groups.items() if name not in kept}
-    if before is not None:
-        with_group = _split_of_whole_groups(class_groups, kept)
+    if before is not None and draw and new:
+        assigned = _drawn(new, plan)
+    elif before is not None:
+        moved = {name: split for name, split in (curated or {}).items() if name in kept}
+        with_group = _split_of_whole_groups(class_groups, {**kept, **moved})
         assigned = {name: given.get(name, with_group.get(group, "meta_train")) for name, group in new.items()}
     elif given:
         assigned = _held_back(_all_given(new, given), plan)

@@ -33,16 +33,18 @@ def understanding(
     if not source.files:
         raise DataError(nothing_usable(source, source.refused))
     groups = {**groups_before, **{file.class_name: file.group for file in source.files}}
-    check_class_names(groups)
-    of_source = {name: split for name, split in source.given_splits.items() if name in groups}
     curated = curated or {}
+    check_class_names([*groups, *curated])
+    of_source = {name: split for name, split in source.given_splits.items() if name in groups}
     given = {name: split for name, split in {**of_source, **request.given}.items() if curated.get(name) != split}
     sizes = Counter(file.class_name for file in source.files)
     small = [name for name, size in sizes.items() if size < min_images] if splits_before is None else []
     assigned = (
         assign_without(small, groups, given=given, plan=request.seeded)
         if small
-        else assign_splits(groups, given=given, plan=request.seeded, before=splits_before)
+        else assign_splits(
+            groups, given=given, plan=request.seeded, before=splits_before, curated=curated, draw=request.draw
+        )
     )
     split_of_class = {**assigned.by_class(), **curated}
 
@@ -70,7 +72,8 @@ def understanding(
 
 def _how(source: Source, request: SplitRequest, assigned: Mapping[str, str], before: Splits | None) -> str:
     if before is not None:
-        return "known classes keep theirs"
+        drawn = f", new ones are drawn by {request.seeded.by}, seed {request.seeded.seed}" if request.draw else ""
+        return f"known classes keep theirs{drawn}"
     if not (request.given or source.given_splits):
         return f"drawn by {request.seeded.by}, seed {request.seeded.seed}"
     given = {**source.given_splits, **request.given}
