@@ -123,10 +123,11 @@ def assign_splits(
 ) -> Splits:
     """Put each class of `class_groups` (class -> group) into exactly one split.
 
-    A class of the dataset as it was `before` keeps its split, which may be `curated` since. A new class goes where it is `given`. If
-    nothing is given, a first ingest draws it by `plan`, and so does an append with `draw`; else an append puts it with its group where all known
-    classes of that group are in one split, and into meta_train otherwise. Raise
-    DataError when `given` moves a class, names an unknown one, or covers only some classes of a first ingest.
+    A class of the dataset as it was `before` keeps its split, which may be `curated` since. A new class goes where it
+    is `given`. If nothing is given, a first ingest draws it by `plan`, and so does an append with `draw`; else an
+    append puts it with its group where all known classes of that group are in one split, and into meta_train otherwise.
+    Where a first ingest is given meta_train and meta_test alone, a fifth of meta_train is held back for meta_val.
+    Raise DataError when `given` moves a class, names an unknown one, or covers only some classes of a first ingest.
     """
     _check_known(given, class_groups)
     kept = before.by_class() if before else {}
@@ -140,8 +141,8 @@ def assign_splits(
     if before is not None and draw and new:
         assigned = _drawn(new, plan)
     elif before is not None:
-        moved = {name: split for name, split in (curated or {}).items() if name in kept}
-        with_group = _split_of_whole_groups(class_groups, {**kept, **moved})
+        now = {name: (curated or {}).get(name, split) for name, split in kept.items()}
+        with_group = _split_of_whole_groups(class_groups, now)
         assigned = {name: given.get(name, with_group.get(group, "meta_train")) for name, group in new.items()}
     elif given:
         assigned = _held_back(_all_given(new, given), plan)
