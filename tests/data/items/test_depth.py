@@ -187,3 +187,24 @@ def test_a_range_is_stored_only_where_there_is_one() -> None:
 def test_a_range_is_two_finite_numbers_the_lower_first(value_range: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="finite number"):
         ImageKind(image_size=16, channels=1, value_range=value_range)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            np.linspace(0, 0.99, 64, dtype=np.float32),
+            r"float32, 0 to 0\.99; the dataset's range is 0\.\.4095; need .* of",
+        ),
+        (
+            np.linspace(0, 32000, 64).astype(np.int16),
+            r"int16, 0 to 32000; the dataset's range is 0\.\.4095; need values",
+        ),
+        (np.linspace(-1, 9, 64), r"float64, -1 to 9; the dataset's range is 0\.\.4095; need values"),
+    ],
+)
+def test_an_array_of_another_unit_than_the_range_is_refused(values: NDArray[Any], message: str) -> None:
+    kind = ImageKind(image_size=8, channels=1, value_range=(0, 4095))
+    with pytest.raises(DataError, match=message):
+        kind.read(values.reshape(8, 8))
+    assert not kind.read(np.zeros((8, 8), dtype=np.float32)).item.any()

@@ -104,7 +104,9 @@ class ImageKind:
         """From a file, its bytes or pixels, by the rule of this module.
 
         Pixels are uint8 (height, width) or (height, width, 1, 3 or 4). Numbers of another type are those of a deep
-        picture, of one channel, where the dataset has a value range; nothing is cast without one.
+        picture, of one channel, where the dataset has a value range; nothing is cast without one. Of a file, values
+        outside of the range are clipped; pixels with such values, or whose several values all become one level, are
+        refused: they are most likely of another unit.
         """
         if isinstance(source, str):
             raise DataError("found a text; needed an image file, the bytes of one, or pixels")
@@ -207,12 +209,24 @@ class ImageKind:
         if pixels.dtype == np.uint8:
             return self._converted(Image.fromarray(grey))
         levels, notes = self._stretched(check_finite(grey))
+        self._check_spread(grey, levels)
         height, width = grey.shape
         return Read(
             item=to_item(Image.fromarray(levels), self),
             original={"width": width, "height": height, "mode": "F" if grey.dtype.kind == "f" else "I"},
             notes=notes,
         )
+
+    def _check_spread(self, values: NDArray[Any], levels: Pixels) -> None:
+        """Of pixels, which say nothing of their unit. Raise DataError where it is not that of the value range."""
+        assert self.value_range is not None
+        low, high = self.value_range
+        lowest, highest = values.min(), values.max()
+        if lowest < low or highest > high or (lowest < highest and levels.min() == levels.max()):
+            raise DataError(
+                f"the pixels are {_spread(values)}; the dataset's range is {range_text(self.value_range)}; "
+                f"need values of that range{', of more than one level' * bool(low <= lowest and highest <= high)}"
+            )
 
 
 def to_item(image: Image.Image, item: ImageKind) -> Pixels:
@@ -260,6 +274,10 @@ def _maxval(arguments: Any) -> int:
     return arguments[1] if isinstance(arguments, tuple) else 255
 
 
+def _spread(pixels: NDArray[Any]) -> str:
+    return f"{pixels.dtype}, {pixels.min():.6g} to {pixels.max():.6g}"
+
+
 def _check_pixels(pixels: NDArray[Any], value_range: ValueRange | None) -> None:
     if pixels.dtype.kind not in "uif":
         raise DataError(f"the pixels are {pixels.dtype}; need uint8, 0 to 255")
@@ -271,7 +289,7 @@ def _check_pixels(pixels: NDArray[Any], value_range: ValueRange | None) -> None:
         )
     if pixels.dtype == np.uint8:
         return
-    found = f"the pixels are {pixels.dtype}, {pixels.min():.6g} to {pixels.max():.6g}"
+    found = f"the pixels are {_spread(pixels)}"
     if value_range is None:
         raise DataError(f"{found}; need uint8, 0 to 255, or a dataset with a value range (kshot ingest --range)")
     if channels > 1:
