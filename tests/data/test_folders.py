@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from kshot.data.folders import LeftOut, Refused, check_class_folders, read_tree
 from kshot.data.names import Reason
@@ -86,6 +87,60 @@ def test_a_class_may_be_called_mask(tmp_path: Path) -> None:
     assert ids(tmp_path) == ["mask/1.png", "no_mask/1.png"]
 
 
+def picture(path: Path, mode: str = "RGB", side: int = 8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (side, side)).save(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+@pytest.mark.parametrize("name", ["1.png", "1_label.png", "1_seg.png"])
+def test_a_picture_of_one_channel_in_the_size_of_its_jpeg_is_a_mask(tmp_path: Path, name: str, mode: str) -> None:
+    picture(tmp_path / "a" / "1.jpg")
+    picture(tmp_path / "a" / name, mode)
+    assert left_out(tmp_path) == {f"a/{name}": Reason.MASK}
+
+
+@pytest.mark.parametrize(("name", "mode", "side"), [("1.tif", "I;16", 8), ("1.png", "RGB", 8), ("1.png", "L", 16)])
+def test_an_original_beside_its_jpeg_preview_is_a_picture(tmp_path: Path, name: str, mode: str, side: int) -> None:
+    picture(tmp_path / "a" / "1.jpg")
+    picture(tmp_path / "a" / name, mode, side)
+    assert ids(tmp_path) == ["a/1.jpg", f"a/{name}"]
+
+
+def test_a_picture_of_a_label_is_a_picture(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "front.png")
+    picture(tmp_path / "a" / "front_label.png")
+    assert len(ids(tmp_path)) == 2
+
+
+def test_a_class_may_be_called_labels_or_masks(tmp_path: Path) -> None:
+    for name in ("photos", "labels", "drawings", "maps"):
+        picture(tmp_path / name / "1.png")
+    fill(tmp_path, "masks/carnival.png")
+    assert len(ids(tmp_path)) == 5
+
+
+def test_folders_that_mirror_pictures_hold_masks_or_annotations(tmp_path: Path) -> None:
+    fill(tmp_path, "yolo/images/train/1.jpg", "yolo/labels/train/1.txt", "yolo/labels/classes.txt")
+    picture(tmp_path / "voc" / "JPEGImages" / "2007_1.jpg")
+    picture(tmp_path / "voc" / "SegmentationClass" / "2007_1.png", "P")
+    picture(tmp_path / "seg" / "images" / "1.png")
+    picture(tmp_path / "seg" / "labels" / "1.png", "L")
+    assert ids(tmp_path) == ["seg/images/1.png", "voc/JPEGImages/2007_1.jpg", "yolo/images/train/1.jpg"]
+    assert read_tree(tmp_path).empty == ()
+
+
+def test_folders_linked_to_one_another_are_read_once_each(tmp_path: Path) -> None:
+    names = "abcdefg"
+    for name in names:
+        fill(tmp_path, f"{name}/1.png")
+        for other in names.replace(name, ""):
+            (tmp_path / name / other).symlink_to(f"../{other}")
+    tree = read_tree(tmp_path)
+    assert [file.id for file in tree.files] == [f"{name}/1.png" for name in names]
+    assert {row.reason for row in tree.refused} == {"a link to a folder that is read already"}
+
+
 def test_a_link_to_a_file_or_folder_is_that_file_or_folder(tmp_path: Path) -> None:
     fill(tmp_path / "else", "1.png", "more/2.png")
     fill(tmp_path / "data", "a/0.png")
@@ -106,23 +161,16 @@ def test_links_that_lead_nowhere_and_pipes_are_refused_one_by_one(tmp_path: Path
     (tmp_path / "gone").symlink_to("/nonexistent")
     os.mkfifo(tmp_path / "a" / "pipe.png")
     tree = read_tree(tmp_path)
-    assert [file.id for file in tree.files] == ["a/1.png", "a/other/1.png", "b/1.png", "b/other/1.png"]
-    assert tree.refused == tuple(
-        Refused(source=source, reason=reason)
-        for source, reason in {
-            "a/gone.png": "a link to nothing",
-            "a/other/other": "a link to a folder that it lies in",
-            "a/pipe.png": "not a plain file",
-            "a/self.png": "a link in a circle",
-            "a/up": "a link to a folder that it lies in",
-            "b/other/gone.png": "a link to nothing",
-            "b/other/other": "a link to a folder that it lies in",
-            "b/other/pipe.png": "not a plain file",
-            "b/other/self.png": "a link in a circle",
-            "b/other/up": "a link to a folder that it lies in",
-            "gone": "a link to nothing",
-        }.items()
-    )
+    assert [file.id for file in tree.files] == ["a/1.png", "b/1.png"]
+    assert {row.source: row.reason for row in tree.refused} == {
+        "a/gone.png": "a link to nothing",
+        "a/other": "a link to a folder that is read already",
+        "a/pipe.png": "not a plain file",
+        "a/self.png": "a link in a circle",
+        "a/up": "a link to a folder that it lies in",
+        "b/other": "a link to a folder that is read already",
+        "gone": "a link to nothing",
+    }
 
 
 def test_names_that_are_not_utf8_are_refused_and_the_others_are_taken(tmp_path: Path) -> None:

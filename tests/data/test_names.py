@@ -56,27 +56,32 @@ def test_a_file_that_is_named_as_the_mask_of_a_picture_is_one(stems: list[str]) 
         f"{stem}{end}" for stem in stems for end in ("_mask.png", "-Mask.jpg", "_mask_1.png", " segmentation.tif")
     }
     before = {f"{word}_{stem}.png" for stem in stems for word in ("mask", "GT")}
-    assert masks({*pictures, *marked, *before}) == marked | before
+    assert masks({*pictures, *marked, *before}) == (marked | before, {})
 
 
 @given(NAMES)
 def test_a_name_like_that_of_a_mask_without_its_picture_is_a_picture(stems: list[str]) -> None:
-    assert masks({f"{stem}_mask.png" for stem in stems}) == set()
+    assert masks({f"{stem}_mask.png" for stem in stems}) == (set(), {})
 
 
 @given(NAMES)
-def test_lossless_pictures_beside_jpegs_are_masks_where_each_has_its_jpeg(stems: list[str]) -> None:
+def test_lossless_pictures_beside_jpegs_may_be_masks_where_each_has_its_jpeg(stems: list[str]) -> None:
     jpegs, twins = {f"{stem}.jpg" for stem in stems}, {f"{stem}.png" for stem in stems[::2]}
-    assert masks(jpegs | twins) == twins
-    assert masks(jpegs | twins | {"one more picture.png"}) == set()
+    assert masks(jpegs | twins) == (set(), {twin: twin.replace(".png", ".jpg") for twin in twins})
+    assert masks(jpegs | twins | {"one more picture.png"}) == (set(), {})
 
 
-def test_a_folder_of_masks_is_known_by_its_siblings() -> None:
-    assert mask_folders(["images", "masks"]) == {"masks"}
-    assert mask_folders(["Images", "Ground_Truth", "other"]) == {"Ground_Truth"}
-    assert mask_folders(["train", "test", "ground_truth"]) == {"ground_truth"}
-    assert mask_folders(["mask", "no_mask"]) == set()
-    assert mask_folders(["masks"]) == set()
+def test_a_name_with_the_word_label_may_be_that_of_a_mask() -> None:
+    likely = dict.fromkeys(["front_label.png", "front-seg.png", "labels_front.png"], "front.png")
+    assert masks(["front.png", *likely]) == (set(), likely)
+
+
+def test_folders_are_named_as_masks_beside_those_of_pictures() -> None:
+    assert mask_folders(["images", "masks"]) == ({"masks"}, {"images"})
+    assert mask_folders(["Images", "Ground_Truth", "other"]) == ({"Ground_Truth"}, {"Images"})
+    assert mask_folders(["train", "test", "ground_truth"]) == ({"ground_truth"}, {"train", "test"})
+    assert mask_folders(["mask", "no_mask"]) == ({"mask"}, set())
+    assert mask_folders(["masks"]) == ({"masks"}, set())
 
 
 def test_counts_name_the_most_frequent_reason_first() -> None:

@@ -56,6 +56,14 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
+def test_a_folder_that_alone_holds_the_pictures_of_a_class_is_no_class(model: str, tmp_path: Path) -> None:
+    save(tmp_path / "shown" / "left" / "images" / "1.png", half(columns=True))
+    save(tmp_path / "shown" / "top" / "1.png", half(columns=False))
+    report = predict_files(model, tmp_path / "shown", [tmp_path / "shown" / "left"], root=tmp_path)
+    assert report.classes == ("left", "top")
+    assert [image.class_name for image in report.predicted] == ["left"]
+
+
 def test_each_query_gets_the_class_that_it_looks_like(model: str, support: Path, tmp_path: Path) -> None:
     one = save(tmp_path / "queries" / "one.png", half(columns=False))
     two = save(tmp_path / "queries" / "below" / "two.png", half(columns=True))

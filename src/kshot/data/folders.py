@@ -1,25 +1,40 @@
 """Which files of a folder may hold items, and what is left out and why: one rule for ingest and for predict.
 
-A file whose name is not that of an item is left out (`kshot.data.names`). Links to nothing or in a circle, pipes,
-devices and folders without the right to read are refused, and so are names that are not UTF-8. A link to a file is that
-file, and a link to a folder is that folder. Every other file may hold an item; whether it does, the kind of item finds
-when it reads it.
+A file whose name is not that of an item is left out (`kshot.data.names`); what may be a mask by its name is one where
+the headers of both pictures allow it. Links to nothing or in a circle, pipes, devices and folders without the right to
+read are refused, and so are names that are not UTF-8. A link to a file is that file, and a link to a folder is that
+folder, which is read once. Every other file may hold an item; whether it does, the kind of item finds when it reads it.
 """
 
 import errno
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from kshot.data.names import Reason, is_system, mask_folders, masks, reason_to_leave_out
+from kshot.data.items.formats import size_and_mode
+from kshot.data.names import (
+    PICTURE_FOLDERS,
+    Reason,
+    is_likely_mask_folder,
+    is_system,
+    mask_folders,
+    masks,
+    reason_to_leave_out,
+    stem_of,
+    stems_of_pictures,
+)
 from kshot.errors import DataError
 from kshot.printing import storable
 
 LAYOUTS = "class/picture or group/class/picture"
+
+_MASK_MODES = ("1", "L", "P")
+_Identity = tuple[int, int]  # of a folder on this machine: device and inode
 
 Parts = tuple[str, ...]  # the names of a path within a folder, in Unicode NFC
 
@@ -81,7 +96,7 @@ def read_tree(folder: Path, *, keep_masks: bool = False) -> Tree:
         entries = _entries(folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}; needed a folder") from error
-    walk.enter(entries, (), frozenset({os.path.realpath(folder)}))
+    walk.enter_all(entries, _identity(os.stat(folder)))
     files = sorted(walk.files, key=lambda file: file.id)
     for first, second in pairwise(files):
         if first.id == second.id:
@@ -94,7 +109,7 @@ def read_tree(folder: Path, *, keep_masks: bool = False) -> Tree:
         notes=tuple(sorted(walk.notes, key=lambda file: file.id)),
         left_out=tuple(sorted(walk.left_out, key=lambda row: row.source)),
         refused=tuple(sorted(walk.refused, key=lambda row: row.source)),
-        empty=tuple(sorted(walk.empty)),
+        empty=tuple(sorted(walk.entered - walk.some)),
     )
 
 
@@ -115,59 +130,112 @@ def check_class_folders(folders: Iterable[Parts]) -> None:
             )
 
 
+def without_picture_folders(folders: Iterable[Parts]) -> dict[Parts, Parts]:
+    """Each folder, without a level such as `images` that is alone in its parent, at the end or at the top."""
+    folders = tuple(folders)
+    children: dict[Parts, set[str]] = {}
+    for folder in folders:
+        for depth in range(len(folder)):
+            children.setdefault(folder[:depth], set()).add(folder[depth])
+    with_files = set(folders)
+
+    def alone(folder: Parts) -> bool:
+        parent = folder[:-1]
+        return folder[-1].casefold() in PICTURE_FOLDERS and len(children[parent]) == 1 and parent not in with_files
+
+    meant = {}
+    for folder in folders:
+        parts = folder[:-1] if folder and alone(folder) else folder
+        meant[folder] = parts[1:] if len(parts) > 1 and alone(parts[:1]) else parts
+    return meant
+
+
 class _Walk:
+    """Real folders are read first, and then those behind links, so that a folder is read under its own name."""
+
     def __init__(self, *, keep_masks: bool) -> None:
         self._keep_masks = keep_masks
+        self._read: set[_Identity] = set()
+        self._links: deque[tuple[os.DirEntry[str], Parts, frozenset[_Identity]]] = deque()
         self.files: list[FoundFile] = []
         self.notes: list[FoundFile] = []
         self.left_out: list[LeftOut] = []
         self.refused: list[Refused] = []
-        self.empty: list[Parts] = []
+        self.entered: set[Parts] = set()
+        self.some: set[Parts] = {()}  # folders that hold more than what is left out
 
-    def enter(self, entries: "list[os.DirEntry[str]]", parts: Parts, around: frozenset[str]) -> bool:
-        """Take what a folder holds, and say whether anything of it may hold an item.
+    def enter_all(self, entries: "list[os.DirEntry[str]]", identity: "_Identity") -> None:
+        self._read.add(identity)
+        self._enter(entries, (), frozenset({identity}))
+        while self._links:
+            self._enter_folder(*self._links.popleft())
 
-        `around` are the real paths of the folder and of those that it lies in.
-        """
+    def _enter(self, entries: "list[os.DirEntry[str]]", parts: Parts, around: "frozenset[_Identity]") -> None:
+        """Take what a folder holds; `around` are the folder and those that it lies in."""
         folders: list[os.DirEntry[str]] = []
         plain: list[os.DirEntry[str]] = []
         for entry in entries:
             (folders if _is_folder(entry) else plain).append(entry)
+        self.entered.add(parts)
         found = [(_found(entry, parts), entry.is_file(follow_symlinks=False)) for entry in plain]
         kept = [file for file, is_plain in found if self._may_hold_an_item(file, is_plain=is_plain)]
-        of_masks = set() if self._keep_masks else masks(file.name for file in kept)
+        if kept:
+            self._hold_some(parts)
+        of_masks = set() if self._keep_masks else _masks(kept)
         for file in kept:
             if file.name in of_masks:
                 self._leave_out(file.parts, Reason.MASK)
             else:
                 self.files.append(file)
-        of_masks = set() if self._keep_masks else mask_folders(entry.name for entry in folders)
-        below = [self._enter_child(entry, parts, around, holds_masks=entry.name in of_masks) for entry in folders]
-        some = bool(kept) or any(below)
-        if parts and not some:
-            self.empty.append(parts)
-        return some
+        of_masks = set() if self._keep_masks else _mask_folders([_found(entry, parts) for entry in folders])
+        for entry in folders:
+            self._enter_child(entry, parts, around, of_masks)
 
     def _enter_child(
-        self, entry: "os.DirEntry[str]", parts: Parts, around: frozenset[str], *, holds_masks: bool
-    ) -> bool:
-        child, real = _found(entry, parts), os.path.realpath(entry)
-        if is_system(entry.name) or holds_masks:
+        self, entry: "os.DirEntry[str]", parts: Parts, around: "frozenset[_Identity]", of_masks: set[str]
+    ) -> None:
+        child = _found(entry, parts)
+        if is_system(entry.name):
             for inside in _all_below(child):
-                self._leave_out(inside, Reason.SYSTEM if is_system(entry.name) else Reason.MASK)
+                self._leave_out(inside.parts, Reason.SYSTEM)
+            return  # a folder of nothing else is an empty class
+        if child.name in of_masks:
+            self._hold_some(parts)
+            for inside in _all_below(child):
+                self._leave_out(inside.parts, Reason.MASK)
         elif not _is_utf8(entry.name):
-            for inside in tuple(_all_below(child)) or (child.parts,):
-                self._refuse(inside, "the name of its folder is not UTF-8; rename it")
-        elif real in around:
-            self._refuse(child.parts, "a link to a folder that it lies in")
+            self._hold_some(parts)
+            for parts_inside in tuple(inside.parts for inside in _all_below(child)) or (child.parts,):
+                self._refuse(parts_inside, "the name of its folder is not UTF-8; rename it")
+        elif entry.is_symlink():
+            self._links.append((entry, parts, around))
         else:
-            try:
-                entries = _entries(child.path)
-            except OSError as error:
-                self._refuse(child.parts, f"cannot be read: {error.strerror}")
+            self._enter_folder(entry, parts, around)
+
+    def _enter_folder(self, entry: "os.DirEntry[str]", parts: Parts, around: "frozenset[_Identity]") -> None:
+        child = _found(entry, parts)
+        why = None
+        try:
+            identity = _identity(entry.stat())
+            if identity in around:
+                why = "a link to a folder that it lies in"
+            elif identity in self._read:
+                why = "a link to a folder that is read already"
             else:
-                return self.enter(entries, child.parts, around | {real})
-        return not is_system(entry.name)  # a folder of nothing else is no empty class
+                entries = _entries(child.path)
+        except OSError as error:
+            why = f"cannot be read: {error.strerror}"
+        if why is not None:
+            self._hold_some(parts)
+            self._refuse(child.parts, why)
+        else:
+            self._read.add(identity)
+            self._enter(entries, child.parts, around | {identity})
+
+    def _hold_some(self, parts: Parts) -> None:
+        while parts not in self.some:
+            self.some.add(parts)
+            parts = parts[:-1]
 
     def _may_hold_an_item(self, file: FoundFile, *, is_plain: bool) -> bool:
         reason = reason_to_leave_out(file.name)
@@ -190,8 +258,53 @@ class _Walk:
         self.refused.append(Refused(source=storable("/".join(parts)), reason=reason))
 
 
+def _masks(files: Sequence[FoundFile]) -> set[str]:
+    """The names of those of the files of one folder that are masks, by name or by name and header."""
+    sure, likely = masks(file.name for file in files)
+    paths = {file.name: file.path for file in files} if likely else {}
+    return sure | {name for name, picture in likely.items() if _may_be_mask(paths[name], paths[picture])}
+
+
+def _mask_folders(folders: Sequence[FoundFile]) -> set[str]:
+    """The names of those of sibling folders that hold masks: at least half of their files are named as pictures are."""
+    named, beside = mask_folders(folder.name for folder in folders)
+    if not beside:
+        return set()
+    pictures = {
+        stem_of(file.name): file.path
+        for folder in folders
+        if folder.name in beside
+        for file in _all_below(folder)
+        if reason_to_leave_out(file.name) is None
+    }
+    return {folder.name for folder in folders if folder.name in named and _mirrors(folder, pictures)}
+
+
+def _mirrors(folder: FoundFile, pictures: Mapping[str, Path]) -> bool:
+    files = [file for file in _all_below(folder) if not is_system(file.name)]
+    pairs = [
+        (file, next((pictures[stem] for stem in stems_of_pictures(file.name) if stem in pictures), None))
+        for file in files
+    ]
+    found = [(file, picture) for file, picture in pairs if picture is not None]
+    if not is_likely_mask_folder(folder.name):
+        return 2 * len(found) >= len(files)
+    first = next(((file, picture) for file, picture in found if reason_to_leave_out(file.name) is None), None)
+    return 2 * len(found) >= len(files) and (first is None or _may_be_mask(first[0].path, first[1]))
+
+
+def _may_be_mask(path: Path, picture: Path) -> bool:
+    """Whether the headers allow it: of one size, and at most 8 bits of one channel. One that is damaged does."""
+    found, other = size_and_mode(path), size_and_mode(picture)
+    return found is None or other is None or (found[0] == other[0] and found[1] in _MASK_MODES)
+
+
 def _found(entry: "os.DirEntry[str]", parts: Parts) -> FoundFile:
     return FoundFile(parts=(*parts, unicodedata.normalize("NFC", entry.name)), path=Path(entry.path))
+
+
+def _identity(status: os.stat_result) -> "_Identity":
+    return status.st_dev, status.st_ino
 
 
 def _entries(folder: Path) -> "list[os.DirEntry[str]]":
@@ -213,19 +326,19 @@ def _no_plain_file(path: Path) -> str | None:
         return reasons.get(error.errno or 0, f"cannot be read: {error.strerror}")
 
 
-def _all_below(folder: FoundFile) -> Iterator[Parts]:
+def _all_below(folder: FoundFile) -> Iterator[FoundFile]:
     """Every file below `folder`; links to folders, and folders that cannot be read, count as one."""
     try:
         entries = _entries(folder.path)
     except OSError:
-        yield folder.parts
+        yield folder
         return
     for entry in entries:
         inside = _found(entry, folder.parts)
         if entry.is_dir(follow_symlinks=False):
             yield from _all_below(inside)
         else:
-            yield inside.parts
+            yield inside
 
 
 def _is_utf8(name: str) -> bool:

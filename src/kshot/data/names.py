@@ -1,8 +1,8 @@
 """What a file's name alone says: whether it may hold an item, or is left out and why.
 
-A mask is named like a picture of its folder, with a word such as `_mask` at its end or `mask_` before it; or it lies
-beside a JPEG of the same name, in a folder where every such lossless picture does; or in a folder such as `masks`
-beside `images`.
+A mask is named like a picture of its folder, with a word such as `_mask` at its end or `mask_` before it; or it lies in
+a folder such as `masks` beside `images`. It may be one where the word is `_label` or `_seg`, or where it lies beside a
+JPEG of the same name, in a folder where every such lossless picture does.
 """
 
 import re
@@ -36,14 +36,21 @@ _NOTES = frozenset(
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar"})
 _VIDEOS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".m4v", ".wav", ".mp3"})
 _LOSSY, _LOSSLESS = frozenset({".jpg", ".jpeg"}), frozenset({".png", ".bmp", ".gif", ".tif", ".tiff"})
-_MASK_WORD = r"(?:masks?|segm?|segmentation|labels?|gt|ground_?truth|annot(?:ations?)?)"
-_MASK_NAMES = (
-    re.compile(rf"(?P<picture>.+?)[-_. ]+{_MASK_WORD}[-_. ]?\d*", re.IGNORECASE),
-    re.compile(rf"{_MASK_WORD}[-_. ]+(?P<picture>.+)", re.IGNORECASE),
-)
+
+
+def _named_with(word: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    return (
+        re.compile(rf"(?P<picture>.+?)[-_. ]+{word}[-_. ]?\d*", re.IGNORECASE),
+        re.compile(rf"{word}[-_. ]+(?P<picture>.+)", re.IGNORECASE),
+    )
+
+
+_MASK_NAMES = _named_with(r"(?:masks?|segmentation|gt|ground_?truth|annot(?:ations?)?)")
+_LIKELY_NAMES = _named_with(r"(?:segm?|labels?)")
 _MASK_FOLDERS = frozenset(
     {*("masks", "mask", "annotations", "annotation", "groundtruth", "gt", "segmentations", "segmentation", "labels")}
-)
+) | {"segmentationclass", "segmentationobject"}
+_LIKELY_FOLDERS = frozenset({"labels"})
 _BESIDE_MASKS = PICTURE_FOLDERS | {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -97,27 +104,60 @@ def reason_to_leave_out(name: str) -> Reason | None:
     return Reason.VIDEO if suffix in _VIDEOS else None
 
 
-def masks(names: Iterable[str]) -> set[str]:
-    """Those of the pictures of one folder that are masks of others."""
+def masks(names: Iterable[str]) -> tuple[set[str], dict[str, str]]:
+    """Those of the pictures of one folder that are masks of others, and those that may be, with the picture of each.
+
+    Whether the latter are, their headers say.
+    """
     parts = {name: _stem_and_suffix(name) for name in names}
-    stems = {stem for stem, _ in parts.values()}
-    marked = {
-        name
+    by_stem = {stem: name for name, (stem, _) in parts.items()}
+    lossy = {stem: name for name, (stem, suffix) in parts.items() if suffix.lower() in _LOSSY}
+    sure = {name for name, (stem, _) in parts.items() if _marked(stem, _MASK_NAMES) in by_stem}
+    likely = {
+        name: by_stem[picture]
         for name, (stem, _) in parts.items()
-        for pattern in _MASK_NAMES
-        if (match := pattern.fullmatch(stem)) is not None and match["picture"] in stems
+        if name not in sure and (picture := _marked(stem, _LIKELY_NAMES)) in by_stem
     }
-    lossy = {stem for stem, suffix in parts.values() if suffix.lower() in _LOSSY}
-    lossless = {name for name, (_, suffix) in parts.items() if suffix.lower() in _LOSSLESS} - marked
-    return marked | lossless if all(parts[name][0] in lossy for name in lossless) else marked
+    marked = sure.union(likely)
+    lossless = {name: stem for name, (stem, suffix) in parts.items() if suffix.lower() in _LOSSLESS}
+    twins = {name: stem for name, stem in lossless.items() if name not in marked}
+    if all(stem in lossy for stem in twins.values()):
+        likely |= {name: lossy[stem] for name, stem in twins.items()}
+    return sure, likely
 
 
-def mask_folders(names: Iterable[str]) -> set[str]:
-    """Those of sibling folders that hold masks, where another is named as one of pictures, or as a split."""
-    words = {name: "".join(letter for letter in name.lower() if letter not in "-_ ") for name in names}
-    if not _BESIDE_MASKS.intersection(words.values()):
-        return set()
-    return {name for name, word in words.items() if word in _MASK_FOLDERS}
+def mask_folders(names: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Those of sibling folders that are named as masks, and those of whose pictures they may be."""
+    words = {name: _word(name) for name in names}
+    named = {name for name, word in words.items() if word in _MASK_FOLDERS}
+    return named, {name for name, word in words.items() if word in _BESIDE_MASKS} if named else set()
+
+
+def is_likely_mask_folder(name: str) -> bool:
+    """Whether a folder of this name may as well hold pictures, of labels."""
+    return _word(name) in _LIKELY_FOLDERS
+
+
+def stems_of_pictures(name: str) -> set[str]:
+    """The stems of those pictures of which a file of this name may be the mask or the annotation."""
+    stem = stem_of(name)
+    return {stem, _marked(stem, _MASK_NAMES) or stem, _marked(stem, _LIKELY_NAMES) or stem}
+
+
+def stem_of(name: str) -> str:
+    return _stem_and_suffix(name)[0]
+
+
+def _marked(stem: str, patterns: Iterable[re.Pattern[str]]) -> str:
+    """The stem of the picture of which a mask is named so, or ""."""
+    for pattern in patterns:
+        if (match := pattern.fullmatch(stem)) is not None:
+            return match["picture"]
+    return ""
+
+
+def _word(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter not in "-_ ")
 
 
 def _stem_and_suffix(name: str) -> tuple[str, str]:

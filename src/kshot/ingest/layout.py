@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from kshot.data.folders import LAYOUTS, FoundFile, Parts, check_class_folders
-from kshot.data.names import PICTURE_FOLDERS
+from kshot.data.folders import LAYOUTS, FoundFile, Parts, check_class_folders, without_picture_folders
 from kshot.errors import DataError
 from kshot.ingest.splits import split_among, split_of
 from kshot.printing import printable
@@ -93,7 +92,7 @@ def _by_layout(folder: Parts, layout: Layout) -> _Meaning | None:
 
 
 def _found(folders: Iterable[Parts]) -> dict[Parts, _Meaning | None]:
-    meant = _without_doubles(_without_picture_folders(folders))
+    meant = _without_doubles(without_picture_folders(folders))
     level, splits = _split_level(set(meant.values()))
     rest: dict[Parts, tuple[Parts, str]] = {}
     wrapped = level is not None and level > 0 and len({parts[:level] for parts in meant.values()}) == 1
@@ -123,26 +122,6 @@ def _roles(split_level: int | None, n_others: int, has_split: bool) -> Layout:
     if has_split and split_level is not None:
         roles.insert(split_level, "split")
     return tuple(roles)
-
-
-def _without_picture_folders(folders: Iterable[Parts]) -> dict[Parts, Parts]:
-    """Each folder, without a level such as `images` that is alone in its parent, at the end or at the top."""
-    folders = tuple(folders)
-    children: dict[Parts, set[str]] = {}
-    for folder in folders:
-        for depth in range(len(folder)):
-            children.setdefault(folder[:depth], set()).add(folder[depth])
-    with_files = set(folders)
-
-    def alone(folder: Parts) -> bool:
-        parent = folder[:-1]
-        return folder[-1].casefold() in PICTURE_FOLDERS and len(children[parent]) == 1 and parent not in with_files
-
-    meant = {}
-    for folder in folders:
-        parts = folder[:-1] if folder and alone(folder) else folder
-        meant[folder] = parts[1:] if len(parts) > 1 and alone(parts[:1]) else parts
-    return meant
 
 
 def _without_doubles(folders: Mapping[Parts, Parts]) -> dict[Parts, Parts]:

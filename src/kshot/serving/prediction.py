@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kshot.data.folders import LeftOut, Tree, check_class_folders, read_tree
+from kshot.data.folders import LeftOut, Tree, check_class_folders, read_tree, without_picture_folders
 from kshot.data.items.contract import ItemKind
 from kshot.errors import DataError
 from kshot.serving.classifier import FewShotClassifier
@@ -68,7 +68,8 @@ def predict_files(model: str, support: Path, queries: Sequence[Path], *, root: P
     refused = [*refused, *damaged]
     if not query_items:
         raise DataError(f"refused as query: {_listed(refused)}; need at least one readable image; {_REPLACE}")
-    classes = ["/".join(file.folders) for file in shown.files]
+    meant = without_picture_folders(dict.fromkeys(file.folders for file in shown.files))
+    classes = ["/".join(meant[file.folders]) for file in shown.files]
     prediction = classifier.adapt(_stacked(support_items.values()), classes).classify(_stacked(query_items.values()))
     best = prediction.probabilities.argmax(axis=1)
     predicted = (
@@ -109,7 +110,7 @@ def _support(folder: Path) -> Tree:
     classes = {file.folders for file in tree.files}
     if not classes:
         raise DataError(f"no image in {folder}; need {folder}/CLASS/IMAGE for at least 2 classes")
-    check_class_folders(classes)
+    check_class_folders(without_picture_folders(classes).values())
     for empty in tree.empty:
         if not any(empty[: len(parts)] == parts for parts in classes):
             raise DataError(

@@ -121,6 +121,15 @@ def open_checked(source: Path | bytes) -> Image.Image:
     return image
 
 
+def size_and_mode(path: Path) -> tuple[tuple[int, int], str] | None:
+    """Width and height in pixels and the mode, as the header says; None where it cannot be read."""
+    try:
+        with _without_warnings(), Image.open(path, formats=FORMATS) as image:
+            return image.size, image.mode
+    except Exception:  # a damaged header surfaces as a dozen unrelated types
+        return None
+
+
 def with_end(jpeg: bytes) -> bytes | None:
     """A JPEG that lacks only its end, with one; None where pixels are missing too.
 
