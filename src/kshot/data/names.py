@@ -47,6 +47,7 @@ def _named_with(word: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 _MASK_NAMES = _named_with(r"(?:masks?|segmentation|gt|ground_?truth|annot(?:ations?)?)")
 _LIKELY_NAMES = _named_with(r"(?:segm?|labels?)")
+_ANY_WORD = re.compile(r"mask|seg|gt|ground|annot|label", re.IGNORECASE)
 _MASK_FOLDERS = frozenset(
     {*("masks", "mask", "annotations", "annotation", "groundtruth", "gt", "segmentations", "segmentation", "labels")}
 ) | {"segmentationclass", "segmentationobject"}
@@ -112,11 +113,13 @@ def masks(names: Iterable[str]) -> tuple[set[str], dict[str, str]]:
     parts = {name: _stem_and_suffix(name) for name in names}
     by_stem = {stem: name for name, (stem, _) in parts.items()}
     lossy = {stem: name for name, (stem, suffix) in parts.items() if suffix.lower() in _LOSSY}
-    sure = {name for name, (stem, _) in parts.items() if _marked(stem, _MASK_NAMES) in by_stem}
+    worded = {name: stem for name, (stem, _) in parts.items() if _ANY_WORD.search(stem)}
+    sure = {name for name, stem in worded.items() if any(one in by_stem for one in _marked(stem, _MASK_NAMES))}
     likely = {
-        name: by_stem[picture]
-        for name, (stem, _) in parts.items()
-        if name not in sure and (picture := _marked(stem, _LIKELY_NAMES)) in by_stem
+        name: by_stem[one]
+        for name, stem in worded.items()
+        for one in _marked(stem, _LIKELY_NAMES)
+        if one in by_stem and name not in sure
     }
     marked = sure.union(likely)
     lossless = {name: stem for name, (stem, suffix) in parts.items() if suffix.lower() in _LOSSLESS}
@@ -141,19 +144,16 @@ def is_likely_mask_folder(name: str) -> bool:
 def stems_of_pictures(name: str) -> set[str]:
     """The stems of those pictures of which a file of this name may be the mask or the annotation."""
     stem = stem_of(name)
-    return {stem, _marked(stem, _MASK_NAMES) or stem, _marked(stem, _LIKELY_NAMES) or stem}
+    return {stem, *_marked(stem, _MASK_NAMES + _LIKELY_NAMES)}
 
 
 def stem_of(name: str) -> str:
     return _stem_and_suffix(name)[0]
 
 
-def _marked(stem: str, patterns: Iterable[re.Pattern[str]]) -> str:
-    """The stem of the picture of which a mask is named so, or ""."""
-    for pattern in patterns:
-        if (match := pattern.fullmatch(stem)) is not None:
-            return match["picture"]
-    return ""
+def _marked(stem: str, patterns: Iterable[re.Pattern[str]]) -> list[str]:
+    """The stems of the pictures of which a mask may be named so."""
+    return [match["picture"] for pattern in patterns if (match := pattern.fullmatch(stem)) is not None]
 
 
 def _word(name: str) -> str:
