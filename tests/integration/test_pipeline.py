@@ -100,7 +100,7 @@ def test_bad_data_stops_the_flow_with_one_line_and_exit_2(tmp_path: Path) -> Non
     assert start_flow(root, log).wait(timeout=240) == 2
     errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "images_per_class" in errors[0] and "6 of 11" in errors[0]
+    assert "images_per_class" in errors[0] and "5 classes short of images" in errors[0]
     assert not (root / "artifacts/task_pool").exists()
     assert not (root / ".kshot/mlflow.db").exists()
 
