@@ -58,8 +58,8 @@ def test_commands_and_options_are_these() -> None:
     found = {name: sorted(p.name for p in command.params) for name, command in commands.items()}
     ingest = [
         *("class_column", "dry_run", "group_column", "image_size", "images_in", "invert", "keep_masks", "layout"),
-        *("licence", "min_images", "mode", "name", "names", "no_tables", "path_column", "rotations", "seed", "source"),
-        *("split_by", "split_column", "splits", "value_range"),
+        *("licence", "min_images", "mode", "name", "names", "no_tables", "path_column", "rotations", "seed"),
+        *("several_labels", "source", "split_by", "split_column", "splits", "value_range"),
     ]
     assert found == {
         "ingest": ingest,

@@ -264,12 +264,19 @@ def test_classes_lie_side_by_side_or_in_groups(folders: list[tuple[str, ...]]) -
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        ([("a", "b", "c")], r"'a/b/c' is a folder 3 levels down that holds pictures; needed .*; next: move"),
+        (
+            [("a", "b", "c"), ("a", "c")],
+            r"'a/b/c' is a folder 3 levels down that holds pictures; needed .*; next: move",
+        ),
+        (
+            [("a", "b", "c"), ("a", "b", "d")],
+            r"the class folders lie 3 levels down, in 'a/b' alone; .*; next: give that",
+        ),
         (
             [("a",), ("a", "extra")],
             r"'a' holds pictures, and so does the folder 'a/extra' in it; needed .*; next: move",
         ),
-        ([("\x1b[31m", "b", "c")], r"'\\x1b\[31m/b/c' is a folder"),
+        ([("\x1b[31m", "b", "c"), ("a",)], r"'\\x1b\[31m/b/c' is a folder"),
     ],
 )
 def test_classes_in_classes_and_deeper_folders_are_refused(folders: list[tuple[str, ...]], message: str) -> None:

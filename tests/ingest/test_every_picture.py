@@ -26,7 +26,9 @@ CLASSES = st.lists(NAMES, min_size=2, max_size=6, unique_by=str.casefold)
 ALLOWED = (
     "no column of",  # a table of something else
     "named as splits",
+    "named as a split",
     "is a folder",  # too deep
+    "the class folders lie",
     "holds pictures, and so does the folder",
     "needed one split per class",
     "and in no class folder",

@@ -57,11 +57,32 @@ def test_a_class_that_is_called_photos_beside_another_is_a_class() -> None:
 )
 def test_a_level_that_may_be_splits_or_not_is_refused_with_a_way_on(names: tuple[str, ...]) -> None:
     with pytest.raises(
-        DataError, match=r"named as splits, and .* beside them (is|are) not; next: say which with --layout"
+        DataError,
+        match=r"named as (a split|splits), and .* beside (it|them) is not; next: name all .*--layout (group/)?class",
     ):
         place(found(*names))
     layout = read_layout("group/class" if len(names[0].split("/")) == 3 else "class")
     assert not place(found(*names), layout).unlabelled
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("base", "novel"), ("images_background", "images_evaluation"), ("seen", "unseen"), ("train", "novel")],
+)
+def test_words_of_the_field_are_splits_beside_other_splits(train: str, test: str) -> None:
+    names = (f"{train}/ant/1.png", "val/bee/1.png", f"{test}/cow/1.png")
+    for layout in ("", "split/class"):
+        placed = meanings(place(found(*names), read_layout(layout) if layout else ()))
+        assert placed == {
+            names[0]: ("ant", "", "meta_train"),
+            names[1]: ("bee", "", "meta_val"),
+            names[2]: ("cow", "", "meta_test"),
+        }
+
+
+def test_words_of_the_field_alone_are_classes() -> None:
+    placed = meanings(place(found("base/1.png", "background/1.png", "cow/1.png")))
+    assert [meaning[0] for meaning in placed.values()] == ["base", "background", "cow"]
 
 
 def test_a_layout_that_is_given_is_used_whatever_the_names_are() -> None:

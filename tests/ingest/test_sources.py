@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from kshot.data.folders import read_tree
 from kshot.data.names import Reason
 from kshot.errors import DataError
 from kshot.ingest.source import Reading, Source
-from kshot.ingest.sources import check_class_names, open_source
+from kshot.ingest.sources import check_class_names, nothing_usable, open_source
 from kshot.ingest.tables import Columns
 
 
@@ -76,7 +77,11 @@ def test_loose_pictures_and_empty_class_folders_are_listed_as_refused(tmp_path: 
             ("a/1.png", "a/more/1.png"),
             "'a' holds pictures, and so does the folder 'a/more' in it; needed class/picture",
         ),
-        (("a/b/c/1.png",), "'a/b/c' is a folder 3 levels down that holds pictures"),
+        (("a/b/c/1.png", "a/1.png"), "'a/b/c' is a folder 3 levels down that holds pictures"),
+        (
+            ("GTSRB/Final_Training/Images/00000/1.ppm", "GTSRB/Final_Training/Images/00001/1.ppm"),
+            "the class folders lie 4 levels down, in 'GTSRB/Final_Training/Images' alone; .* next: give that folder",
+        ),
     ],
 )
 def test_other_layouts_are_refused_by_name(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
@@ -98,8 +103,13 @@ def test_files_that_differ_only_in_unicode_form_are_refused(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("names", [("Crack", "crack"), ("stra\u00dfe", "STRASSE"), ("\u00c9", "e\u0301")])
 def test_class_names_that_look_alike_are_refused(names: tuple[str, ...]) -> None:
-    with pytest.raises(DataError, match="differ only in case or spelling of accents; rename one"):
+    with pytest.raises(DataError, match="differ only in case or spelling of accents; .*next: rename one"):
         check_class_names(names)
+
+
+def test_of_class_names_that_look_alike_a_file_of_each_is_named() -> None:
+    with pytest.raises(DataError, match=r"classes 'Crack' \(Crack/1.png\) and 'crack' \(train/crack/2.png\) differ"):
+        check_class_names(["Crack", "crack"], {"Crack": "Crack/1.png", "crack": "train/crack/2.png"})
 
 
 def test_class_names_with_control_characters_are_refused_and_shown_harmlessly() -> None:
@@ -256,8 +266,11 @@ def test_annotations_of_one_split_do_not_replace_the_class_folders_of_another(tm
     table(folder / "val" / "val_annotations.txt", "v0.png\td\t0\t62\nv1.png\te\t0\t62\n")
     with pytest.raises(DataError, match=r"which of 2, 3, 4 is the class is not said; next: --class-column 2"):
         read(folder)
-    with pytest.raises(DataError, match="'val/images/v0.png' is 'd' there, and 'in no class' by its folder"):
-        read(folder, columns=Columns(class_name="2"))
+    both = read(folder, columns=Columns(class_name="2"))
+    assert {file.class_name: both.given_splits[file.class_name] for file in both.files} == {
+        **dict.fromkeys("abc", "meta_train"),
+        **dict.fromkeys("de", "meta_val"),
+    }
     assert len(read(folder, tables=False).files) == 9
 
 
@@ -351,7 +364,7 @@ def test_rows_that_repeat_another_count_once(tmp_path: Path) -> None:
     lay(tmp_path, "1.png")
     source = read(table(tmp_path / "boxes.csv", "path,class,x\n1.png,a,3\n1.png,a,9\n"))
     assert len(source.files) == 1
-    assert "1 rows repeat another, and count once" in source.remarks
+    assert "1 row repeats another, and counts once" in source.remarks
 
 
 @pytest.mark.parametrize(
@@ -387,7 +400,7 @@ def test_files_that_a_csv_names_in_vain_are_refused(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "labels.csv is empty"),
-        ("path,class\n1.png\n", "line 2: found 1 columns; needed 2"),
+        ("path,class\n1.png\n", "line 2: found 1 column; needed 2.* next: mend that line"),
         ("path,path\n1.png,2.png\n", "has two columns 'path'"),
         (
             "path,class\n/etc/passwd,a\n",
@@ -410,12 +423,67 @@ def test_a_wrong_csv_is_refused_by_line(tmp_path: Path, text: str, message: str)
 
 def test_rows_without_a_class_and_rows_that_lead_outside_are_refused_one_by_one(tmp_path: Path) -> None:
     lay(tmp_path, "1.png", "2.png")
-    source = read(table(tmp_path / "labels.csv", "path,class\n1.png,a\n2.png,\n../1.png,b\n"))
+    source = read(table(tmp_path / "labels.csv", "path,class\n1.png,a\n2.png,\n../1.png,b\n,a\n1.png,\n"))
     assert [file.id for file in source.files] == ["1.png"]
     assert {row.source: row.reason for row in source.refused} == {
         "2.png": "its row names no class",
-        "../1.png": "leads outside",
+        "../1.png": "leads out of the source",
+        "labels.csv line 5": "names no picture",
     }
+    assert "1 row repeats another, and counts once" in source.remarks
+
+
+def test_a_path_that_goes_up_and_stays_in_the_source_is_read(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "val/x/1.png", "val/x/2.png", "train/3.png")
+    table(folder / "val" / "labels.csv", "path,class\n../val/x/1.png,a\nx/../x/2.png,b\n../../val/x/1.png,c\n")
+    source = read(folder)
+    assert {file.id: file.class_name for file in source.files} == {"val/x/1.png": "a", "val/x/2.png": "b"}
+    assert [(row.source, row.reason) for row in source.refused] == [("../../val/x/1.png", "leads out of the source")]
+
+
+def test_a_list_in_a_folder_of_annotations_says_the_classes_and_masks_there_are_none_of_its_pictures(
+    tmp_path: Path,
+) -> None:
+    folder = lay(tmp_path / "pets", *(f"images/cat_{n}.jpg" for n in range(4)))
+    lay(folder, *(f"annotations/trimaps/cat_{n}.png" for n in range(4)))
+    table(folder / "annotations" / "list.txt", "#Image ID\n" + "".join(f"cat_{n} {n % 2}\n" for n in range(4)))
+    source = read(folder)
+    assert {file.id: file.class_name for file in source.files} == {f"images/cat_{n}.jpg": str(n % 2) for n in range(4)}
+
+
+def test_lists_of_splits_in_a_folder_of_their_own_are_read_beside_class_folders(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "food", *(f"images/{kind}/{n}.jpg" for kind in "abc" for n in range(2)))
+    (folder / "meta").mkdir()
+    for split, kinds in (("train", "a"), ("val", "b"), ("test", "c")):
+        table(folder / "meta" / f"{split}.txt", "".join(f"{kind}/{n}\n" for kind in kinds for n in range(2)))
+        (folder / "meta" / f"{split}.json").write_text('["a/0"]')
+    source = read(folder)
+    assert source.given_splits == {"a": "meta_train", "b": "meta_val", "c": "meta_test"}
+
+
+def test_folders_that_labelme_exports_are_annotations(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", *(f"{kind}/{n}.jpg" for kind in "ab" for n in range(2)))
+    lay(folder, "a/0.json", "a/0_json/img.png", "a/0_json/label.png", "b/other_json/1.png")
+    tree = read_tree(folder)
+    assert [row.source for row in tree.left_out] == ["a/0.json", "a/0_json/img.png", "a/0_json/label.png"]
+    assert "b/other_json/1.png" in [file.id for file in tree.files]
+
+
+@pytest.mark.parametrize(
+    "names", [("JPEGImages/1.jpg", "JPEGImages/2.jpg"), ("images/train/1.jpg", "images/val/1.jpg")]
+)
+def test_pictures_without_a_class_are_refused_with_a_way_that_works(tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = lay(tmp_path / "shop", *names)
+    with pytest.raises(DataError, match="no class folder; .*next: .* or write a table of path,class into shop"):
+        read(folder)
+    table(folder / "labels.csv", "path,class\n" + "".join(f"{name},c{n}\n" for n, name in enumerate(names)))
+    assert [file.class_name for file in read(folder).files] == ["c0", "c1"]
+
+
+def test_a_folder_of_archives_says_which_to_unpack(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "shop", "a.zip", "b.zip")
+    with pytest.raises(DataError, match=r"and beside them 2 archives; needed .*next: unpack a\.zip, or give it as the"):
+        raise DataError(nothing_usable(read(folder), ()))
 
 
 def test_a_csv_that_is_not_text_is_refused(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from kshot.data.folders import FoundFile
 from kshot.errors import DataError
-from kshot.ingest.tables import Columns, Pictures, Table, UnknownColumnsError, read_table
+from kshot.ingest.tables import Columns, Pictures, SeveralLabels, Table, UnknownColumnsError, read_table
 
 PICTURES = ("batch0/0.png", "batch0/1.png", "batch1/0.png", "batch1/1.png")
 CLASSES = {"batch0/0.png": "ant", "batch0/1.png": "bee", "batch1/0.png": "001", "batch1/1.png": "NA"}
@@ -77,7 +78,126 @@ def test_group_and_split_are_found_by_their_names(tmp_path: Path) -> None:
     table = read(tmp_path, "file,label,Group,subset,width\nbatch0/0.png,ant,g,Training,64\n")
     assert table.columns == Columns(path="file", class_name="label", group="Group", split="subset")
     assert table.unused == ("width",)
-    assert (table.rows[0].group, table.rows[0].split) == ("g", "Training")
+    assert (table.rows[0].group, table.rows[0].split) == ("g", "meta_train")
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "splits"),
+    [
+        ("Dataset", ("train", "val", "test"), ("meta_train", "meta_val", "meta_test")),
+        ("Usage", ("Training", "PublicTest", "PrivateTest"), ("meta_train", "meta_test", "meta_test")),
+        ("where", ("seg_train", "seg_test"), ("meta_train", "meta_test")),
+        ("split", ("base", "val", "novel"), ("meta_train", "meta_val", "meta_test")),
+        ("is_train", ("1", "0"), ("meta_train", "meta_test")),
+        ("is_test", ("False", "True"), ("meta_train", "meta_test")),
+        ("train", ("yes", "no"), ("meta_train", "meta_test")),
+        ("is_val", ("1", "0"), ("meta_val", "meta_train")),
+    ],
+)
+def test_a_column_that_says_splits_is_used_whatever_it_is_called(
+    tmp_path: Path, header: str, values: tuple[str, ...], splits: tuple[str, ...]
+) -> None:
+    names = [f"{number}.png" for number in range(len(values))]
+    rows = "".join(f"{name},c{name},{value}\n" for name, value in zip(names, values, strict=True))
+    table = read(tmp_path, f"file,label,{header}\n{rows}", "labels.csv", *names)
+    assert table.columns.split == header
+    assert tuple(row.split for row in table.rows) == splits
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "message"),
+    [
+        (
+            "fold",
+            ("0", "1"),
+            "has a column 'fold', which may say the splits, and holds 0, 1; .*next: .*--split-by class",
+        ),
+        ("is_valid", ("1", "x"), "column 'is_valid', which may say the splits"),
+        (
+            "is_train,is_test",
+            ("1,0", "0,1"),
+            "columns is_train, is_test, which may each say the splits; needed one; next: --split-column is_train",
+        ),
+    ],
+)
+def test_a_column_that_may_say_splits_is_asked_about(
+    tmp_path: Path, columns: str, cells: tuple[str, str], message: str
+) -> None:
+    text = f"file,label,{columns}\nbatch0/0.png,a,{cells[0]}\nbatch0/1.png,b,{cells[1]}\n"
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, text)
+    known = read_table(tmp_path / "labels.csv", "labels.csv", pictures(*PICTURES), splits_are_known=True)
+    assert [row.class_name for row in known.rows] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "cells", [("ant|bee", "bee"), ("ant;bee", "cow;bee"), ("ant, bee", "ant", "bee"), ("ant bee", "ant", "bee")]
+)
+def test_several_labels_in_a_cell_are_asked_about_left_out_or_one_class(tmp_path: Path, cells: tuple[str, ...]) -> None:
+    rows = [("file", "label"), *((PICTURES[n], cell) for n, cell in enumerate(cells))]
+    text = "".join("\t".join(row) + "\n" for row in rows)
+    with pytest.raises(DataError, match="line 2: found several labels, .*next: .*--several-labels leave-out"):
+        read(tmp_path, text, "labels.tsv")
+    found = {
+        several: [
+            (row.class_name, row.fault)
+            for row in read_table(tmp_path / "labels.tsv", "labels.tsv", pictures(*PICTURES), several=several).rows
+        ]
+        for several in get_args(SeveralLabels)[1:]
+    }
+    assert found["leave-out"][0] == ("", "its row has several labels")
+    assert [name for name, _ in found["one-class"]] == list(cells)
+
+
+def test_lists_of_labels_in_json_lines_are_several_labels(tmp_path: Path) -> None:
+    text = '{"file": "batch0/0.png", "label": ["ant", "bee"]}\n{"file": "batch0/1.png", "label": ["ant"]}\n'
+    with pytest.raises(DataError, match=r"found several labels, 'ant\|bee'"):
+        read(tmp_path, text, "labels.jsonl")
+
+
+@pytest.mark.parametrize("name", ["golden retriever", "tench, Tinca tinca", "a|b"])
+def test_names_with_blanks_commas_and_bars_are_classes(tmp_path: Path, name: str) -> None:
+    text = f'file,label\nbatch0/0.png,"{name}"\nbatch0/1.png,"labrador retriever"\n'
+    assert read(tmp_path, text).rows[0].class_name == name
+
+
+@pytest.mark.parametrize(("no", "yes"), [("0", "1"), ("0.0", "1.0"), ("False", "True")])
+def test_of_a_column_for_each_class_the_one_that_is_1_is_the_class(tmp_path: Path, no: str, yes: str) -> None:
+    kinds = ("MEL", "NV", "BCC")
+    rows = [",".join([PICTURES[n], *(yes if m == n else no for m in range(3)), "61"]) for n in range(3)]
+    table = read(tmp_path, f"image,{','.join(kinds)},age\n" + "\n".join(rows))
+    assert tuple(row.class_name for row in table.rows) == kinds
+    assert table.unused == ("age",)
+    assert str(table) == "labels.csv (path in 'image', class in 'MEL, NV, BCC: which is 1')"
+
+
+def test_rows_of_one_hot_columns_with_two_ones_or_none_are_no_class(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(40)]
+    cells = [("1", "0") if number % 2 else ("0", "1") for number in range(40)]
+    cells[3], cells[5] = ("1", "1"), ("0", "0")
+    text = "image,cat,dog\n" + "".join(f"{n},{','.join(c)}\n" for n, c in zip(names, cells, strict=True))
+    with pytest.raises(DataError, match=r"line 5: found several labels, 'cat\|dog', and in 0 other rows"):
+        read(tmp_path, text, "labels.csv", *names)
+    rows = read_table(tmp_path / "labels.csv", "labels.csv", pictures(*names), several="leave-out").rows
+    assert (rows[3].fault, rows[5].fault) == ("its row has several labels", "its row names no class")
+
+
+def test_columns_of_many_attributes_are_not_taken_for_classes(tmp_path: Path) -> None:
+    text = "image,Male,Smiling\n" + "".join(f"{name},1,{n % 2}\n" for n, name in enumerate(PICTURES))
+    with pytest.raises(DataError, match="which of Male, Smiling is the class is not said"):
+        read(tmp_path, text)
+
+
+def test_a_column_of_names_of_class_folders_is_the_class(tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("0.png n01 0 62\n1.png n02 3 9\n")
+    table = read_table(tmp_path / "val.txt", "val.txt", pictures("0.png", "1.png"), class_folders={"n01", "n02", "n03"})
+    assert table.columns == Columns(path="1", class_name="2")
+
+
+def test_first_lines_of_a_text_that_begin_with_a_hash_are_comments(tmp_path: Path) -> None:
+    text = "#Image CLASS-ID SPECIES BREED ID\n#ID: 1:37\nAbys_1 1 1 1\nAbys_2 2 1 2\n"
+    table = read(tmp_path, text, "list.txt", "images/Abys_1.jpg", "images/Abys_2.jpg", class_name="2")
+    assert [(row.where, row.class_name) for row in table.rows] == [("list.txt line 3", "1"), ("list.txt line 4", "2")]
 
 
 def test_a_column_called_set_that_holds_no_splits_is_not_used(tmp_path: Path) -> None:
@@ -119,7 +239,7 @@ def test_a_table_of_something_else_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_table_that_is_not_utf8_names_the_command_that_helps(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="next: iconv -f WINDOWS-1252 -t UTF-8"):
+    with pytest.raises(DataError, match="next: iconv -f WINDOWS-1252 -t UTF-8 labels.csv > utf8 && mv"):
         read(tmp_path, b"path,class\nbatch0/0.png," + b"caf\xe9\n")
 
 
@@ -168,8 +288,7 @@ def test_a_quote_that_is_left_open_does_not_swallow_rows(tmp_path: Path, text: s
 def test_a_column_in_which_every_row_differs_is_not_taken_for_the_class(tmp_path: Path) -> None:
     names = [f"x/{number:03d}.jpg" for number in range(20)]
     rows = "".join(f"{number} {name}\n" for number, name in enumerate(names, start=1))
-    with pytest.raises(DataError, match="which of 1 is the class is not said; next: --class-column 1"):
-        read(tmp_path, rows, "images.txt", *names)
+    assert read(tmp_path, rows, "images.txt", *names).columns == Columns(path="2")
 
 
 def test_a_hundred_thousand_rows_take_no_longer_each_than_a_few() -> None:

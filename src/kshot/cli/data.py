@@ -60,6 +60,10 @@ def ingest(
     class_column: Annotated[str, typer.Option(help="Column of the class.")] = "",
     group_column: Annotated[str, typer.Option(help="Column of the group.")] = "",
     split_column: Annotated[str, typer.Option(help="Column of the split.")] = "",
+    several_labels: Annotated[
+        Literal["leave-out", "one-class"] | None,
+        typer.Option(help="What becomes of a picture whose row has several labels."),
+    ] = None,
     images_in: Annotated[Path | None, typer.Option(help="Folder in which the pictures of a table lie.")] = None,
     no_tables: Annotated[bool, typer.Option("--no-tables", help="Take the classes from the folders alone.")] = False,
     keep_masks: Annotated[
@@ -91,7 +95,9 @@ def ingest(
         tables=not no_tables,
         layout=read_layout(layout) if layout else (),
         keep_masks=keep_masks,
+        several=several_labels or "",
         draw_splits=split_by is not None,
+        splits_are_given=splits is not None,
         names=names,
     )
     if splits and split_by:

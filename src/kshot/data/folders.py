@@ -29,7 +29,7 @@ from kshot.data.names import (
     stems_of_pictures,
 )
 from kshot.errors import DataError
-from kshot.printing import storable
+from kshot.printing import printable, storable
 
 LAYOUTS = "class/picture or group/class/picture"
 
@@ -116,6 +116,12 @@ def read_tree(folder: Path, *, keep_masks: bool = False) -> Tree:
 def check_class_folders(folders: Iterable[Parts]) -> None:
     """Raise DataError unless the folders that hold files are class or group/class, and none lies in another."""
     with_files = dict.fromkeys(folders)
+    inner = next(iter(with_files), ())[:-1]
+    if len(inner) > 1 and all(parts[:-1] == inner for parts in with_files):
+        raise DataError(
+            f"the class folders lie {len(inner) + 1} levels down, in {printable('/'.join(inner))!r} alone; needed "
+            f"{LAYOUTS}; next: give that folder itself"
+        )
     for parts in with_files:
         name = "/".join(parts)
         if len(parts) > 2:
@@ -188,8 +194,13 @@ class _Walk:
             else:
                 self.files.append(file)
         of_masks = set() if self._keep_masks else _mask_folders([_found(entry, parts) for entry in folders])
+        exported = {f"{stem_of(file.name)}_json" for file, _ in found} if folders else set()  # by Labelme
         for entry in folders:
-            self._enter_child(entry, parts, around, of_masks)
+            if entry.name in exported:
+                for inside in _all_below(_found(entry, parts)):
+                    self._leave_out(inside.parts, Reason.NOTE)
+            else:
+                self._enter_child(entry, parts, around, of_masks)
 
     def _enter_child(
         self, entry: "os.DirEntry[str]", parts: Parts, around: "frozenset[_Identity]", of_masks: set[str]
@@ -202,7 +213,7 @@ class _Walk:
         if child.name in of_masks:
             self._hold_some(parts)
             for inside in _all_below(child):
-                self._leave_out(inside.parts, Reason.MASK)
+                self._leave_out(inside.parts, self._noted(inside) or Reason.MASK)
         elif not _is_utf8(entry.name):
             self._hold_some(parts)
             for parts_inside in tuple(inside.parts for inside in _all_below(child)) or (child.parts,):
@@ -238,11 +249,8 @@ class _Walk:
             parts = parts[:-1]
 
     def _may_hold_an_item(self, file: FoundFile, *, is_plain: bool) -> bool:
-        reason = reason_to_leave_out(file.name)
-        if reason is not None:
+        if reason := self._noted(file):
             self._leave_out(file.parts, reason)
-            if reason is Reason.NOTE and _is_utf8(file.name):
-                self.notes.append(file)
         elif not _is_utf8(file.name):
             self._refuse(file.parts, "its name is not UTF-8; rename it")
         elif not is_plain and (why := _no_plain_file(file.path)) is not None:
@@ -250,6 +258,13 @@ class _Walk:
         else:
             return True
         return False
+
+    def _noted(self, file: FoundFile) -> Reason | None:
+        """Why a file of this name is left out, if it is; notes are kept, which may be tables."""
+        reason = reason_to_leave_out(file.name)
+        if reason is Reason.NOTE and _is_utf8(file.name):
+            self.notes.append(file)
+        return reason
 
     def _leave_out(self, parts: Parts, reason: Reason) -> None:
         self.left_out.append(LeftOut(source=storable("/".join(parts)), reason=reason))

@@ -71,7 +71,7 @@ _PLURALS = {
     Reason.SYSTEM: "files of the system",
     Reason.NOTE: "annotations or notes",
     Reason.MASK: "masks",
-    Reason.ARCHIVE: "archives (unpack them first)",
+    Reason.ARCHIVE: "archives",
     Reason.VIDEO: "videos or sounds",
     Reason.UNLISTED: "pictures that no row names",
     Reason.UNLABELLED: "pictures without a class",

@@ -12,14 +12,14 @@ from typing import Literal, cast, get_args
 
 from kshot.data.folders import LAYOUTS, FoundFile, Parts, check_class_folders, without_picture_folders
 from kshot.errors import DataError
-from kshot.ingest.splits import split_among, split_of
+from kshot.ingest.splits import split_of, splits_of
 from kshot.printing import printable
 
 Role = Literal["split", "group", "class"]
 Layout = tuple[Role, ...]  # of the levels of folders, from the top
 
 _SHOWN = 4
-_WAYS = {1: "class", 2: "split/class or --layout group/class", 3: "split/group/class or --layout group/split/class"}
+_WAYS = {1: "class", 2: "group/class", 3: "group/split/class"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def read_layout(text: str) -> Layout:
 def place(files: Sequence[FoundFile], layout: Layout = ()) -> Placement:
     """Give every file its class, group and split, by `layout` or by what the names say. Raises DataError."""
     folders = tuple(dict.fromkeys(file.folders for file in files))
-    meanings = {folder: _by_layout(folder, layout) for folder in folders} if layout else _found(folders)
+    meanings = _by_layout(folders, layout) if layout else _found(folders)
     placed = tuple(
         Placed(file=file, class_name=meaning.class_name, group=meaning.group, split=meaning.split)
         for file in files
@@ -74,21 +74,25 @@ class _Meaning:
     roles: Layout
 
 
-def _by_layout(folder: Parts, layout: Layout) -> _Meaning | None:
-    if not folder:
-        return None
-    if len(folder) != len(layout):
-        raise DataError(
-            f"{printable('/'.join(folder))!r} is {len(folder)} folders deep; "
-            f"--layout {'/'.join(layout)} needs {len(layout)}"
-        )
-    said = dict(zip(layout, folder, strict=True))
-    split = split_of(said.get("split", "")) or ""
-    if "split" in said and not split:
-        raise DataError(f"{printable(said['split'])!r} is no name of a split; needed one such as train, val or test")
-    group = said.get("group", "")
-    name = "/".join(part for part, role in zip(folder, layout, strict=True) if role != "split")
-    return _Meaning(class_name=name, group=group, split=split, roles=layout)
+def _by_layout(folders: Sequence[Parts], layout: Layout) -> dict[Parts, _Meaning | None]:
+    for folder in folders:
+        if folder and len(folder) != len(layout):
+            raise DataError(
+                f"{printable('/'.join(folder))!r} is {len(folder)} folders deep; "
+                f"--layout {'/'.join(layout)} needs {len(layout)}"
+            )
+    at = layout.index("split") if "split" in layout else None
+    splits = {} if at is None else splits_of(dict.fromkeys(folder[at] for folder in folders if folder))
+
+    def meaning(folder: Parts) -> _Meaning:
+        said = dict(zip(layout, folder, strict=True))
+        if at is not None and folder[at] not in splits:
+            raise DataError(f"{printable(folder[at])!r} is no name of a split; needed one such as train, val or test")
+        name = "/".join(part for part, role in zip(folder, layout, strict=True) if role != "split")
+        split = "" if at is None else splits[folder[at]]
+        return _Meaning(class_name=name, group=said.get("group", ""), split=split, roles=layout)
+
+    return {folder: meaning(folder) if folder else None for folder in folders}
 
 
 def _found(folders: Iterable[Parts]) -> dict[Parts, _Meaning | None]:
@@ -149,15 +153,18 @@ def _split_level(folders: Collection[Parts]) -> tuple[int | None, dict[str, str]
     depth = max(map(len, folders), default=0)
     for level in range(depth):
         names = dict.fromkeys(parts[level] for parts in folders if len(parts) > level)
-        splits = {name: split for name in names if (split := split_of(name))} or split_among(names)
+        splits = splits_of(names)
         if len(splits) == len(names):
             return level, splits
         inner = any(len(parts) > level + 1 and parts[level] in splits for parts in folders)
         if len(set(splits.values())) > 1 or (splits and inner):
             others = [name for name in names if name not in splits]
+            one = len(splits) == 1
             raise DataError(
-                f"the folders {_listed(list(splits))} are named as splits, and {_listed(others)} beside them "
-                f"{'is' if len(others) == 1 else 'are'} not; next: say which with --layout {_WAYS[min(3, depth)]}"
+                f"the folder{'' if one else 's'} {_listed(list(splits))} {'is' if one else 'are'} named as "
+                f"{'a split' if one else 'splits'}, and {_listed(others)} beside {'it' if one else 'them'} "
+                f"{'is' if len(others) == 1 else 'are'} not; next: name all of them train, val or test, or say that "
+                f"none of them is a split with --layout {_WAYS[min(3, depth)]}"
             )
     return None, {}
 

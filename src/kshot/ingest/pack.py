@@ -119,7 +119,8 @@ def pack(
         shard_limit_bytes=shard_limit_bytes,
     ) as writer:
         moved = PackedDataset.open(folder).splits.by_class() if before and before.edits else {}
-        check_class_names([*writer.class_groups, *moved, *dict.fromkeys(file.class_name for file in source.files)])
+        examples = {file.class_name: file.id for file in reversed(source.files)}
+        check_class_names([*writer.class_groups, *moved, *reversed(examples)], examples)
         refused = [Quarantined(source=row.source, reason=row.reason) for row in source.refused]
         notes = Counter[str]()
         refused += _add_files(writer, source, item, progress, notes)

@@ -6,7 +6,7 @@ lack their folder, their extension or first folders of another machine, and diff
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from kshot.data.folders import FoundFile, Parts
@@ -25,10 +25,14 @@ class Naming:
 
 
 class Pictures:
-    """Pictures of a folder by their paths and names, with and without extension."""
+    """Pictures of a folder by their paths and names, with and without extension.
 
-    def __init__(self, files: Sequence[FoundFile]) -> None:
+    `masks` are the ids of those that are named as masks: one is meant only where no other picture is.
+    """
+
+    def __init__(self, files: Sequence[FoundFile], masks: Collection[str] = ()) -> None:
         self.files = tuple(files)
+        self._masks = frozenset(masks)
         self._by_path: dict[str, list[FoundFile]] = {}
         self._by_end: dict[str, list[FoundFile]] = {}  # the name, and the name with its folder
         for file in self.files:
@@ -61,24 +65,32 @@ class Pictures:
     def find(self, called: str, naming: Naming) -> tuple[FoundFile, ...]:
         """The pictures that `called` means: one, but for a name that several have."""
         parts = _parts(called)[naming.cut :]
-        if not parts or ".." in parts:
+        if ".." in parts:
+            inside = _resolved((*naming.within, *_parts(called)))
+            return self._first(self._by_path, inside) if inside else ()
+        if not parts:
             return ()
         if naming.folder is not None:
             return self._first(self._by_path, (*naming.folder, *parts))
-        return tuple(
+        found = tuple(
             file
             for file in self._first(self._by_end, parts[-2:])
             if _is_within(file, naming.within) and _n_shared(file, parts) == len(parts) - 1
         )
+        return tuple(file for file in found if file.id not in self._masks) or found
 
     def n_named(self, cells: Sequence[str], naming: Naming) -> int:
-        """How many pictures the cells name."""
-        return len({file.id for cell in cells for file in self.find(cell, naming)})
+        """How many of the cells, each once, name a picture."""
+        return sum(bool(self.find(cell, naming)) for cell in dict.fromkeys(cells))
 
     def _readings(self, cell: str, within: Parts) -> Iterator[tuple[int, Parts]]:
         """Each way in which `cell` may name a picture: how many parts are cut, and in which folder the rest lies."""
         parts = _parts(cell)
-        if not parts or ".." in parts:
+        if not parts:
+            return
+        if ".." in parts:
+            if self._first(self._by_path, _resolved((*within, *parts))):
+                yield 0, within
             return
         for file in self._first(self._by_end, parts[-1:])[:_LOOKED_AT]:
             n_shared = _n_shared(file, parts)
@@ -125,6 +137,24 @@ def _parts(called: str) -> Parts:
 
 def _is_absolute(called: str) -> bool:
     return called.startswith(("/", "\\")) or called[1:2] == ":"
+
+
+def _resolved(parts: Parts) -> Parts:
+    """The path without `..`; () where it leads out of the source."""
+    found: list[str] = []
+    for part in parts:
+        if part != "..":
+            found.append(part)
+        elif not found:
+            return ()
+        else:
+            found.pop()
+    return tuple(found)
+
+
+def leads_outside(called: str, within: Parts) -> bool:
+    """Whether a path leads out of the source, from the folder `within`."""
+    return ".." in _parts(called) and not _resolved((*within, *_parts(called)))
 
 
 def _stem(name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kshot.data.folders import LeftOut, Refused
 from kshot.ingest.layout import Layout
-from kshot.ingest.tables import Columns
+from kshot.ingest.tables import Columns, SeveralLabels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,8 @@ class Reading:
     """How to read a source, where the user says so; what he leaves open is found out.
 
     pictures: the folder in which the pictures of a table lie. tables: False to take classes from folders alone.
-    draw_splits: splits that the source gives are not used. names: the encoding of an archive's names.
+    several: what becomes of a picture whose row has several labels. draw_splits: splits that the source gives are not
+    used. splits_are_given: for every class, from elsewhere. names: the encoding of an archive's names.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -21,7 +22,9 @@ class Reading:
     tables: bool = True
     layout: Layout = ()
     keep_masks: bool = False
+    several: SeveralLabels = ""
     draw_splits: bool = False
+    splits_are_given: bool = False
     names: str = ""
 
 

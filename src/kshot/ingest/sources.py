@@ -7,22 +7,24 @@ with a reason. Tables at the top of a folder, or in folders that are named as sp
 
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kshot.data.folders import LAYOUTS, LeftOut, Parts, Refused, Tree, read_tree
-from kshot.data.names import Reason, in_counts, is_system
+from kshot.data.folders import LAYOUTS, FoundFile, LeftOut, Refused, Tree, read_tree
+from kshot.data.names import Reason, in_counts, is_system, stem_of
 from kshot.data.packed import Quarantined
 from kshot.errors import DataError
 from kshot.ingest.archive import extract, is_archive
-from kshot.ingest.labels import from_tables, labels_in, read_one_table
+from kshot.ingest.labels import Found, from_tables, labels_in, read_one_table
 from kshot.ingest.layout import Placed, place
 from kshot.ingest.source import Reading, Source, SourceFile
 from kshot.ingest.splits import add_given, split_of
 from kshot.ingest.tables import SUFFIXES
 from kshot.printing import printable
+
+_ANNOTATION_FOLDERS = frozenset({"annotations", "annotation", "meta", "metadata", "labels", "lists", "splits"})
 
 
 @contextmanager
@@ -50,49 +52,101 @@ def open_source(path: Path, reading: Reading | None = None) -> Iterator[Source]:
         )
 
 
-def check_class_names(names: Iterable[str]) -> None:
-    """Raise DataError for class names that differ only in case, and for control characters in one."""
+def check_class_names(names: Iterable[str], examples: Mapping[str, str] | None = None) -> None:
+    """Raise DataError for class names that differ only in case, and for control characters in one.
+
+    `examples` has a file of a class, to show where its name comes from.
+    """
+    examples = examples or {}
     seen: dict[str, str] = {}
     for name in names:
         if any(unicodedata.category(letter) == "Cc" for letter in name):
             raise DataError(f"class name {name!r} has control characters; rename it")
         twin = seen.setdefault(_folded(name), name)
         if twin != name:
-            raise DataError(f"classes {twin!r} and {name!r} differ only in case or spelling of accents; rename one")
+            found = " and ".join(
+                f"{one!r}{f' ({printable(examples[one])})' if one in examples else ''}" for one in (twin, name)
+            )
+            raise DataError(
+                f"classes {found} differ only in case or spelling of accents; needed names that are told apart; "
+                "next: rename one, or give both one name"
+            )
 
 
 def nothing_usable(source: Source, refused: Sequence[Refused | Quarantined]) -> str:
     """Why there is nothing to pack."""
     if not refused:
         left = in_counts(row.reason for row in source.left_out)
-        return f"{source.name} holds no picture in a class folder{f' ({left})' if left else ''}; needed {LAYOUTS}"
+        archive = next((row.source for row in source.left_out if row.reason is Reason.ARCHIVE), "")
+        return (
+            f"{source.name} holds no picture in a class folder{f', and beside them {left}' if left else ''}; "
+            f"needed {LAYOUTS}" + (f"; next: unpack {printable(archive)}, or give it as the source" if archive else "")
+        )
     first = refused[0]
     return f"{source.name}: none of {len(refused)} files is usable; the first is {first.source!r}: {first.reason}"
 
 
 def _read_folder(folder: Path, name: str, reading: Reading) -> Source:
     tree = read_tree(folder, keep_masks=reading.keep_masks)
-    notes = [note for note in tree.notes if not note.folders or _is_split_folder(note.folders)]
+    stems = {stem_of(file.name) for file in tree.files}
+    notes = [note for note in tree.notes if _may_be_a_table(note, stems)]
     listed: Mapping[str, str] = {}
     remarks: tuple[str, ...] = ()
     if reading.tables and notes:
         whole = read_tree(folder, keep_masks=True)  # what a table names is a picture, whatever its name looks like
-        found = labels_in(notes, whole, reading)
+        masks = {row.source for row in tree.left_out if row.reason is Reason.MASK}
+        found = labels_in(notes, whole, masks, reading)
         if found.tables and reading.layout:
             raise DataError(
                 f"--layout says what folders mean, but {found.tables[0].table.name} says what the pictures are; "
                 "next: leave out --layout, or the tables with --no-tables"
             )
         if found.tables:
-            return from_tables(found, name, reading)
+            return _with_folders_beside(found, name, reading)
         listed, remarks = found.splits, found.remarks
     if reading.columns or reading.pictures:
         raise DataError(f"columns or --images-in are given, and {name} has no table at its top; next: leave them out")
     return replace(_from_folders(tree, name, reading, listed), remarks=remarks)
 
 
-def _is_split_folder(folders: Parts) -> bool:
-    return len(folders) == 1 and split_of(folders[0]) is not None
+def _may_be_a_table(note: FoundFile, stems: Collection[str]) -> bool:
+    """Whether a note lies at the top, in a folder of a split, or is a list in a folder of annotations.
+
+    `stems` are those of the pictures: an annotation of one picture is called as the picture is.
+    """
+    if len(note.folders) != 1:
+        return not note.folders
+    of_annotations = note.folders[0].casefold() in _ANNOTATION_FOLDERS and note.path.suffix.lower() in SUFFIXES
+    return split_of(note.folders[0]) is not None or (of_annotations and stem_of(note.name) not in stems)
+
+
+def _with_folders_beside(found: Found, name: str, reading: Reading) -> Source:
+    """What the tables say; where each lies in a folder of a split, the folders say it of the other splits."""
+    source = from_tables(found, name, reading)
+    in_splits = {labels.folder[0] for labels in found.tables if labels.folder}
+    beside = [file for file in found.tree.files if file.folders and file.folders[0] not in in_splits]
+    if not in_splits or not all(labels.folder for labels in found.tables) or not beside:
+        return source
+    placement = place(beside)
+    if not placement.placed:
+        return source
+    folders = _from_folders(replace(found.tree, files=tuple(beside), refused=(), empty=()), name, reading, {})
+    given = dict(source.given_splits)
+    for class_name, split in folders.given_splits.items():
+        add_given(given, class_name, split, where="the folders beside the tables")
+    ids = {file.id for file in beside}
+    return replace(
+        source,
+        words=f"{source.words}, and beside them {folders.words}",
+        files=tuple(sorted((*source.files, *folders.files), key=lambda file: file.id)),
+        given_splits=given,
+        split_words="folders" if given else "",
+        refused=(*source.refused, *folders.refused),
+        left_out=(
+            *(row for row in source.left_out if row.source not in ids),
+            *(row for row in folders.left_out if row.source in ids),
+        ),
+    )
 
 
 def _from_folders(tree: Tree, name: str, reading: Reading, listed: Mapping[str, str]) -> Source:
@@ -108,10 +162,16 @@ def _from_folders(tree: Tree, name: str, reading: Reading, listed: Mapping[str, 
     loose = [file for file in placement.unlabelled if not file.folders]
     unlabelled = [file for file in placement.unlabelled if file.folders]
     if unlabelled and not placement.placed:
+        folders = {file.folders for file in unlabelled}
+        by_layout = len(folders) > 2 and all(len(parts) == 1 for parts in folders)
         raise DataError(
             f"the pictures lie in {printable('/'.join(unlabelled[0].folders))!r}, and in no class folder; needed "
-            f"{LAYOUTS}, in folders of splits or not, or a table of labels; next: put them into class folders, or say "
-            "with --layout class that these folders are the classes"
+            f"{LAYOUTS}, in folders of splits or not, or a table of labels; next: "
+            + (
+                "put them into class folders, or say with --layout class that these folders are the classes"
+                if by_layout
+                else f"put each into a folder of its class, or write a table of path,class into {name}"
+            )
         )
     return Source(
         name=name,

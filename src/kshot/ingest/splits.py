@@ -3,7 +3,7 @@
 import csv
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,10 +24,27 @@ _WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "meta_val"),
     **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation"), "meta_test"),
 }
-_BESIDE = r"(?:meta|data|dataset|images?|imgs?|pictures|photos|set|split|labels|annotations)"  # words around a split's
-_SPELLING = re.compile(
-    rf"(?:\d+[-_. ]+)?(?:{_BESIDE}[-_. ]?)*?({'|'.join(_WORDS)})(?:[-_. ]?(?:{_BESIDE}|\d\d\d+)|[-_. ]\d+)*",
-    re.IGNORECASE,
+_FEW_SHOT = {  # words of the field, which beside other splits alone mean one
+    **dict.fromkeys(("base", "background", "seen"), "meta_train"),
+    **dict.fromkeys(("novel", "unseen"), "meta_test"),
+}
+_FLAGS = {"meta_train": "meta_test", "meta_test": "meta_train", "meta_val": "meta_train"}  # what "no" means
+_YES, _NO = frozenset({"1", "1.0", "true", "yes", "y", "t"}), frozenset({"0", "0.0", "false", "no", "n", "f"})
+_BESIDE = (  # words around a split's
+    r"(?:meta|data|dataset|images?|imgs?|pictures|photos|set|split|labels|annotations|public|private)"
+)
+
+
+def _spelling(words: Iterable[str]) -> re.Pattern[str]:
+    return re.compile(
+        rf"(?:\d+[-_. ]+)?(?:{_BESIDE}[-_. ]?)*?({'|'.join(words)})(?:[-_. ]?(?:{_BESIDE}|\d\d\d+)|[-_. ]\d+)*",
+        re.IGNORECASE,
+    )
+
+
+_SPELLING, _FEW_SHOT_SPELLING = _spelling(_WORDS), _spelling(_FEW_SHOT)
+_FLAG = re.compile(
+    rf"(?:is[-_. ]?)?(?:in[-_. ]?)?({'|'.join(_WORDS)})(?:[-_. ]?(?:set|split|data|image|img))?", re.IGNORECASE
 )
 _WORD = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])", re.IGNORECASE)
 _SHOWN = 5  # how many names an error lists
@@ -53,8 +70,36 @@ class SeededSplits:
         return self
 
 
-def split_among(names: Collection[str]) -> dict[str, str]:
-    """The split of each of sibling folders that differ in that word alone, such as seg_train and seg_test; else {}."""
+def splits_of(names: Collection[str]) -> dict[str, str]:
+    """The split of those of `names` that have one, of folders beside one another or of the values of one column.
+
+    Usual spellings; else names that differ in that word alone, such as seg_train and seg_test. Words of the field such
+    as base and novel count where all names are splits with them, and one is of meta_train and another is not.
+    """
+    usual = {name: split for name in names if (split := split_of(name))}
+    if len(usual) < len(names):
+        fields = {
+            name: _FEW_SHOT[match[1].lower()]
+            for name in names
+            if name not in usual and (match := _FEW_SHOT_SPELLING.fullmatch(name.strip()))
+        }
+        together = usual | fields
+        if len(together) == len(names) and "meta_train" in together.values() and len(set(together.values())) > 1:
+            return together
+    return usual or _split_among(names)
+
+
+def splits_of_flags(header: str, values: Collection[str]) -> dict[str, str]:
+    """The split of each value of a column of yes and no, such as is_train; {} where it is none."""
+    match = _FLAG.fullmatch(header.strip())
+    words = {value: value.strip().lower() for value in values}
+    if match is None or not words or not set(words.values()) <= _YES | _NO:
+        return {}
+    yes = _WORDS[match[1].lower()]
+    return {value: yes if word in _YES else _FLAGS[yes] for value, word in words.items()}
+
+
+def _split_among(names: Collection[str]) -> dict[str, str]:
     words = {name: _WORD.findall(name) for name in names}
     rests = {_WORD.sub("", name).casefold() for name in names}
     splits = {name: _WORDS[found[0].lower()] for name, found in words.items() if len(found) == 1}
@@ -101,7 +146,10 @@ def add_given(given: dict[str, str], class_name: str, split: str, *, where: str)
     """Note that the user puts `class_name` into `split`; DataError when that is no split, or another than before."""
     found = split_of(split)
     if found is None:
-        raise DataError(f"{where}: found split {printable(split.strip())!r}; needed one of {', '.join(SPLITS)}")
+        raise DataError(
+            f"{where}: found split {printable(split.strip())!r}; needed one of {', '.join(SPLITS)}, or train, val, "
+            "test; next: write one there, or add --split-by class, which draws the splits"
+        )
     class_name = unicodedata.normalize("NFC", class_name)
     known = given.setdefault(class_name, found)
     if known != found:
@@ -188,7 +236,10 @@ def _check_known(given: Mapping[str, str], class_groups: Mapping[str, str]) -> N
 def _all_given(classes: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     without = [name for name in classes if name not in given]
     if without:
-        raise DataError(f"splits are given, but none for {_listed(without)}; needed one for every class")
+        raise DataError(
+            f"splits are given, but none for {_listed(without)}; needed one for every class; "
+            "next: add them, or --split-by class, which draws the splits anew"
+        )
     return {name: given[name] for name in classes}
 
 

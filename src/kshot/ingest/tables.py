@@ -1,22 +1,27 @@
 """Tables of labels: a row for each picture, in CSV of any usual dialect, in text with tabs or blanks, or in JSON lines.
 
 Which column is which is told by the user, or found: the column of paths is the one whose cells name the most pictures,
-the class stands under a usual name such as `class` or `label`, or is the only other column. Where that leaves a doubt,
-nothing is guessed. Cells are text and nothing else: 001, NA and 1e3 are names of classes like any other.
+the class stands under a usual name such as `class` or `label`, or in names of class folders, is the only other column,
+or is the one of several columns that is 1. A column whose values are splits, or that says of each row whether it
+is of one, gives the splits. Where that leaves a doubt, nothing is guessed. Cells are text and nothing else: 001, NA and
+1e3 are names of classes like any other.
 """
 
 import codecs
 import csv
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from kshot.data.folders import FoundFile, Parts
 from kshot.errors import DataError, UnknownColumnsError
 from kshot.ingest.pictures import Naming, Pictures
-from kshot.ingest.splits import split_of
+from kshot.ingest.splits import splits_of, splits_of_flags
 from kshot.printing import printable
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")
@@ -45,7 +50,17 @@ _PATHS = frozenset(
 _CLASSES = frozenset({"class", "label", "classname", "labelname", "classid", "category", "target", "species"})
 _SPLITS = frozenset({"split", "subset", "partition", "phase", "set"})
 _GROUPS = frozenset({"group"})
+_MAY_SAY_SPLITS = frozenset(
+    {"fold", "kfold", "cvfold", "partition", "usage", "isvalid", "istraining", "istrain", "istest"}
+)
+_SPLITS_LOOKED_AT = 20  # values of a column, beyond which they are no splits
+_FLAG_WORDS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+_ONE_HOT_SHARE = 0.9  # of rows, of which one column is 1
 _WAYS = "next: name its columns with --path-column and --class-column, or leave it out with --no-tables"
+
+
+SeveralLabels = Literal["", "leave-out", "one-class"]
+"""What becomes of a picture with several labels in its row: refused with the table, left out, or a class of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +78,10 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a line says: "" for what it does not say. `where` is the table and the line, `picture` what `path` names."""
+    """What a line says: "" for what it does not say. `where` is the table and the line, `picture` what `path` names.
+
+    `fault` is why the line gives no class.
+    """
 
     where: str
     path: str
@@ -71,6 +89,7 @@ class Row:
     class_name: str
     group: str
     split: str
+    fault: str = "its row names no class"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +118,20 @@ class Table:
         return f"{printable(self.name)} ({said})"
 
 
-def read_table(path: Path, name: str, pictures: Pictures, *, folder: Parts = (), asked: Columns | None = None) -> Table:
+def read_table(
+    path: Path,
+    name: str,
+    pictures: Pictures,
+    *,
+    folder: Parts = (),
+    asked: Columns | None = None,
+    class_folders: Collection[str] = (),
+    several: SeveralLabels = "",
+    splits_are_known: bool = False,
+) -> Table:
     """The table in `path`, called `name`, which lies in `folder` among the pictures.
 
+    `class_folders` are names that a column of classes may hold; `splits_are_known` without this table.
     Raises UnknownColumnsError where no column names pictures, and DataError for other doubts and damage.
     """
     asked = asked or Columns()
@@ -111,23 +141,71 @@ def read_table(path: Path, name: str, pictures: Pictures, *, folder: Parts = (),
     header, body = _header_and_body(lines, pictures, folder, name)
     for number, cells in body:
         if len(cells) != len(header):
-            raise DataError(f"{name} line {number}: found {len(cells)} columns; needed {len(header)}; {_WAYS}")
-    columns, naming = _found_columns(name, header, [cells for _, cells in body], pictures, folder, asked)
-    at = {what: header.index(column) for what, column in columns.items() if column}
+            raise DataError(
+                f"{name} line {number}: found {len(cells)} column{'' if len(cells) == 1 else 's'}; "
+                f"needed {len(header)}, as in its first line; next: mend that line, or leave the table out with "
+                "--no-tables"
+            )
+    found = _found_columns(
+        name, header, [cells for _, cells in body], pictures, folder, asked, class_folders, splits_are_known
+    )
+    at = {what: header.index(column) for what, column in found.columns.items() if column}
     rows = []
     for number, cells in body:
         where = f"{name} line {number}"
         said = {what: cells[at[what]] if what in at else "" for what in ("path", "class_name", "group", "split")}
         if any("\n" in cell for cell in said.values()):
             raise DataError(f"{where}: found a cell of several lines; needed one a cell; next: close its quotes")
-        rows.append(Row(where=where, picture=_one_picture(pictures, said["path"], naming, where), **said))
+        if found.one_hot:
+            said["class_name"] = "|".join(
+                column for column in found.one_hot if _FLAG_WORDS[cells[header.index(column)].casefold()]
+            )
+        said["split"] = found.splits.get(said["split"], said["split"])
+        rows.append(Row(where=where, picture=_one_picture(pictures, said["path"], found.naming, where), **said))
+    used = {*found.columns.values(), *found.one_hot}
+    columns = Columns(**found.columns)
     return Table(
         name=name,
         file=path.name,
-        columns=Columns(**columns),
-        unused=tuple(column for column in header if column and column not in columns.values()),
-        rows=tuple(rows),
+        columns=replace(columns, class_name=f"{_named(found.one_hot)}: which is 1") if found.one_hot else columns,
+        unused=tuple(column for column in header if column and column not in used),
+        rows=tuple(_with_one_label_each(rows, several, one_hot=bool(found.one_hot))),
     )
+
+
+def _with_one_label_each(rows: Sequence[Row], several: SeveralLabels, *, one_hot: bool) -> Iterable[Row]:
+    """The rows, those with several labels as `several` says. Raises DataError where it says nothing."""
+    labels = Counter(row.class_name for row in rows)
+    with_several = {label for label in labels if label and (("|" in label) if one_hot else _is_several(label, labels))}
+    if not with_several or several == "one-class":
+        return rows
+    if several == "leave-out":
+        fault = "its row has several labels"
+        return (replace(row, class_name="", fault=fault) if row.class_name in with_several else row for row in rows)
+    first = next(row for row in rows if row.class_name in with_several)
+    n_rows = sum(labels[label] for label in with_several)
+    raise DataError(
+        f"{first.where}: found several labels, {printable(first.class_name)!r}, and in {n_rows - 1:,} other rows; "
+        "needed one class for each picture; next: leave these pictures out with --several-labels leave-out, or take "
+        "each combination as a class with --several-labels one-class"
+    )
+
+
+def _is_several(label: str, labels: Mapping[str, int]) -> bool:
+    """Whether a cell holds several labels: with bars or semicolons one of them, else each of them, stands elsewhere."""
+    for separator in "|;":
+        parts = _parts(label, separator)
+        if len(parts) > 1:
+            others = (other for other in labels if other != label)
+            return bool(set(parts).intersection(part for other in others for part in _parts(other, separator)))
+    return any(
+        len(parts) > 1 and all(part in labels for part in parts)
+        for parts in (_parts(label, separator) for separator in ", ")
+    )
+
+
+def _parts(label: str, separator: str) -> list[str]:
+    return [part for part in map(str.strip, label.split(separator)) if part]
 
 
 def _one_picture(pictures: Pictures, called: str, naming: Naming | None, where: str) -> FoundFile | None:
@@ -146,8 +224,11 @@ def read_lines(path: Path, name: str) -> list[tuple[int, list[str]]]:
     if path.suffix.lower() == ".jsonl":
         return _json_lines(text, name)
     rows = io.StringIO(text, newline="").readlines()
+    is_text = path.suffix.lower() == ".txt"
+    n_comments = next((n for n, row in enumerate(rows) if not row.startswith("#")), 0) if is_text else 0
+    rows[:n_comments] = ["\n"] * n_comments  # which keeps the numbers of the lines
     try:
-        delimiter = _delimiter(rows, blanks=path.suffix.lower() == ".txt")
+        delimiter = _delimiter(rows, blanks=is_text)
         reader = csv.reader(rows, delimiter=delimiter, skipinitialspace=delimiter == " ", strict=True)
         return [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
     except csv.Error as error:
@@ -164,7 +245,8 @@ def _text(path: Path, name: str) -> str:
         return content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{name} cannot be read as a CSV in UTF-8: {error}; next: iconv -f WINDOWS-1252 -t UTF-8 (or what it is in)"
+            f"{name} cannot be read as a CSV in UTF-8: {error}; next: iconv -f WINDOWS-1252 -t UTF-8 "
+            f"{shlex.quote(path.name)} > utf8 && mv utf8 {shlex.quote(path.name)} (or what it is in)"
         ) from error
 
 
@@ -186,6 +268,8 @@ def _json_lines(text: str, name: str) -> list[tuple[int, list[str]]]:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        return "|".join(value)
     return value.strip() if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
@@ -217,10 +301,29 @@ def _header_and_body(
     return first, lines[1:]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _FoundColumns:
+    """The header of each column that is used, how that of the paths names pictures, and what values of splits mean.
+
+    `one_hot` are columns that stand for a class each, where no column holds the classes.
+    """
+
+    columns: dict[str, str]
+    naming: Naming | None
+    splits: Mapping[str, str]
+    one_hot: Sequence[str]
+
+
 def _found_columns(
-    name: str, header: list[str], body: list[list[str]], pictures: Pictures, folder: Parts, asked: Columns
-) -> tuple[dict[str, str], Naming | None]:
-    """The header of each column that is used, and how that of the paths names pictures."""
+    name: str,
+    header: list[str],
+    body: list[list[str]],
+    pictures: Pictures,
+    folder: Parts,
+    asked: Columns,
+    class_folders: Collection[str],
+    splits_are_known: bool,
+) -> _FoundColumns:
     taken = {
         what: _asked_column(name, header, given)
         for what, given in (
@@ -243,15 +346,84 @@ def _found_columns(
             )
         taken["path"] = found
         free.remove(found)
-    for what, names in (("split", _SPLITS), ("group", _GROUPS)):
-        named = [column for column in free if _word(column) in names]
-        if what not in taken and len(named) == 1 and (what == "group" or _holds_splits(header, body, named[0])):
-            taken[what] = named[0]
-            free.remove(named[0])
+    if "split" not in taken:
+        taken["split"] = _split_column(name, free, header, body, splits_are_known)
+    groups = [column for column in free if _word(column) in _GROUPS]
+    if "group" not in taken and len(groups) == 1:
+        taken["group"] = groups[0]
+    free = [column for column in free if column not in taken.values()]
+    one_hot: Sequence[str] = ()
     if "class_name" not in taken:
-        taken["class_name"] = _class_column(name, free, header, body)
-    columns = {what: taken.get(what, "") for what in ("path", "class_name", "group", "split")}
-    return columns, pictures.naming(_sample(header, body, taken["path"]), folder)
+        one_hot = _one_hot(free, header, body)
+        taken["class_name"] = "" if one_hot else _class_column(name, free, header, body, class_folders)
+    return _FoundColumns(
+        columns={what: taken.get(what, "") for what in ("path", "class_name", "group", "split")},
+        naming=pictures.naming(_sample(header, body, taken["path"]), folder),
+        splits=_splits_in(taken["split"], _values(header, body, taken["split"])) if taken["split"] else {},
+        one_hot=one_hot,
+    )
+
+
+def _split_column(
+    name: str, free: Sequence[str], header: list[str], body: list[list[str]], splits_are_known: bool
+) -> str:
+    """The column that says the splits, or "". A column that is called `split` has to, and says so later where not."""
+    values = {column: _values(header, body, column) for column in free if _word(column) not in _CLASSES}
+    saying = [
+        column
+        for column, cells in values.items()
+        if (splits := _splits_in(column, cells)) and (len(set(splits.values())) > 1 or _word(column) in _SPLITS)
+    ]
+    named = [column for column in saying if _word(column) in _SPLITS]
+    if len(named) == 1 or len(saying) == 1:
+        return (named or saying)[0]
+    if saying and not splits_are_known:
+        raise DataError(
+            f"{name} has the columns {_named(saying)}, which may each say the splits; needed one; "
+            f"next: --split-column {printable(saying[0])}, or --split-by class, which draws the splits"
+        )
+    doubtful = [column for column in values if _word(column) == "split" or _word(column) in _MAY_SAY_SPLITS]
+    if doubtful and _word(doubtful[0]) == "split":
+        return doubtful[0]
+    if doubtful and not splits_are_known and any(values[doubtful[0]]):
+        raise DataError(
+            f"{name} has a column {printable(doubtful[0])!r}, which may say the splits, and holds "
+            f"{_named(sorted(values[doubtful[0]]))}; needed train, val and test; next: write these there, or add "
+            "--split-by class, which draws the splits"
+        )
+    return ""
+
+
+def _splits_in(column: str, values: Collection[str]) -> dict[str, str]:
+    """The split of each value of a column, where all of them have one; else {}."""
+    cells = [value for value in values if value]
+    splits = splits_of(cells) if cells else {}
+    return splits if cells and len(splits) == len(cells) else splits_of_flags(column, cells)
+
+
+def _values(header: list[str], body: list[list[str]], column: str) -> set[str]:
+    """The distinct cells of a column, up to a number beyond which they are no splits."""
+    at = header.index(column)
+    found: set[str] = set()
+    for cells in body:
+        found.add(cells[at])
+        if len(found) > _SPLITS_LOOKED_AT:
+            break
+    return found
+
+
+def _one_hot(free: Sequence[str], header: list[str], body: list[list[str]]) -> Sequence[str]:
+    """The columns of 0 and 1 of which nearly each row has one 1; () where another column holds the classes."""
+    if any(_word(column) in _CLASSES for column in free):
+        return ()
+    flags = [
+        column
+        for column in free
+        if body and all(cells[header.index(column)].casefold() in _FLAG_WORDS for cells in body)
+    ]
+    numbers = [header.index(column) for column in flags]
+    n_single = sum(sum(_FLAG_WORDS[cells[number].casefold()] for number in numbers) == 1 for cells in body)
+    return flags if len(flags) > 1 and n_single >= _ONE_HOT_SHARE * len(body) else ()
 
 
 def _asked_column(name: str, header: list[str], asked: str) -> str:
@@ -289,28 +461,30 @@ def _sample(header: list[str], body: list[list[str]], column: str) -> list[str]:
     return list(dict.fromkeys(cells[at] for cells in rows))
 
 
-def _holds_splits(header: list[str], body: list[list[str]], column: str) -> bool:
-    """Whether the cells are splits. A column that is called `split` has to hold them, and says so later where not."""
-    at = header.index(column)
-    cells = {cells[at] for cells in body[:_SAMPLED_ROWS]} - {""}
-    return _word(column) == "split" or all(split_of(cell) for cell in cells)
-
-
-def _class_column(name: str, free: list[str], header: list[str], body: list[list[str]]) -> str:
-    """The column of a usual name, or the only one left; "" where there is none left."""
+def _class_column(
+    name: str, free: list[str], header: list[str], body: list[list[str]], class_folders: Collection[str]
+) -> str:
+    """The column of a usual name, of names of class folders, or the only one left; "" where there is none left."""
     if "class" in free:
         return "class"
     usual = [column for column in free if _word(column) in _CLASSES]
     if len(usual) == 1:
         return usual[0]
-    if not usual and len(free) == 1 and not _numbers_rows([cells[header.index(free[0])] for cells in body]):
-        return free[0]
-    if not free:
+    of_folders = [column for column in free if _holds(class_folders, header.index(column), body)]
+    if not usual and len(of_folders) == 1:
+        return of_folders[0]
+    if not free or (len(free) == 1 and _numbers_rows([cells[header.index(free[0])] for cells in body])):
         return ""
+    if not usual and len(free) == 1:
+        return free[0]
     raise DataError(
         f"{name} has the columns {_named(header)}, and which of {_named(usual or free)} is the class is not said; "
         f"next: --class-column {printable((usual or free)[0])}, for example, or leave the table out with --no-tables"
     )
+
+
+def _holds(names: Collection[str], at: int, body: list[list[str]]) -> bool:
+    return bool(names) and bool(body) and all(cells[at] in names for cells in body)
 
 
 def _numbers_rows(cells: list[str]) -> bool:

@@ -34,7 +34,7 @@ def understanding(
         raise DataError(nothing_usable(source, source.refused))
     groups = {**groups_before, **{file.class_name: file.group for file in source.files}}
     curated = curated or {}
-    check_class_names([*groups, *curated])
+    check_class_names([*groups, *curated], {file.class_name: file.id for file in reversed(source.files)})
     of_source = {name: split for name, split in source.given_splits.items() if name in groups}
     given = {name: split for name, split in {**of_source, **request.given}.items() if curated.get(name) != split}
     sizes = Counter(file.class_name for file in source.files)
