@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kshot.printing import escape_missing_letters, one_line, printable, storable, unstyled
+from kshot.printing import counted, escape_missing_letters, listed, one_line, printable, storable, unstyled
 
 ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates too: they stand for bytes that are not UTF-8
 
@@ -83,3 +83,20 @@ def test_unstyled_text_is_shown_as_it_is() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
     console.print(unstyled("[bold]:cat: 1/2 'x'\x1b[31m"))
     assert console.file.getvalue() == "[bold]:cat: 1/2 'x'\\x1b[31m\n"  # type: ignore[attr-defined]
+
+
+def test_a_number_and_its_noun() -> None:
+    assert [
+        counted(n, noun) for n, noun in ((1, "item"), (0, "item"), (2_000, "item"), (3, "class"), (1, "class"))
+    ] == [
+        "1 item",
+        "0 items",
+        "2,000 items",
+        "3 classes",
+        "1 class",
+    ]
+
+
+def test_the_first_of_many_names_are_listed_as_they_may_be_printed() -> None:
+    assert listed(["a", "b\x1b"]) == r"'a', 'b\\x1b'"
+    assert listed(["a", "b", "c"], 2) == "'a', 'b', ..."

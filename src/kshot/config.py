@@ -143,6 +143,8 @@ def _one_line(error: PydanticError, raw: Any) -> str:
             return f"{key}.name is '{tag}'; need one of {known}{hint}{more}"
         case "string_type":
             return f"{found}; need a text: put quotes around it{more}"
+        case "value_error" if isinstance(first["input"], dict | list):
+            return f"{key}: {first['msg'].replace('Value error, ', '')}{more}"
         case "bool_type":
             return f"{found}; need true or false{more}"
         case _:

@@ -2,6 +2,7 @@
 
 import io
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -24,6 +25,17 @@ def printable(text: str) -> str:
 def storable(text: str) -> str:
     r"""`text` as a file in UTF-8 can hold it: true, but for bytes that are no UTF-8, which become escapes: \udce9."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def counted(number: int, noun: str) -> str:
+    """The number and its noun: 1 item, 2,000 items, 3 classes."""
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def listed(names: Sequence[str], shown: int = 4) -> str:
+    """The first names, each in quotes, and three points where there are more."""
+    first = ", ".join(repr(printable(name)) for name in names[:shown])
+    return f"{first}, ..." if len(names) > shown else first
 
 
 def one_line(text: str) -> str:

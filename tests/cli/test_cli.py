@@ -84,7 +84,7 @@ def test_commands_and_options_are_these() -> None:
     operations = commands["curate"].commands
     assert {name: sorted(p.name for p in command.params) for name, command in operations.items()} == {
         "drop": ["class_", "finding", "ids", "list_", "names", "reason"],
-        "relabel": ["items", "list_", "reason", "to"],
+        "relabel": ["items", "list_", "new_class", "reason", "to"],
         "move-split": ["classes", "finding", "reason", "to"],
         "merge-classes": ["classes", "into", "reason"],
         "min-images": ["n", "reason"],

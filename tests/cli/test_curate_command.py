@@ -239,8 +239,68 @@ def test_all_findings_to_drop_are_taken_from_the_list_at_once_and_warnings_stay(
     page = (tmp_path / "artifacts" / "validate" / "report.html").read_text()
     assert '"edit": "drop of 4 items' in facts
     assert "Edits since ingest" in page and "drop of 4 items" in page
-    again = kshot(tmp_path, *words[1:])
+    again = kshot(tmp_path, *words[1:])  # the list has the warning alone now
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+
+
+def test_findings_are_resolved_one_after_another_without_a_validation_between(kshot: Kshot, tmp_path: Path) -> None:
+    tiny = tiny_dataset(n_classes=6)
+    same_in_two_splits(tiny)  # which is in two classes, too
+    blank(tiny)
+    small_class(tiny)
+    tiny.write(tmp_path / "data" / "tiny")
+    failures = failures_of(PackedDataset.open(tmp_path / "data" / "tiny"), tiny_params())
+    with pytest.raises(ValidationError):
+        validate.run(tiny_params(), Workspace(tmp_path))
+    severities = [line.split(",")[1] for line in (tmp_path / ".kshot/validate/findings.csv").read_text().splitlines()]
+    assert severities[1:] == sorted(severities[1:])  # critical, then warning
+    commands = [result.remedy.command for result in failures.values() if result.severity == "critical"]
+    outputs = [kshot(tmp_path, *shlex.split(command)[1:]) for command in commands]
+    assert [done.returncode for done in outputs] == [0] * len(commands)
+    assert any(
+        "2 of 2 listed items and classes are out already\nnext: kshot validate" in done.stdout for done in outputs
+    )
+    listed = kshot(tmp_path, "curate", "tiny", "drop", "--list", ".kshot/validate/findings.csv")
+    assert (listed.returncode, "out already\nnext: kshot validate" in listed.stdout) == (0, True)
+    validate.run(tiny_params(), Workspace(tmp_path))
+
+
+def test_a_list_of_items_and_classes_is_one_edit_and_all_of_it_or_nothing(kshot: Kshot, tmp_path: Path) -> None:
+    folder = tiny_dataset().write(tmp_path / "data" / "tiny")
+    (tmp_path / "list.csv").write_text("id,class\ntrain/c0/1.png,train/c0\n,train/c2\n")
+    assert kshot(tmp_path, "curate", "tiny", "drop", "--list", "list.csv").returncode == 0
+    dataset = PackedDataset.open(folder)
+    assert (dataset.n_stored, len(dataset.info.edits), len(dataset.splits.meta_train)) == (54, 1, 3)
+    assert str(dataset.info.edits[0]) == "drop of 6 items 'train/c0/1.png', with 1 class 'train/c2'"
+    kshot(tmp_path, "curate", "tiny", "undo")
+    assert PackedDataset.open(folder).n_stored == 60
+    everything = "".join(f",val/c{n}\n" for n in range(4))
+    (tmp_path / "list.csv").write_text(f"id,class\ntrain/c0/1.png,train/c0\n{everything}")
+    refused = kshot(tmp_path, "curate", "tiny", "drop", "--list", "list.csv")
+    assert refused.returncode == 2 and "would leave meta_val without a class" in refused.stderr
+    assert PackedDataset.open(folder).n_stored == 60
+
+
+def test_where_most_items_were_enlarged_smaller_items_are_advised_and_none_is_listed(tmp_path: Path) -> None:
+    tiny = tiny_dataset()
+    tiny.manifest["width"] = [9, *[12] * 59]
+    result = failures_of(PackedDataset.open(tiny.write(tmp_path / "tiny")), tiny_params())["original_size"]
+    assert result.remedy.command == "ingest the source again under another name with --image-size 12"
+    assert result.remedy.findings.empty
+
+
+def test_classes_that_are_left_out_do_not_count_where_fewer_are_asked_for(tmp_path: Path) -> None:
+    tiny = tiny_dataset()
+    small_class(tiny)
+    for name in tiny.splits["meta_train"][3:]:
+        tiny.drop(tiny.rows(name))
+    tiny.splits["meta_train"] = tiny.splits["meta_train"][:3]
+    failures = failures_of(PackedDataset.open(tiny.write(tmp_path / "tiny")), tiny_params())
+    short = failures["images_per_class"].remedy.findings["class"].tolist()
+    n_left = 3 - sum(name.startswith("train/") for name in short)
+    assert f"lower n_way in params.yaml to {n_left} or less of task_pool.meta_train" in (
+        failures["classes_per_split"].remedy.command
+    )
 
 
 def test_of_items_that_look_alike_no_more_are_dropped_than_needed(tmp_path: Path) -> None:

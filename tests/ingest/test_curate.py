@@ -13,8 +13,7 @@ from kshot.ingest import curate, ingest, writer
 from kshot.ingest.curate import (
     CurateReport,
     classes_in,
-    drop_classes,
-    drop_items,
+    drop,
     ids_in,
     merge_classes,
     min_images,
@@ -60,7 +59,7 @@ def append(folder: Path, *new: tuple[str, int]) -> PackedDataset:
 
 def test_readers_see_the_items_in_use_and_every_item_stays_stored(folder: Path) -> None:
     whole = PackedDataset.open(folder)
-    report = drop_items(folder, ["train/c0/1.png", "val/c3/39.png"], "blurred")
+    report = drop(folder, ids=["train/c0/1.png", "val/c3/39.png"], reason="blurred")
     dataset = PackedDataset.open(folder)
     kept = [row for row in range(60) if row not in (1, 39)]
     assert (report.before.items["meta_train"], report.after.items["meta_train"]) == (20, 19)
@@ -72,7 +71,7 @@ def test_readers_see_the_items_in_use_and_every_item_stays_stored(folder: Path) 
 
 
 def test_a_dataset_too_large_for_memory_reads_the_same_items(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drop_items(folder, ["train/c0/1.png", "val/c3/39.png"])
+    drop(folder, ids=["train/c0/1.png", "val/c3/39.png"])
     order = np.array([[57, 0], [1, 37]])
     resident = PackedDataset.open(folder).gather(order)
     monkeypatch.setattr("kshot.data.packed.RESIDENT_LIMIT_BYTES", 1)
@@ -83,8 +82,8 @@ def test_every_edit_makes_another_version_and_none_touches_what_is_stored(folder
     stored = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "dataset.json"}
     hashes = {PackedDataset.open(folder).content_hash}
     edits: list[Callable[[], CurateReport]] = [
-        lambda: drop_items(folder, ["train/c0/0.png"]),
-        lambda: drop_classes(folder, ["train/c1"]),
+        lambda: drop(folder, ids=["train/c0/0.png"]),
+        lambda: drop(folder, classes=["train/c1"]),
         lambda: relabel(folder, {"train/c0/1.png": "train/c2"}),
         lambda: move_split(folder, ["train/c2"], "val"),
         lambda: merge_classes(folder, ["val/c0", "val/c1"], "val/both"),
@@ -100,7 +99,7 @@ def test_every_edit_makes_another_version_and_none_touches_what_is_stored(folder
 
 def test_undoing_every_edit_gives_the_same_items_again(folder: Path) -> None:
     whole = PackedDataset.open(folder)
-    drop_classes(folder, ["train/c1"])
+    drop(folder, classes=["train/c1"])
     relabel(folder, {"train/c0/1.png": "test/c2"})
     undo(folder)
     report = undo(folder)
@@ -139,7 +138,7 @@ def test_a_class_moved_to_another_split_stays_there_when_it_grows(folder: Path) 
 
 
 def test_small_classes_are_left_out_and_listed(folder: Path) -> None:
-    drop_items(folder, ["train/c0/0.png", "val/c1/25.png"])
+    drop(folder, ids=["train/c0/0.png", "val/c1/25.png"])
     report = min_images(folder, 5)
     assert report.notes == ("left out: 'train/c0' (4), 'val/c1' (4)",)
     assert report.edit.n_items == 8
@@ -147,7 +146,7 @@ def test_small_classes_are_left_out_and_listed(folder: Path) -> None:
 
 
 def test_new_items_are_told_which_rules_they_fall_under(folder: Path) -> None:
-    drop_classes(folder, ["train/c1"])
+    drop(folder, classes=["train/c1"])
     merge_classes(folder, ["test/c0"], "test/c1")
     move_split(folder, ["val/c0"], "train")
     dataset = append(folder, ("train/c1", 3), ("test/c0", 2), ("val/c0", 1), ("train/c3", 1))
@@ -161,7 +160,7 @@ def test_new_items_are_told_which_rules_they_fall_under(folder: Path) -> None:
 
 def test_a_dropped_item_stays_dropped_when_it_is_ingested_again(folder: Path) -> None:
     append(folder, ("train/c0", 2))
-    drop_items(folder, ["train/c0/new0.png"])
+    drop(folder, ids=["train/c0/new0.png"])
     dataset = append(folder, ("train/c0", 2))
     assert "train/c0/new0.png" not in dataset.manifest["id"].to_pylist()
     assert len(dataset.info.edits) == 1
@@ -169,7 +168,7 @@ def test_a_dropped_item_stays_dropped_when_it_is_ingested_again(folder: Path) ->
 
 def test_a_long_list_lies_in_a_file_of_its_own(folder: Path) -> None:
     dropped = ids(folder)[:30]
-    drop_items(folder, dropped[:19] + dropped[20:25])
+    drop(folder, ids=dropped[:19] + dropped[20:25])
     relabel(folder, dict.fromkeys(ids(folder)[-12:], "test/c1") | dict.fromkeys(ids(folder)[1:18], "val/c3"))
     assert sorted(path.name for path in folder.glob("edit-*")) == ["edit-00000.parquet", "edit-00001.parquet"]
     dataset = PackedDataset.open(folder)
@@ -179,7 +178,7 @@ def test_a_long_list_lies_in_a_file_of_its_own(folder: Path) -> None:
 
 
 def test_a_list_that_was_altered_or_lost_is_an_error(folder: Path) -> None:
-    drop_items(folder, ids(folder)[::2])
+    drop(folder, ids=ids(folder)[::2])
     (folder / "edit-00000.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="edit-00000.parquet was altered.*next: dvc checkout"):
         _ = PackedDataset.open(folder).manifest
@@ -191,12 +190,12 @@ def test_a_list_that_was_altered_or_lost_is_an_error(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda f: drop_items(f, ["train/c0/1.jpg"]), r"no item 'train/c0/1.jpg'.*did you mean 'train/c0/1.png'\?"),
-        (lambda f: drop_items(f, []), "found no item; needed the id of at least one"),
-        (lambda f: drop_classes(f, ["train/c9"]), r"no class 'train/c9'.*did you mean 'train/c\d'\?"),
-        (lambda f: drop_classes(f, []), "found no class; needed the name of at least one"),
+        (lambda f: drop(f, ids=["train/c0/1.jpg"]), r"no item 'train/c0/1.jpg'.*did you mean 'train/c0/1.png'\?"),
+        (lambda f: drop(f, ids=[]), "found no class; needed the name of at least one"),
+        (lambda f: drop(f, classes=["train/c9"]), r"no class 'train/c9'.*did you mean 'train/c\d'\?"),
+        (lambda f: drop(f, classes=[]), "found no class; needed the name of at least one"),
         (
-            lambda f: drop_classes(f, [f"val/c{n}" for n in range(4)]),
+            lambda f: drop(f, classes=[f"val/c{n}" for n in range(4)]),
             "leave meta_val without a class.*next: kshot curate tiny move-split train/c0 --to meta_val",
         ),
         (lambda f: min_images(f, 6), "leave meta_train, meta_val, meta_test without a class"),
@@ -218,7 +217,7 @@ def test_a_list_that_was_altered_or_lost_is_an_error(folder: Path) -> None:
         (lambda f: merge_classes(f, ["train/c0"], " "), "empty class name"),
         (lambda f: undo(f), "no edit to undo"),
         (lambda f: undo(f, 3), "found no edit 3"),
-        (lambda f: drop_items(f.with_name("tyni"), ["x"]), "no dataset at .*tyni; found: tiny"),
+        (lambda f: drop(f.with_name("tyni"), ids=["x"]), "no dataset at .*tyni; found: tiny"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_and_changes_nothing(
@@ -231,11 +230,11 @@ def test_a_request_that_cannot_be_met_is_refused_and_changes_nothing(
 
 
 def test_what_is_out_already_is_refused_where_nothing_is_left_to_do(folder: Path) -> None:
-    drop_items(folder, ["train/c0/0.png"])
+    drop(folder, ids=["train/c0/0.png"])
     with pytest.raises(DataError, match="found 1 item to drop, none of them in use.*history"):
-        drop_items(folder, ["train/c0/0.png"])
-    assert drop_items(folder, ["train/c0/0.png", "train/c0/1.png"]).notes == ("1 item of the list were out already",)
-    drop_classes(folder, ["train/c1"])
+        drop(folder, ids=["train/c0/0.png"])
+    assert drop(folder, ids=["train/c0/0.png", "train/c0/1.png"]).notes == ("1 item of the list was out already",)
+    drop(folder, classes=["train/c1"])
     with pytest.raises(DataError, match="class 'train/c1' of tiny is left out already"):
         move_split(folder, ["train/c1"], "val")
     with pytest.raises(DataError, match="item 'train/c1/5.png' is not in use"):
@@ -258,7 +257,7 @@ def test_an_edit_that_a_later_one_needs_is_not_undone(folder: Path) -> None:
 
 def test_one_writer_at_a_time(folder: Path) -> None:
     with hold(folder), pytest.raises(DataError, match="another command is writing"):
-        drop_items(folder, ["train/c0/0.png"])
+        drop(folder, ids=["train/c0/0.png"])
 
 
 def test_a_crash_before_dataset_json_leaves_the_version_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,10 +270,10 @@ def test_a_crash_before_dataset_json_leaves_the_version_before(folder: Path, mon
         patch.setattr(curate, "_write_info", crash)
         patch.setattr(writer, "sweep", lambda folder: None)
         with pytest.raises(KeyboardInterrupt, match="died here"):
-            drop_items(folder, ids(folder)[:30:2] + ids(folder)[30::2])
+            drop(folder, ids=ids(folder)[:30:2] + ids(folder)[30::2])
     assert (folder / "edit-00000.parquet").exists()
     assert PackedDataset.open(folder).content_hash == before
-    drop_items(folder, ["train/c0/0.png"])
+    drop(folder, ids=["train/c0/0.png"])
     assert not (folder / "edit-00000.parquet").exists()
 
 
@@ -360,3 +359,30 @@ def test_a_short_row_of_a_list_is_refused_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("id,class\na/1.png,a\na/2.png\n")
     with pytest.raises(DataError, match="line 3: found fewer cells than columns; needed id, class"):
         classes_in(tmp_path / "labels.csv")
+
+
+def test_items_may_get_a_class_that_is_made_for_them_in_their_split(folder: Path) -> None:
+    names = ["train/c0/1.png", "train/c1/6.png"]
+    with pytest.raises(DataError, match="has no class 'train/new'; .*next: add --new-class"):
+        relabel(folder, dict.fromkeys(names, "train/new"))
+    relabel(folder, dict.fromkeys(names, "train/new"), new_class=True)
+    dataset = PackedDataset.open(folder)
+    assert dataset.splits.meta_train == ("train/c0", "train/c1", "train/c2", "train/c3", "train/new")
+    rows = dataset.manifest.to_pandas().set_index("id")
+    assert rows.loc[names, "class"].tolist() == ["train/new"] * 2
+    assert rows.loc[names, "group"].nunique() == 1
+    merge_classes(folder, ["train/new"], "train/c3")
+    with pytest.raises(DataError, match="edit 2 is about the class 'train/new', which would not be there; .* undo 2"):
+        undo(folder, 1)
+    undo(folder, 2)
+    undo(folder, 1)
+    assert "train/new" not in PackedDataset.open(folder).splits.by_class()
+    assert PackedDataset.open(folder).n_stored == 60
+
+
+def test_a_class_that_is_made_is_in_one_split_and_no_twin_of_another(folder: Path) -> None:
+    with pytest.raises(DataError, match="in meta_train and meta_val; needed one split .*next: relabel those of one"):
+        relabel(folder, {"train/c0/1.png": "x", ids(folder)[25]: "x"}, new_class=True)
+    with pytest.raises(DataError, match="'train/c0' and 'train/C0' differ only in case"):
+        relabel(folder, {"train/c0/1.png": "train/C0"}, new_class=True)
+    assert PackedDataset.open(folder).info.edits == ()

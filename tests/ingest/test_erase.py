@@ -12,7 +12,7 @@ from kshot.data.packed import PackedDataset, Quarantined, info_json, read_info
 from kshot.errors import DataError
 from kshot.ingest import erase as erasing
 from kshot.ingest import writer
-from kshot.ingest.curate import drop_classes, drop_items, merge_classes, relabel, undo
+from kshot.ingest.curate import drop, merge_classes, relabel, undo
 from kshot.ingest.erase import erase
 from kshot.ingest.pack import write_table
 from kshot.ingest.writer import write_atomically
@@ -47,7 +47,7 @@ def test_an_erased_item_is_in_no_file_and_the_others_are_as_before(folder: Path)
 
 def test_a_dropped_item_can_be_erased_too_and_the_edits_forget_it(folder: Path) -> None:
     ids = PackedDataset.open(folder).manifest["id"].to_pylist()
-    drop_items(folder, ids[:40:2] + ids[41:45])
+    drop(folder, ids=ids[:40:2] + ids[41:45])
     relabel(folder, {"train/c0/1.png": "test/c0", "train/c0/3.png": "test/c0"})
     erase(folder, [ids[0], ids[41], "train/c0/1.png"], [])
     said = texts(folder)
@@ -64,7 +64,7 @@ def test_a_dropped_item_can_be_erased_too_and_the_edits_forget_it(folder: Path) 
 
 
 def test_an_erased_class_leaves_not_even_its_name(folder: Path) -> None:
-    drop_classes(folder, ["train/c1"])
+    drop(folder, classes=["train/c1"])
     merge_classes(folder, ["val/c0"], "val/c1")
     undo(folder, 2)
     report = erase(folder, [], ["train/c1", "val/c0"])
@@ -76,7 +76,7 @@ def test_an_erased_class_leaves_not_even_its_name(folder: Path) -> None:
 
 
 def test_an_erasure_is_not_undone_and_what_was_before_it_can_be(folder: Path) -> None:
-    drop_items(folder, ["train/c1/5.png"])
+    drop(folder, ids=["train/c1/5.png"])
     erase(folder, ["train/c0/3.png"], [])
     with pytest.raises(DataError, match="edit 2 erased items, which cannot be undone"):
         undo(folder, 2)

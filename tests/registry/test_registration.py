@@ -17,7 +17,7 @@ from kshot.config import Params, load_params, params_from
 from kshot.data.packed import PackedDataset
 from kshot.errors import DataError, StageError
 from kshot.evaluation.cost import Cost
-from kshot.ingest.curate import drop_classes, drop_items, undo
+from kshot.ingest.curate import drop, undo
 from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from kshot.registry.registration import model_card, read_finished_run, register_run
 from kshot.tracking import default_tracking_uri
@@ -268,9 +268,9 @@ def test_model_card_states_results_with_intervals_and_what_is_served(
 def test_model_card_lists_the_edits_that_hold_and_counts_what_is_in_use(project: Path, write_run: WriteRun) -> None:
     params = write_run()
     run = read_finished_run(project, params)
-    drop_classes(run.dataset.folder, ["train/c0"])
+    drop(run.dataset.folder, classes=["train/c0"])
     undo(run.dataset.folder)
-    drop_items(run.dataset.folder, ["train/c1/5.png"], "blurred")
+    drop(run.dataset.folder, ids=["train/c1/5.png"], reason="blurred")
     curated = replace(run, dataset=PackedDataset.open(run.dataset.folder))
     cost = Cost(parameters=1, adapt_ms=1.0, classify_ms=1.0)
     card = model_card(project, params, curated, cost, {"cost_measured_on": "here"})

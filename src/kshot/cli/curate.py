@@ -48,27 +48,38 @@ def drop(
     reason: Reason = "",
 ) -> None:
     """Leave items or whole classes out."""
-    from kshot.ingest.curate import drop_classes, drop_items, to_drop_in
+    from kshot.ingest.curate import drop as leave_out
+    from kshot.ingest.curate import to_drop_in
 
     names = names or []
     _check_one_source(f"kshot curate {context.obj} drop ID", ids or (names and not class_), class_, finding, list_)
     if class_:
-        _edit(context, lambda folder: drop_classes(folder, [*class_, *names], reason))
+        _edit(context, lambda folder: leave_out(folder, classes=[*class_, *names], reason=reason))
     elif finding:
         found = _found(context.obj, finding, ("drop", "may drop"))
-        found_ids, found_classes = ([row[of] for row in found if row["id"] or of == "class"] for of in ("id", "class"))
-        if any(found_ids):
-            _edit(context, lambda folder: drop_items(folder, found_ids, reason or finding))
-        else:
-            _edit(context, lambda folder: drop_classes(folder, found_classes, reason or finding))
+        listed_classes = [] if any(row["id"] for row in found) else [row["class"] for row in found]
+        _drop_listed(context, [row["id"] for row in found if row["id"]], listed_classes, reason or finding)
     elif list_:
-        listed_ids, listed_classes = to_drop_in(list_)
-        if listed_ids:
-            _edit(context, lambda folder: drop_items(folder, listed_ids, reason))
-        if listed_classes:
-            _edit(context, lambda folder: drop_classes(folder, listed_classes, reason))
+        _drop_listed(context, *to_drop_in(list_), reason)
     else:
-        _edit(context, lambda folder: drop_items(folder, _ids_of([*(ids or []), *names]), reason))
+        _edit(context, lambda folder: leave_out(folder, ids=_ids_of([*(ids or []), *names]), reason=reason))
+
+
+def _drop_listed(context: typer.Context, ids: Sequence[str], classes: Sequence[str], reason: str) -> None:
+    """Leave out what is listed, but for what is out already."""
+    from kshot.ingest.curate import drop as leave_out
+    from kshot.ingest.curate import still_in_use
+
+    workspace = Workspace.find()
+    fetch_data(workspace)
+    used_ids, used_classes = still_in_use(workspace.dataset(context.obj), ids, classes)
+    n_out = len(set(ids)) + len(set(classes)) - len(used_ids) - len(used_classes)
+    if n_out:
+        say(f"{n_out:,} of {len(set(ids)) + len(set(classes)):,} listed items and classes are out already")
+    if used_ids or used_classes:
+        _edit(context, lambda folder: leave_out(folder, ids=used_ids, classes=used_classes, reason=reason))
+    else:
+        say("next: kshot validate")
 
 
 @app.command()
@@ -77,6 +88,7 @@ def relabel(
     items: Annotated[list[str] | None, typer.Argument(metavar="ITEM...", help="Ids.")] = None,
     to: Annotated[str, typer.Option(help="The class that they get.")] = "",
     list_: Annotated[Path | None, typer.Option("--list", help="CSV with the columns id and class.")] = None,
+    new_class: Annotated[bool, typer.Option("--new-class", help="Make a class that is not there.")] = False,
     reason: Reason = "",
 ) -> None:
     """Give items another class; each goes into the split of its new class."""
@@ -84,9 +96,10 @@ def relabel(
     from kshot.ingest.curate import relabel as relabel_items
 
     if list_ is not None and not items and not to:
-        _edit(context, lambda folder: relabel_items(folder, classes_in(list_), reason))
+        _edit(context, lambda folder: relabel_items(folder, classes_in(list_), reason, new_class=new_class))
     elif items and to and list_ is None:
-        _edit(context, lambda folder: relabel_items(folder, dict.fromkeys(items, to), reason))
+        class_of = dict.fromkeys(items, to)
+        _edit(context, lambda folder: relabel_items(folder, class_of, reason, new_class=new_class))
     else:
         raise DataError(
             "found neither items with --to CLASS nor --list FILE alone; needed one of them; "
@@ -271,8 +284,8 @@ def _found(name: str, check: str, actions: Collection[str]) -> list[dict[str, st
         raise DataError(
             f"the last validation was of {facts['dataset']}; needed {name}; next: set dataset.name: {name}, validate"
         )
-    if facts["data_hash"] != PackedDataset.open(workspace.dataset(name)).content_hash:
-        raise DataError(f"{name} is another since its last validation; needed one as it is now; next: kshot validate")
+    if facts.get("stored_hash") != PackedDataset.open(workspace.dataset(name)).stored_hash:
+        raise DataError(f"{name} holds other items than at its last validation; next: kshot validate")
     with (folder / "findings.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["action"] in actions]
     of_check = [row for row in rows if row["check"] == check]

@@ -9,6 +9,7 @@ Shapes: n stored items, C classes.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 
 from kshot.data.class_table import Int
+from kshot.printing import counted
 from kshot.settings import STRICT
 
 SplitName = Literal["meta_train", "meta_val", "meta_test"]
@@ -50,10 +52,13 @@ class Curation:
     class_of: Int
     active: NDArray[np.bool_]
 
+    @cached_property
+    def number_of(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes)}
+
     def numbers(self, names: Sequence[str]) -> Int:
         """Of those classes that are known by now."""
-        number_of = {name: number for number, name in enumerate(self.classes)}
-        return np.array([number_of[name] for name in names if name in number_of], dtype=np.int64)
+        return np.array([self.number_of[name] for name in names if name in self.number_of], dtype=np.int64)
 
     @property
     def counts(self) -> Int:
@@ -73,18 +78,22 @@ RowsOf = Callable[[ItemList], tuple[Int, list[str]]]
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class DropItems:
+    """Items, and every item of `classes`."""
+
     items: ItemList
+    classes: Annotated[tuple[str, ...], _IF_EMPTY] = ()
     n_items: int = 0
     reason: Annotated[str, _IF_EMPTY] = ""
     edit: Literal["drop_items"] = "drop_items"
 
     def __str__(self) -> str:
-        return f"drop of {_counted(self.n_items)}{_named(self.items.ids)}"
+        classes = f", with {counted(len(self.classes), 'class')}{_named(self.classes)}" if self.classes else ""
+        return f"drop of {counted(self.n_items, 'item')}{_named(self.items.ids)}{classes}"
 
     def apply(self, before: Curation, rows_of: RowsOf) -> Curation:
         active = before.active.copy()
         active[rows_of(self.items)[0]] = False
-        return replace(before, active=active)
+        return replace(before, active=active).without(before.numbers(self.classes))
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -95,7 +104,9 @@ class DropClasses:
     edit: Literal["drop_classes"] = "drop_classes"
 
     def __str__(self) -> str:
-        return f"drop of {_counted(len(self.classes), 'class')}{_named(self.classes)} with {_counted(self.n_items)}"
+        return (
+            f"drop of {counted(len(self.classes), 'class')}{_named(self.classes)} with {counted(self.n_items, 'item')}"
+        )
 
     def apply(self, before: Curation, rows_of: RowsOf) -> Curation:
         return before.without(before.numbers(self.classes))
@@ -103,22 +114,32 @@ class DropClasses:
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class Relabel:
+    """Items get another class. One that is not there is new in the split `new_in`, with the group of its first item."""
+
     items: ItemList
+    new_in: Annotated[SplitName | Literal[""], _IF_EMPTY] = ""
     n_items: int = 0
     reason: Annotated[str, _IF_EMPTY] = ""
     edit: Literal["relabel"] = "relabel"
 
     def __str__(self) -> str:
         into = _named(tuple(dict.fromkeys(self.items.classes)))
-        return f"relabelling of {_counted(self.n_items)}{_named(self.items.ids)}{' to' if into else ''}{into}"
+        return f"relabelling of {counted(self.n_items, 'item')}{_named(self.items.ids)}{' to' if into else ''}{into}"
 
     def apply(self, before: Curation, rows_of: RowsOf) -> Curation:
         rows, names = rows_of(self.items)
-        number_of = {name: number for number, name in enumerate(before.classes)}
+        first = dict(zip(reversed(names), reversed(rows.tolist()), strict=True))
+        new = [name for name in dict.fromkeys(names) if name not in before.number_of] if self.new_in else []
+        after = replace(
+            before,
+            classes=(*before.classes, *new),
+            groups=(*before.groups, *(before.groups[before.class_of[first[name]]] for name in new)),
+            splits=(*before.splits, *((self.new_in,) for _ in new)),
+        )
         class_of = before.class_of.copy()
         for row, name in zip(rows.tolist(), names, strict=True):
-            class_of[row] = number_of.get(name, class_of[row])
-        return replace(before, class_of=class_of)
+            class_of[row] = after.number_of.get(name, class_of[row])
+        return replace(after, class_of=class_of)
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -130,7 +151,7 @@ class MoveSplit:
     edit: Literal["move_split"] = "move_split"
 
     def __str__(self) -> str:
-        moved = f"{_counted(len(self.classes), 'class')}{_named(self.classes)} with {_counted(self.n_items)}"
+        moved = f"{counted(len(self.classes), 'class')}{_named(self.classes)} with {counted(self.n_items, 'item')}"
         return f"move of {moved} to {self.to}"
 
     def apply(self, before: Curation, rows_of: RowsOf) -> Curation:
@@ -151,15 +172,15 @@ class MergeClasses:
     edit: Literal["merge_classes"] = "merge_classes"
 
     def __str__(self) -> str:
-        merged = f"{_counted(len(self.classes), 'class')}{_named(self.classes)} with {_counted(self.n_items)}"
+        merged = f"{counted(len(self.classes), 'class')}{_named(self.classes)} with {counted(self.n_items, 'item')}"
         return f"merging of {merged} into {self.into!r}"
 
     def apply(self, before: Curation, rows_of: RowsOf) -> Curation:
         merged = before.numbers(self.classes)
         if not len(merged):
             return before
-        is_new = self.into not in before.classes
-        into = len(before.classes) if is_new else before.classes.index(self.into)
+        into = before.number_of.get(self.into, len(before.classes))
+        is_new = into == len(before.classes)
         gone = set(merged.tolist())
         splits = [() if number in gone else of for number, of in enumerate(before.splits)]
         splits[into : into + 1] = [(self.split,)]
@@ -183,7 +204,7 @@ class MinImages:
     edit: Literal["min_images"] = "min_images"
 
     def __str__(self) -> str:
-        left_out = f"{_counted(self.n_classes, 'class')} with {_counted(self.n_items)}"
+        left_out = f"{counted(self.n_classes, 'class')} with {counted(self.n_items, 'item')}"
         return f"least number of items per class, {self.n}, which leaves out {left_out}"
 
     def apply(self, before: Curation, rows_of: RowsOf) -> Curation:
@@ -214,7 +235,7 @@ class Erase:
     edit: Literal["erase"] = "erase"
 
     def __str__(self) -> str:
-        return f"erasure of {_counted(self.n_items)}"
+        return f"erasure of {counted(self.n_items, 'item')}"
 
     def apply(self, before: Curation, rows_of: RowsOf) -> Curation:
         return before
@@ -253,10 +274,6 @@ def applied(stored: Curation, edits: Sequence[Edit], rows_of: RowsOf) -> Curatio
     ever[len(stored.classes) :] = True
     emptied = np.flatnonzero((after.counts == 0) & ever)
     return after.without(emptied)
-
-
-def _counted(number: int, noun: str = "item") -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def _named(names: tuple[str, ...]) -> str:

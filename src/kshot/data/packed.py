@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -310,6 +311,12 @@ class PackedDataset:
             if values.null_count < len(values):
                 _digest_as_json(digest, column, values)
         return digest.hexdigest()
+
+    @property
+    def stored_hash(self) -> str:
+        """The content hash that it would have without its edits: what it is of what ingest stored."""
+        info = replace(self.info, edits=())
+        return PackedDataset(self.folder, info, info_json(info)).content_hash
 
     @cached_property
     def _group_of_class(self) -> dict[str, str]:

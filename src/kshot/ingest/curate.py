@@ -41,6 +41,7 @@ from kshot.errors import DataError
 from kshot.ingest.sources import check_class_names
 from kshot.ingest.splits import split_of
 from kshot.ingest.writer import hold, next_file, write_atomically
+from kshot.printing import counted
 
 _IN_PLACE = 20  # so many ids of an edit stand in dataset.json itself
 _HISTORY = "next: kshot curate {} history"
@@ -68,57 +69,95 @@ class CurateReport:
     notes: tuple[str, ...] = ()
 
 
-def drop_items(folder: Path, ids: Sequence[str], reason: str = "") -> CurateReport:
+def drop(folder: Path, *, ids: Sequence[str] = (), classes: Sequence[str] = (), reason: str = "") -> CurateReport:
+    """Leave out the items of these ids, and every item of these classes."""
     with editing(folder) as dataset:
+        names = known_classes(dataset, classes) if classes or not ids else ()
+        if not ids:
+            return _publish(dataset, DropClasses(classes=names, reason=reason))
         rows = known_rows(dataset, ids)
-        state = curation_of(dataset)
-        used = rows[state.active[rows]]
+        used = rows[curation_of(dataset).active[rows]]
         if not len(used):
             raise DataError(
-                f"found {_counted(len(rows), 'item')} to drop, none of them in use; {_HISTORY.format(dataset.name)}"
+                f"found {counted(len(rows), 'item')} to drop, none of them in use; {_HISTORY.format(dataset.name)}"
             )
         left = len(rows) - len(used)
-        notes = (f"{_counted(left, 'item')} of the list were out already",) if left else ()
-        return _publish(
-            dataset, DropItems(items=ItemList(ids=tuple(dict.fromkeys(_ids(dataset, used)))), reason=reason), notes
-        )
+        notes = (f"{counted(left, 'item')} of the list {'was' if left == 1 else 'were'} out already",) if left else ()
+        items = ItemList(ids=tuple(dict.fromkeys(_ids(dataset, used))))
+        return _publish(dataset, DropItems(items=items, classes=names, reason=reason), notes)
 
 
-def drop_classes(folder: Path, classes: Sequence[str], reason: str = "") -> CurateReport:
-    with editing(folder) as dataset:
-        return _publish(dataset, DropClasses(classes=known_classes(dataset, classes), reason=reason))
+def still_in_use(folder: Path, ids: Sequence[str], classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of the items and classes of a list that no edit has left out yet. Raises DataError for unknown ones."""
+    dataset = PackedDataset.open(folder)
+    state = curation_of(dataset)
+    rows = known_rows(dataset, ids) if ids else np.zeros(0, dtype=np.int64)
+    used = _used_classes(state)
+    names = known_classes(dataset, classes, in_use=False) if classes else ()
+    return list(_ids(dataset, rows[state.active[rows]])), [name for name in names if name in used]
 
 
-def relabel(folder: Path, class_of: Mapping[str, str], reason: str = "") -> CurateReport:
-    """Give each item of `class_of` (id -> class) that class. An item goes into the split of its new class."""
+def relabel(folder: Path, class_of: Mapping[str, str], reason: str = "", *, new_class: bool = False) -> CurateReport:
+    """Give each item of `class_of` (id -> class) that class. An item goes into the split of its new class.
+
+    With `new_class`, a class that is not there is made, in the split of its items.
+    """
     with editing(folder) as dataset:
         rows = known_rows(dataset, list(class_of))
-        known_classes(dataset, list(dict.fromkeys(class_of.values())))
         state = curation_of(dataset)
+        wanted = list(dict.fromkeys(map(_composed, class_of.values())))
+        new = [name for name in wanted if name not in state.number_of] if new_class else []
+        check_class_names([*(name for name in _used_classes(state) if any(_alike(name, one) for one in new)), *new])
+        _check_known(dataset, [name for name in wanted if name not in new])
         out = rows[~state.active[rows]]
         if len(out):
+            others = f", and neither are {len(out) - 1:,} others" if len(out) > 1 else ""
             raise DataError(
-                f"item {_ids(dataset, out)[0]!r} is not in use, and neither are {len(out) - 1:,} others; needed items "
-                f"in use; {_HISTORY.format(dataset.name)}"
+                f"item {_ids(dataset, out)[0]!r} is not in use{others}; needed items in use; "
+                f"{_HISTORY.format(dataset.name)}"
             )
         ids = _ids(dataset, rows)
-        new = {name: number for number, name in enumerate(state.classes)}
-        to = np.array([new[_composed(class_of[name])] for name in ids], dtype=np.int64)
+        numbers = state.number_of | {name: len(state.classes) + n for n, name in enumerate(new)}
+        to = np.array([numbers[_composed(class_of[name])] for name in ids], dtype=np.int64)
         changed = np.flatnonzero(to != state.class_of[rows])
         if not len(changed):
-            raise DataError(f"{_counted(len(rows), 'item')} already of that class; needed another class")
-        moves = Counter(
-            (_split_of(state, int(state.class_of[rows[n]])), _split_of(state, int(to[n]))) for n in changed.tolist()
-        )
+            raise DataError(f"{counted(len(rows), 'item')} already of that class; needed another class")
+        new_in = _split_of_new_classes(dataset, state, rows[to >= len(state.classes)])
+        split_of_class = [", ".join(splits) for splits in state.splits] + [new_in] * len(new)
+        moves = Counter((split_of_class[state.class_of[rows[n]]], split_of_class[to[n]]) for n in changed.tolist())
         notes = tuple(
-            f"{_counted(n, 'item')} moved from {old or 'no split'} to {now}; models trained before may have seen them"
+            f"{counted(n, 'item')} moved from {old or 'no split'} to {now}; models trained before may have seen them"
             for (old, now), n in sorted(moves.items())
             if old != now
         )
+        names = {number: name for name, number in numbers.items()}
         items = ItemList(
-            ids=tuple(ids[n] for n in changed.tolist()), classes=tuple(state.classes[to[n]] for n in changed.tolist())
+            ids=tuple(ids[n] for n in changed.tolist()), classes=tuple(names[int(to[n])] for n in changed.tolist())
         )
-        return _publish(dataset, Relabel(items=items, reason=reason), notes)
+        return _publish(dataset, Relabel(items=items, new_in=new_in, reason=reason), notes)  # type: ignore[arg-type]
+
+
+def _check_known(dataset: PackedDataset, names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in curation_of(dataset).number_of]
+    if unknown:
+        near = _nearest(unknown[0], list(_used_classes(curation_of(dataset))))
+        raise DataError(
+            f"{dataset.name} has no class {unknown[0]!r}; needed one of its classes{near}; next: add --new-class, "
+            "which makes it"
+        )
+    if names:
+        known_classes(dataset, names)
+
+
+def _split_of_new_classes(dataset: PackedDataset, state: Curation, rows: Int) -> str:
+    """The one split of the items of new classes; "" without any."""
+    splits = sorted({split for number in np.unique(state.class_of[rows]).tolist() for split in state.splits[number]})
+    if len(splits) > 1:
+        raise DataError(
+            f"the items of new classes are in {' and '.join(splits)}; needed one split for a new class; next: relabel "
+            "those of one split at a time"
+        )
+    return splits[0] if splits else ""
 
 
 def move_split(folder: Path, classes: Sequence[str], to: str, reason: str = "") -> CurateReport:
@@ -128,7 +167,7 @@ def move_split(folder: Path, classes: Sequence[str], to: str, reason: str = "") 
     with editing(folder) as dataset:
         state = curation_of(dataset)
         names = known_classes(dataset, classes)
-        moved = tuple(name for name in names if state.splits[state.classes.index(name)] != (split,))
+        moved = tuple(name for name in names if state.splits[state.number_of[name]] != (split,))
         if not moved:
             raise DataError(f"{_named('class', names)} already in {split}; needed another split")
         notes = (f"models trained before may have seen the classes that are now in {split}",)
@@ -146,11 +185,11 @@ def merge_classes(folder: Path, classes: Sequence[str], into: str, reason: str =
             raise DataError(f"class {into!r} into itself changes nothing; needed another class")
         if not into.strip():
             raise DataError("found an empty class name after --into; needed a name")
-        if into in state.classes and into not in known:
+        if into in state.number_of and into not in known:
             raise DataError(f"class {into!r} was left out; needed one in use, or a new name")
         check_class_names([*(name for name in known if name not in names and _alike(name, into)), into])
         together = [*names, into] if into in known else names
-        splits = {name: _split_of(state, state.classes.index(name)) for name in dict.fromkeys(together)}
+        splits = {name: _split_of(state, state.number_of[name]) for name in dict.fromkeys(together)}
         target = splits.get(into, splits[names[0]]) or SPLITS[0]
         others = [name for name, split in splits.items() if split != target]
         if others:
@@ -212,11 +251,11 @@ def rules_on_new_items(dataset: PackedDataset, n_new: int) -> tuple[str, ...]:
         moved = int(np.isin(after.class_of[start:], _moved(before, after)).sum())
         for n, what in ((changed, "left out"), (renamed, "in another class"), (moved - changed, "in another split")):
             if n > 0:
-                lines.append(f"{_counted(n, 'new item')} {what} by edit {number}: {dataset.info.edits[number - 1]}")
+                lines.append(f"{counted(n, 'new item')} {what} by edit {number}: {dataset.info.edits[number - 1]}")
         before = after
     if dataset.curation is not None:
         n_out = int((~dataset.curation.active[: len(dataset.curation.active) - n_new]).sum())
-        lines += [f"{_counted(n_out, 'known item')} left out by earlier edits, as before"] if n_out else []
+        lines += [f"{counted(n_out, 'known item')} left out by earlier edits, as before"] if n_out else []
     return tuple(lines)
 
 
@@ -247,7 +286,7 @@ def known_classes(dataset: PackedDataset, names: Sequence[str], *, in_use: bool 
     for name in wanted:
         if name in used:
             continue
-        if name in state.classes:
+        if name in state.number_of:
             if not in_use:
                 continue
             raise DataError(f"class {name!r} of {dataset.name} is left out already; {_HISTORY.format(dataset.name)}")
@@ -402,8 +441,8 @@ def _check_classes_are_there(dataset: PackedDataset, edits: Sequence[Edit]) -> N
 def _classes_of(dataset: PackedDataset, edit: Edit) -> Sequence[str]:
     """The classes that an edit takes to be there."""
     if isinstance(edit, Relabel):
-        return list(dict.fromkeys(dataset.rows_of(edit.items)[1]))
-    return edit.classes if isinstance(edit, DropClasses | MoveSplit | MergeClasses) else ()
+        return [] if edit.new_in else list(dict.fromkeys(dataset.rows_of(edit.items)[1]))
+    return edit.classes if isinstance(edit, DropItems | DropClasses | MoveSplit | MergeClasses) else ()
 
 
 def _changed(before: Curation, after: Curation) -> int:
@@ -443,10 +482,6 @@ def _alike(name: str, other: str) -> bool:
 def _nearest(name: str, known: Sequence[str]) -> str:
     near = get_close_matches(name, known[:_COMPARED], n=1, cutoff=0.4)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _named(noun: str, names: Sequence[str]) -> str:

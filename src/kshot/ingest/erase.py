@@ -146,7 +146,10 @@ def _edits_without(dataset: PackedDataset, gone: Mask, emptied: frozenset[str], 
     erased_ids = set(dataset.stored_ids.filter(pa.array(gone)).to_pylist())
     edits: list[Edit] = []
     for edit in dataset.info.edits:
-        if isinstance(edit, DropItems | Relabel):
+        if isinstance(edit, DropItems):
+            left = tuple(name for name in edit.classes if name not in emptied)
+            edits.append(replace(edit, items=_list_without(dataset, edit.items, erased_ids, known), classes=left))
+        elif isinstance(edit, Relabel):
             edits.append(replace(edit, items=_list_without(dataset, edit.items, erased_ids, known)))
         elif isinstance(edit, MergeClasses) and edit.into in emptied:
             edits.append(replace(edit, classes=(), into=""))

@@ -18,7 +18,7 @@ from kshot.ingest.pictures import Pictures, leads_outside
 from kshot.ingest.source import Reading, Source, SourceFile
 from kshot.ingest.splits import add_given, read_splits, split_of
 from kshot.ingest.tables import SUFFIXES, Table, read_lines, read_table
-from kshot.printing import printable
+from kshot.printing import listed, printable
 
 _OPAQUE = frozenset({".xlsx", ".xls", ".ods", ".parquet", ".feather", ".mat"})  # that may hold labels
 _SEARCHED = frozenset(
@@ -26,7 +26,6 @@ _SEARCHED = frozenset(
 )
 _SURE_TABLES = frozenset({".csv", ".tsv", ".jsonl"})
 _SEARCHED_BYTES, _SEARCHED_LINES = 64 * 2**20, 50
-_SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +79,9 @@ def _class_folders(tree: Tree) -> frozenset[str]:
 def _beside(path: Path, folder: Path, tree: Tree, source: Source) -> Iterator[str]:
     """What lies beside a table that is the source, and is not read."""
     tables = [note.name for note in tree.notes if not note.folders and note.path.suffix.lower() in _SURE_TABLES]
-    others = [printable(name) for name in tables if name != path.name]
+    others = [name for name in tables if name != path.name]
     if others:
-        yield f"not read: {_listed(others)} beside it; to read several tables, give their folder"
+        yield f"not read: {listed(others)} beside it; to read several tables, give their folder"
     n_unlisted = sum(row.reason is Reason.UNLISTED for row in source.left_out)
     if n_unlisted:
         yield f"{n_unlisted:,} other pictures lie in {printable(str(folder))}, which no row names"
@@ -229,7 +228,7 @@ def _check_splits(labelled: Sequence[Labels]) -> None:
     if "" in splits or (len(set(splits)) < len(splits) and len({labels.folder for labels in labelled}) < len(labelled)):
         names = [labels.table.name for labels in labelled]
         raise DataError(
-            f"found {len(names)} tables of labels, {_listed(names)}, which are not named as one split each; needed one "
+            f"found {len(names)} tables of labels, {listed(names)}, which are not named as one split each; needed one "
             "table, or tables such as train.csv, val.csv, test.csv; next: give the table itself as the source"
         )
 
@@ -283,7 +282,7 @@ def from_tables(found: Found, name: str, reading: Reading) -> Source:
         remarks = (*remarks, f"{said} once")
     unused = list(dict.fromkeys(column for labels in tables for column in labels.table.unused))
     if unused:
-        remarks = (*remarks, f"columns not used: {_listed(unused)}")
+        remarks = (*remarks, f"columns not used: {listed(unused)}")
     named = files.keys() | {row.source for row in refused}
     read = {labels.id for labels in tables}
     return Source(
@@ -305,11 +304,6 @@ def from_tables(found: Found, name: str, reading: Reading) -> Source:
 def _classes_of_folders(tree: Tree) -> dict[str, str]:
     """Class of each file that lies in a class folder, for tables that only list files."""
     return {placed.file.id: placed.class_name for placed in place(tree.files).placed}
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:_SHOWN])
-    return f"{shown}, ..." if len(names) > _SHOWN else shown
 
 
 def _nfc(name: str) -> str:

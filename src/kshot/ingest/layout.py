@@ -13,12 +13,11 @@ from typing import Literal, cast, get_args
 from kshot.data.folders import LAYOUTS, FoundFile, Parts, check_class_folders, without_picture_folders
 from kshot.errors import DataError
 from kshot.ingest.splits import split_of, splits_of
-from kshot.printing import printable
+from kshot.printing import listed, printable
 
 Role = Literal["split", "group", "class"]
 Layout = tuple[Role, ...]  # of the levels of folders, from the top
 
-_SHOWN = 4
 _WAYS = {1: "class", 2: "group/class", 3: "group/split/class"}
 
 
@@ -161,17 +160,12 @@ def _split_level(folders: Collection[Parts]) -> tuple[int | None, dict[str, str]
             others = [name for name in names if name not in splits]
             one = len(splits) == 1
             raise DataError(
-                f"the folder{'' if one else 's'} {_listed(list(splits))} {'is' if one else 'are'} named as "
-                f"{'a split' if one else 'splits'}, and {_listed(others)} beside {'it' if one else 'them'} "
+                f"the folder{'' if one else 's'} {listed(sorted(splits))} {'is' if one else 'are'} named as "
+                f"{'a split' if one else 'splits'}, and {listed(sorted(others))} beside {'it' if one else 'them'} "
                 f"{'is' if len(others) == 1 else 'are'} not; next: name all of them train, val or test, or say that "
                 f"none of them is a split with --layout {_WAYS[min(3, depth)]}"
             )
     return None, {}
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(printable(name)) for name in sorted(names)[:_SHOWN])
-    return f"{shown}, ..." if len(names) > _SHOWN else shown
 
 
 def _words(layout: Layout, meanings: Iterable[_Meaning | None]) -> str:

@@ -3,7 +3,7 @@
 import csv
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as settings
 
 from kshot.data.packed import SPLITS, Splits
 from kshot.errors import DataError
-from kshot.printing import printable
+from kshot.printing import counted, listed, printable
 from kshot.seeding import generator
 from kshot.settings import STRICT
 
@@ -47,7 +47,6 @@ _FLAG = re.compile(
     rf"(?:is[-_. ]?)?(?:in[-_. ]?)?({'|'.join(_WORDS)})(?:[-_. ]?(?:set|split|data|image|img))?", re.IGNORECASE
 )
 _WORD = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])", re.IGNORECASE)
-_SHOWN = 5  # how many names an error lists
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -182,7 +181,7 @@ def assign_splits(
     moved = [name for name, split in given.items() if kept.get(name, split) != split]
     if moved:
         raise DataError(
-            f"{_listed(moved)} would leave {kept[moved[0]]} for {given[moved[0]]}; a class keeps its split, "
+            f"{_classes(moved)} would leave {kept[moved[0]]} for {given[moved[0]]}; a class keeps its split, "
             "because models were trained on it; to move it all the same, use the operation move-split of kshot curate"
         )
     new = {name: group for name, group in class_groups.items() if name not in kept}
@@ -230,14 +229,14 @@ def _check_known(given: Mapping[str, str], class_groups: Mapping[str, str]) -> N
     if unknown:
         near = get_close_matches(unknown[0], class_groups, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"a split is given for {_listed(unknown)}, but the dataset has no such class{hint}")
+        raise DataError(f"a split is given for {_classes(unknown)}, but the dataset has no such class{hint}")
 
 
 def _all_given(classes: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     without = [name for name in classes if name not in given]
     if without:
         raise DataError(
-            f"splits are given, but none for {_listed(without)}; needed one for every class; "
+            f"splits are given, but none for {_classes(without)}; needed one for every class; "
             "next: add them, or --split-by class, which draws the splits anew"
         )
     return {name: given[name] for name in classes}
@@ -289,6 +288,5 @@ def _collected(split_of_class: Mapping[str, str]) -> Splits:
     return Splits(meta_train=names["meta_train"], meta_val=names["meta_val"], meta_test=names["meta_test"])
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:_SHOWN]))
-    return f"class {shown}" if len(names) == 1 else f"{len(names)} classes ({shown}{', ...' if names[_SHOWN:] else ''})"
+def _classes(names: Sequence[str]) -> str:
+    return f"class {listed(names)}" if len(names) == 1 else f"{counted(len(names), 'class')} ({listed(names)})"

@@ -9,9 +9,8 @@ from kshot.errors import DataError
 from kshot.ingest.source import Source, SourceFile
 from kshot.ingest.sources import check_class_names, nothing_usable
 from kshot.ingest.splits import SplitRequest, assign_splits, assign_without
-from kshot.printing import printable
+from kshot.printing import counted, listed, printable
 
-_SHOWN = 4
 _REASONS_SHOWN = 3
 
 
@@ -48,21 +47,21 @@ def understanding(
     )
     split_of_class = {**assigned.by_class(), **curated}
 
-    yield f"source    {source.name}: {_n(len(source.files), 'picture')}; {source.words}"
-    yield f"classes   {len(sizes):,} of {_range(list(sizes.values()))} pictures each: {_listed(list(sizes))}"
+    yield f"source    {source.name}: {counted(len(source.files), 'picture')}; {source.words}"
+    yield f"classes   {len(sizes):,} of {_range(list(sizes.values()))} pictures each: {listed(list(sizes))}"
     named = list(dict.fromkeys(file.group for file in source.files if file.group))
     if named:
-        yield f"groups    {len(named):,}: {_listed(named)}"
+        yield f"groups    {len(named):,}: {listed(named)}"
     yield f"splits    {_how(source, request, split_of_class, splits_before)}: {_counts(sizes, split_of_class)}"
     for file in _examples(source, split_of_class):
         yield f"example   {printable(file.id)} is {printable(file.class_name)!r} in {split_of_class[file.class_name]}"
     if source.left_out:
         yield f"left out  {in_counts(row.reason for row in source.left_out)}"
     if source.refused:
-        yield f"refused   {_n(len(source.refused), 'file')}: {'; '.join(_reasons(source))}"
+        yield f"refused   {counted(len(source.refused), 'file')}: {'; '.join(_reasons(source))}"
     if small:
-        words = f"{_n(len(small), 'class')} of fewer than {min_images} pictures"
-        yield f"note      {words} will be left out: {_listed(small)}"
+        words = f"{counted(len(small), 'class')} of fewer than {min_images} pictures"
+        yield f"note      {words} will be left out: {listed(small)}"
     for remark in source.remarks:
         yield f"note      {remark}"
     empty = [split for split in SPLITS if not assigned.of(split)]
@@ -80,7 +79,7 @@ def _how(source: Source, request: SplitRequest, assigned: Mapping[str, str], bef
     held = sum(split == "meta_train" and assigned.get(name) == "meta_val" for name, split in given.items())
     says = "says" if source.split_words.startswith("list") else "say"
     who = "--splits says" if request.given else f"the {source.split_words} {says}"
-    more = f", but for {_n(held, 'class')} of meta_train that seed {request.seeded.seed} holds back for meta_val"
+    more = f", but for {counted(held, 'class')} of meta_train that seed {request.seeded.seed} holds back for meta_val"
     return f"as {who}{more if held else ''}"
 
 
@@ -90,7 +89,7 @@ def _counts(sizes: Mapping[str, int], split_of_class: Mapping[str, str]) -> str:
     for name, size in sizes.items():
         n_files[split_of_class[name]] += size
     return ", ".join(
-        f"{_n(n_classes[split], 'class')} ({_n(n_files[split], 'picture')}) in {split}" for split in SPLITS
+        f"{counted(n_classes[split], 'class')} ({counted(n_files[split], 'picture')}) in {split}" for split in SPLITS
     )
 
 
@@ -113,12 +112,3 @@ def _reasons(source: Source) -> Iterator[str]:
 def _range(numbers: Sequence[int]) -> str:
     low, high = min(numbers, default=0), max(numbers, default=0)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(printable(name)) for name in names[:_SHOWN])
-    return f"{shown}, ..." if len(names) > _SHOWN else shown
-
-
-def _n(number: int, noun: str) -> str:
-    return f"{number:,} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"

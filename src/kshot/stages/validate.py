@@ -11,9 +11,10 @@ from pathlib import Path
 from kshot.config import Params
 from kshot.data.packed import PackedDataset
 from kshot.errors import ValidationError
+from kshot.printing import counted
 from kshot.validation.facts import collect_facts
 from kshot.validation.remedies import DROP
-from kshot.validation.report import CheckResult, count, findings, page, summary
+from kshot.validation.report import CheckResult, findings, page, summary
 from kshot.validation.suite import check, in_words
 from kshot.workspace import Workspace
 
@@ -47,7 +48,7 @@ def run(params: Params, workspace: Workspace) -> None:
         raise ValidationError(_refusal(dataset.name, results, refused, kept.relative_to(workspace.root)))
     _write(output, files)
     n_warnings = sum(not result.passed for result in results)
-    print(f"{dataset.name}: {len(results)} checks, no critical failure, {count(n_warnings, 'warning')}", flush=True)
+    print(f"{dataset.name}: {len(results)} checks, no critical failure, {counted(n_warnings, 'warning')}", flush=True)
 
 
 def _refusal(name: str, results: list[CheckResult], refused: list[CheckResult], kept: Path) -> str:

@@ -23,6 +23,7 @@ DROP, MAY_DROP, KEEP = "drop", "may drop", "keep"
 RESTORE = "dvc checkout --force data.dvc"
 _COLUMNS = ["id", "class", "split", "action"]
 _NAMED = 5  # classes that a command names
+_FEW = 0.05  # of the items may still be enlarged
 
 
 def _no_rows() -> pd.DataFrame:
@@ -94,6 +95,15 @@ class Drop:
         return Remedy(command=f"kshot curate {self.dataset} drop --finding {check}", findings=findings)
 
 
+def dropped_or_smaller(drop: Drop, items: pd.DataFrame, rows: pd.DataFrame) -> Remedy:
+    """Of items that were enlarged: left out, or all of them smaller where they are most."""
+    if 2 * len(rows) <= len(items):
+        return drop.warned("original_size")(rows)
+    sides = items[["width", "height"]].min(axis=1)
+    size = max(int(sides.quantile(_FEW)), 8)
+    return Remedy(command=f"ingest the source again under another name with --image-size {size}")
+
+
 def put_into_a_split(dataset: str, rows: pd.DataFrame) -> Remedy:
     """Of classes that are in none: into the one that no score depends on."""
     classes = rows.drop_duplicates("class").assign(id="", split="", action="")
@@ -128,8 +138,8 @@ def left_out_or_lowered(dataset: str, class_shapes: pd.DataFrame, rows: pd.DataF
     """Of classes short of items: left out, or asked for less where a split would have none left."""
     short = rows.sort_values("items_needed", ascending=False, kind="stable").drop_duplicates(["split", "class"])
     findings = short.sort_index().assign(id="", action=DROP)[_COLUMNS]
-    n_short, n_all = short.groupby("split")["class"].nunique(), class_shapes.groupby("split")["class"].nunique()
-    emptied = [split for split in SPLITS if split in n_short and n_short[split] == n_all[split]]
+    n_short = short.groupby("split")["class"].nunique()
+    emptied = _emptied(class_shapes, n_short)
     if emptied:
         found = short.groupby("split")["items_found"]
         most = found.min().where(found.min() >= 2, found.max())  # 1 to learn from and 1 to ask are the least
@@ -144,9 +154,28 @@ def left_out_or_lowered(dataset: str, class_shapes: pd.DataFrame, rows: pd.DataF
     return Remedy(command=f"kshot curate {dataset} {command}", findings=findings)
 
 
+def _emptied(class_shapes: pd.DataFrame, n_short: "pd.Series[int]") -> list[str]:
+    """The splits of which every class is short of items."""
+    n_all = class_shapes.groupby("split")["class"].nunique()
+    return [split for split in SPLITS if split in n_short and n_short[split] == n_all[split]]
+
+
+def _left_out(facts: Facts) -> "pd.Series[int]":
+    """How many classes of each split are left out, where that is what resolves that they are short of items."""
+    shapes = facts.class_shapes
+    short = shapes[shapes["items_found"] < shapes["items_needed"]]
+    n_short = short.groupby("split")["class"].nunique()
+    return n_short.iloc[:0] if _emptied(shapes, n_short) else n_short
+
+
 def moved_or_lowered(dataset: PackedDataset, facts: Facts, rows: pd.DataFrame) -> Remedy:
-    """Of splits short of classes: fewer classes per episode, and classes of a split that has more than it needs."""
+    """Of splits short of classes: fewer classes per episode, and classes of a split that has more than it needs.
+
+    Those that are left out because they are short of items do not count.
+    """
     fewest = rows.groupby("split", sort=False)["classes_found"].min()
+    left_out = _left_out(facts).reindex(fewest.index, fill_value=0) * len(dataset.info.rotations)
+    fewest = (fewest - left_out).clip(lower=0)
     limits = ", ".join(f"{n_found} or less of task_pool.{split}" for split, n_found in fewest.items())
     lowered = f"lower n_way in params.yaml to {limits}" if fewest.min() > 1 else ""
     worst = rows.sort_values("classes_needed", ascending=False, kind="stable").iloc[0]

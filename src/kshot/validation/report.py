@@ -13,6 +13,7 @@ from kshot.data.class_table import Int
 from kshot.data.edits import in_force
 from kshot.data.packed import SPLITS, PackedDataset
 from kshot.pages.page import figure_uri, render
+from kshot.printing import counted
 from kshot.seeding import random_bits, stream_key
 from kshot.validation.facts import Facts, read_items
 from kshot.validation.remedies import Remedy
@@ -37,11 +38,6 @@ class CheckResult:
     remedy: Remedy = field(default_factory=Remedy, compare=False)
 
 
-def count(number: int, noun: str) -> str:
-    plural = "es" if noun.endswith("s") else "s"
-    return f"{number:,} {noun}{plural if number != 1 else ''}"
-
-
 def summary(dataset: PackedDataset, facts: Facts, results: list[CheckResult]) -> dict[str, Any]:
     """The content of facts.json: no time, no machine, only what the data and the settings determine."""
     items, classes = facts.items, facts.classes
@@ -49,6 +45,7 @@ def summary(dataset: PackedDataset, facts: Facts, results: list[CheckResult]) ->
         "format_version": 1,
         "dataset": dataset.name,
         "data_hash": dataset.content_hash,
+        "stored_hash": dataset.stored_hash,
         "accepted": all(result.passed for result in results if result.severity == "critical"),
         "checks": [_check_row(result) for result in results],
         "items": len(items),
@@ -80,7 +77,11 @@ def _check_row(result: CheckResult) -> dict[str, Any]:
 
 
 def findings(results: list[CheckResult]) -> str:
-    """Every item and class that a check found, as a CSV: check, severity, id, class, split, action."""
+    """Every item and class that a check found, those of critical checks first.
+
+    A CSV with the columns check, severity, id, class, split and action.
+    """
+    results = sorted(results, key=lambda result: result.severity != "critical")
     tables = [result.remedy.findings.assign(check=result.name, severity=result.severity) for result in results]
     table = pd.concat([table for table in tables if len(table)] or tables[:1])
     return table[["check", "severity", "id", "class", "split", "action"]].to_csv(index=False, lineterminator="\n")
@@ -184,7 +185,7 @@ def _samples(dataset: PackedDataset, facts: Facts, split: str, seed: int) -> lis
     for number in np.sort(chosen):
         members = candidates[codes == number]
         rows = np.sort(members[np.argsort(random_bits(key, members), kind="stable")[:_SAMPLE_ITEMS]])
-        caption = (f"{names[number]}, {count(len(members), dataset.item.kind)}",)
+        caption = (f"{names[number]}, {counted(len(members), dataset.item.kind)}",)
         pictures.append(Pictures(caption=caption, shown=_shown(dataset, rows)))
     return pictures
 

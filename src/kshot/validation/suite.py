@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kshot.data.packed import SPLITS, PackedDataset, manifest_schema
+from kshot.printing import counted
 from kshot.validation.facts import Facts
 from kshot.validation.remedies import (
     Drop,
     Remedy,
+    dropped_or_smaller,
     left_in_one_split,
     left_out_or_lowered,
     merged_twins,
@@ -30,7 +32,7 @@ from kshot.validation.remedies import (
     restored_items,
     tolerated,
 )
-from kshot.validation.report import CheckResult, count
+from kshot.validation.report import CheckResult
 from kshot.validation.settings import FactSettings
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def _result(one: Check, outcome: Any) -> CheckResult:
     else:
         rows = one.table.iloc[outcome.result.get("unexpected_index_list") or []]
         offenders = tuple(dict.fromkeys(one.describe(rows)))
-        found = f"{count(len(offenders), one.noun)} {one.wrong}"
+        found = f"{counted(len(offenders), one.noun)} {one.wrong}"
     return CheckResult(
         name=one.name,
         severity="critical" if one.expectation.severity.value == "critical" else "warning",
@@ -217,7 +219,7 @@ def _original_checks(gxe: ModuleType, items: pd.DataFrame, size: int, drop: Drop
         table=items.assign(original_px=items[["width", "height"]].min(axis=1)),
         wrong="enlarged from a smaller original",
         describe=lambda rows: [f"{row.id!r} was {row.width} x {row.height}" for row in rows.itertuples()],
-        remedy=drop.warned("original_size"),
+        remedy=lambda rows: dropped_or_smaller(drop, items, rows),
     )
 
 
@@ -337,7 +339,7 @@ def _set_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: F
             "near_duplicates",
             limits.max_near_duplicates,
             len(near),
-            f"{'' if near.complete else 'at least '}{count(len(near), 'pair')}, {near.across_splits:,} across splits"
+            f"{'' if near.complete else 'at least '}{counted(len(near), 'pair')}, {near.across_splits:,} across splits"
             + (f", among {near.n_compared:,} items drawn" if near.n_compared == limits.near_duplicate_items else ""),
             f"{_no_more_than(limits.max_near_duplicates, 'pair')} of different classes that look alike",
             remedy=lambda rows: Drop(dataset.name).one_of_each_pair("near_duplicates", facts.items, near),
@@ -346,7 +348,7 @@ def _set_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: F
         "quarantined_files",
         0,
         n_quarantined,
-        count(n_quarantined, "file"),
+        counted(n_quarantined, "file"),
         "no file refused by the last ingest",
     )
     share = n_quarantined / (n_quarantined + dataset.info.n_items)
@@ -390,11 +392,11 @@ def in_words(result: CheckResult) -> str:
 
 
 def _no_more_than(limit: int, noun: str) -> str:
-    return f"at most {count(limit, noun)}" if limit else f"no {noun}"
+    return f"at most {counted(limit, noun)}" if limit else f"no {noun}"
 
 
 def _unknown_classes(rows: pd.DataFrame) -> list[str]:
-    return [f"{name!r} with {count(len(items), 'item')}" for name, items in rows.groupby("class", sort=False)]
+    return [f"{name!r} with {counted(len(items), 'item')}" for name, items in rows.groupby("class", sort=False)]
 
 
 def _equal_ids(rows: pd.DataFrame) -> list[str]:
