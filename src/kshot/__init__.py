@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from kshot.algorithms.linear_probe import LinearProbe
     from kshot.algorithms.maml import MAML, MAMLConfig
     from kshot.algorithms.protonet import ProtoNet
-    from kshot.backbones.adopted import Adopted
     from kshot.backbones.contract import Backbone, calibrate
     from kshot.backbones.conv4 import Conv4
+    from kshot.backbones.layers.adopted import Adopted
     from kshot.data.packed import PackedDataset
     from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
     from kshot.model import load_model
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "ANIL": "kshot.algorithms.anil",
     "ANILConfig": "kshot.algorithms.anil",
-    "Adopted": "kshot.backbones.adopted",
+    "Adopted": "kshot.backbones.layers.adopted",
     "Backbone": "kshot.backbones.contract",
     "Conv4": "kshot.backbones.conv4",
     "EpisodeBatch": "kshot.episodes.episode",

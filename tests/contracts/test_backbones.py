@@ -12,8 +12,15 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from kshot.backbones import BackboneConfig
-from kshot.backbones.adopted import Adopted
-from kshot.backbones.contract import Backbone, calibrate, items_at_once, recorded_statistics
+from kshot.backbones.contract import (
+    Backbone,
+    calibrate,
+    freeze,
+    has_nothing_to_train,
+    items_at_once,
+    recorded_statistics,
+)
+from kshot.backbones.layers.adopted import Adopted
 from kshot.backbones.layers.norm import ReferenceNorm
 from kshot.data.items import ImageKind
 from kshot.errors import ConfigError
@@ -33,8 +40,17 @@ def plain_network() -> nn.Module:
     )
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    "resnet12": {"widths": (8, 8, 8, 16)},
+    "torchvision": {"model": "resnet18", "input_size": 64},
+    "timm": {"model": "resnet10t", "input_size": 64},
+    "module": {"make": f"{Path(__file__).parent / 'own_network.py'}:make"},
+}
+"""Settings with which a backbone is small, or can be built at all."""
+
+
 def configs() -> list[Any]:
-    return [config() for config in get_args(get_args(BackboneConfig)[0])]
+    return [config(**SMALL.get(config.name, {})) for config in get_args(get_args(BackboneConfig)[0])]
 
 
 MAKERS: dict[str, Callable[[], Backbone]] = {
@@ -125,6 +141,16 @@ def test_recorded_statistics_normalise_like_the_items_they_were_recorded_on(name
         backbone(reference, len(reference))
     found = functional_call(backbone, statistics(), (queries, None))
     torch.testing.assert_close(found, backbone(torch.cat([reference, queries]), 6)[6:], atol=1e-4, rtol=1e-3)
+
+
+@every_backbone
+def test_a_frozen_backbone_has_nothing_to_train_and_keeps_its_statistics(name: str) -> None:
+    backbone = freeze(made(name), "all")
+    assert has_nothing_to_train(backbone)
+    before = backbone(items(3), None)
+    calibrate(backbone, [9 * items(8)])
+    assert torch.equal(backbone(items(3), None), before)
+    torch.testing.assert_close(backbone(items(3), 3), before, atol=1e-5, rtol=1e-4)
 
 
 @every_backbone

@@ -4,16 +4,30 @@ Shapes: B items of one episode (its support, its query or both), R reference ite
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from contextvars import ContextVar
+from difflib import get_close_matches
+from typing import Annotated, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from kshot.backbones.layers.norm import RECORDING, ReferenceNorm
+from kshot.data.items import ImageKind
+from kshot.data.items.contract import ItemKind
+from kshot.errors import ConfigError
 
 EMBED_BYTES = 196 * 2**20  # of activations in one pass
+
+Weights = Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*)?$", exclude_if=lambda name: not name)]
+"""The name of weights under data/weights/ that a backbone starts from; "" for random ones."""
+Freeze = Annotated[Literal["all"] | tuple[str, ...], Field(exclude_if=lambda layers: not layers)]
+"""What of a backbone is never trained: layers by the first parts of their names."""
+
+_DRAWS: ContextVar[torch.Generator | None] = ContextVar("draws", default=None)
+_SHOWN = 12  # layers that an error names
 
 
 class Backbone(nn.Module, ABC):
@@ -96,3 +110,74 @@ def recorded_statistics(backbone: nn.Module) -> Iterator[Callable[[], dict[str, 
         yield statistics
     finally:
         RECORDING.reset(token)
+
+
+BackboneT = TypeVar("BackboneT", bound=nn.Module)
+
+
+def freeze(backbone: BackboneT, layers: Literal["all"] | Sequence[str]) -> BackboneT:
+    """The backbone, of which these layers are not trained; their norms keep their statistics.
+
+    A layer is named as its network names it, by the first parts of its name: "blocks.0" is all of that block.
+    Raises ConfigError for one that is not there.
+    """
+    prefixes = [""] if layers == "all" else list(layers)
+    names = {_own_name(name): parameter for name, parameter in backbone.named_parameters()}
+    modules = {_own_name(name): module for name, module in backbone.named_modules()}
+    for prefix in prefixes:
+        if prefix and not any(_is_below(name, prefix) for name in names):
+            known = list(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise ConfigError(
+                f"backbone.freeze names {prefix!r}, and no layer is called so; needed all, or of "
+                f"{', '.join(known[:_SHOWN])}"
+            )
+        for name, parameter in names.items():
+            if _is_below(name, prefix):
+                parameter.requires_grad_(False)
+        for name, module in modules.items():
+            if _is_below(name, prefix) and isinstance(module, ReferenceNorm):
+                module.frozen = True
+    return backbone
+
+
+def has_nothing_to_train(backbone: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@contextmanager
+def drawing(key: int) -> Iterator[None]:
+    """Layers with noise draw it from `key` while the context is open, and are without noise outside of it."""
+    token = _DRAWS.set(torch.Generator().manual_seed(key % 2**63))
+    try:
+        yield
+    finally:
+        _DRAWS.reset(token)
+
+
+def noise_of(x: Tensor) -> Tensor | None:
+    """Numbers in 0..1 of the shape of x, drawn on the CPU so that they are the same on every device; None without."""
+    generator = _DRAWS.get()
+    return None if generator is None else torch.rand(x.shape, generator=generator).to(x.device)
+
+
+def image_item(backbone: str, item: ItemKind) -> ImageKind:
+    """The item, which is an image; raises ConfigError where it is not."""
+    if not isinstance(item, ImageKind):
+        raise ConfigError(f"{backbone} got {item}; needed images; next: choose a backbone that takes them")
+    return item
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _own_name(name: str) -> str:
+    """The name of a layer as its own network has it: without what adopted it."""
+    while name.startswith("network."):
+        name = name.removeprefix("network.")
+    return name
+
+
+def _is_below(name: str, prefix: str) -> bool:
+    return not prefix or name == prefix or name.startswith(f"{prefix}.")

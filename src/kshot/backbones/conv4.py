@@ -8,47 +8,50 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.backbones.contract import Backbone
+from kshot.backbones.contract import Backbone, image_item
 from kshot.backbones.layers.block import conv_norm_relu_pool
 from kshot.backbones.layers.conv_block import at_least_float32, conv_block
 from kshot.backbones.layers.norm import ReferenceNorm, channels_last
-from kshot.data.items import ImageKind
 from kshot.data.items.contract import ItemKind
 from kshot.errors import ConfigError
 from kshot.settings import STRICT
 
 _N_BLOCKS = 4
+Width = Annotated[int, Field(ge=1)]
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class Conv4Config:
     name: Literal["conv4"] = "conv4"
-    width: Annotated[int, Field(ge=1)] = 64  # channels of every block
+    width: Width | tuple[Width, Width, Width, Width] = 64  # channels of every block, or of each
 
     def build(self, item: ItemKind) -> "Conv4":
-        if not isinstance(item, ImageKind):
-            raise ConfigError(f"conv4 got {item}; needed images; next: choose a backbone that takes them")
-        return Conv4(self.width, channels=item.channels, image_size=item.image_size)
+        pictures = image_item("conv4", item)
+        return Conv4(self.width, channels=pictures.channels, image_size=pictures.image_size)
 
 
 class Conv4(Backbone):
     """Four blocks of 3x3 convolution, batch normalisation, ReLU and 2x2 max-pooling.
 
     28x28 images give D = width features, 84x84 give 25 * width. The convolutions have no bias: the
-    normalisation that follows would cancel it.
+    normalisation that follows would cancel it. Widths of 96, 192, 384 and 512 are those of Bertinetto et al.,
+    "Meta-learning with differentiable closed-form solvers", 2019, section 4.1.
     """
 
-    def __init__(self, width: int, *, channels: int, image_size: int) -> None:
+    def __init__(self, width: int | tuple[int, int, int, int], *, channels: int, image_size: int) -> None:
         super().__init__()
+        widths = (width,) * _N_BLOCKS if isinstance(width, int) else width
         side = image_size // 2**_N_BLOCKS
         if side < 1:
             raise ConfigError(f"conv4 got images of {image_size} pixels; need at least {2**_N_BLOCKS}")
-        self.map_shape = (width, side, side)
-        self.bytes_per_item = 2 * 4 * width * image_size**2  # float32, before and after the first block's normalisation
-        self.n_features = width * side * side
-        inputs = [channels] + [width] * (_N_BLOCKS - 1)
-        self.convolutions = nn.ModuleList(nn.Conv2d(n, width, 3, padding=1, bias=False) for n in inputs)
-        self.norms = nn.ModuleList(ReferenceNorm(width) for _ in inputs)
+        self.map_shape = (widths[-1], side, side)
+        sides = [image_size // 2**n for n in range(_N_BLOCKS)]
+        largest = max(width * side**2 for width, side in zip(widths, sides, strict=True))
+        self.bytes_per_item = 2 * 4 * largest  # float32, before and after a block's normalisation
+        self.n_features = widths[-1] * side * side
+        pairs = list(zip((channels, *widths), widths, strict=False))
+        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs)
+        self.norms = nn.ModuleList(ReferenceNorm(width) for width in widths)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, n_reference: int | None) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: B items of one episode, R reference items, D features.
 """
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 
 import torch
@@ -12,10 +13,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kshot.backbones.contract import Backbone
 from kshot.backbones.layers.conv_block import at_least_float32
 from kshot.backbones.layers.norm import ReferenceNorm
+from kshot.backbones.layers.pictures import Pictures
 from kshot.errors import ConfigError
 
 _N_REFERENCE: ContextVar[int | None] = ContextVar("n_reference", default=None)
 _PASSES = 4  # to find noise in
+_STATE_OF_NORMS = {
+    "weight": "weight",
+    "bias": "bias",
+    "running_mean": "population_mean",
+    "running_var": "population_var",
+}
 
 
 class Adopted(Backbone):
@@ -36,6 +44,22 @@ class Adopted(Backbone):
         features, self.bytes_per_item = _measured(self.network, example[:1])
         self.map_shape = (features.shape[1], features.shape[2], features.shape[3]) if features.dim() == 4 else None
         self.n_features = features[0].numel()
+
+    def renamed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of the network as it was written before it was adopted, under the names that it has here.
+
+        The names of a network inside a `Pictures` are those of the network alone.
+        """
+        inside = "network.network." if isinstance(self.network, Pictures) else "network."
+        norms = {name.removeprefix(inside) for name, module in self.named_modules() if isinstance(module, _Norm)}
+        found = {}
+        for name, tensor in state.items():
+            layer, _, last = name.rpartition(".")
+            if layer not in norms:
+                found[f"{inside}{name}"] = tensor
+            elif last in _STATE_OF_NORMS:
+                found[f"{inside}{layer}.norm.{_STATE_OF_NORMS[last]}"] = tensor
+        return found
 
     def forward(self, items: Tensor, n_reference: int | None) -> Tensor:
         token = _N_REFERENCE.set(n_reference)
