@@ -18,7 +18,6 @@ NOT_IMPORTED = {
     "dvc": "run as a command",
     "dvc-s3": "loaded by dvc for a remote on S3",
     "fastapi": "held below the versions that Prefect does not work with",
-    "torchvision": "pinned to the torch that it was built for; kshot doctor compares the two",
 }
 
 
@@ -50,11 +49,11 @@ def imported_names(tree: ast.Module) -> Iterable[str]:
 def test_every_package_that_the_code_imports_is_declared() -> None:
     found = imports("src", "flows", "infra", "mlflow")
     assert {"torch", "sqlalchemy", "prefect"} <= found.keys()
-    assert {name for name, homes in found.items() if not homes & declared()} == set()
+    assert {name for name, homes in found.items() if not homes & declared("timm")} == set()
 
 
 def test_every_package_that_tests_and_benchmarks_import_is_declared() -> None:
-    known = declared("dev", "postgresql")
+    known = declared("dev", "postgresql", "timm")
     assert {name for name, homes in imports("tests", "bench").items() if not homes & known} == set()
 
 
@@ -66,5 +65,5 @@ def test_every_declared_package_is_imported_or_has_a_reason() -> None:
 def test_the_lock_has_every_declared_package_and_no_address() -> None:
     lock = (REPOSITORY / "requirements.lock").read_text()
     locked = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", lock, flags=re.MULTILINE)}
-    assert declared("dev", "postgresql") - locked - {"psycopg"} == set() and "psycopg" in locked
+    assert declared("dev", "postgresql", "timm") - locked - {"psycopg"} == set() and "psycopg" in locked
     assert re.findall(r"\w+://\S*|--(?:extra-)?index\S*|--find-links\S*", lock) == []
