@@ -88,6 +88,9 @@ class Workspace:
     def dataset(self, name: str) -> Path:
         return self.data / name
 
+    def pretrained_weights(self, name: str) -> Path:
+        return self.data / "weights" / name
+
     @property
     def artifacts(self) -> Path:
         return self.root / ARTIFACTS

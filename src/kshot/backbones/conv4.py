@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.backbones.contract import Backbone, image_item
+from kshot.backbones.contract import Backbone, Freeze, Weights, freeze, image_item
 from kshot.backbones.layers.block import conv_norm_relu_pool
 from kshot.backbones.layers.conv_block import at_least_float32, conv_block
 from kshot.backbones.layers.norm import ReferenceNorm, channels_last
@@ -24,10 +24,13 @@ Width = Annotated[int, Field(ge=1)]
 class Conv4Config:
     name: Literal["conv4"] = "conv4"
     width: Width | tuple[Width, Width, Width, Width] = 64  # channels of every block, or of each
+    weights: Weights = ""
+    freeze: Freeze = ()
 
     def build(self, item: ItemKind) -> "Conv4":
         pictures = image_item("conv4", item)
-        return Conv4(self.width, channels=pictures.channels, image_size=pictures.image_size)
+        network = Conv4(self.width, channels=pictures.channels, image_size=pictures.image_size)
+        return freeze(network, self.freeze)
 
 
 class Conv4(Backbone):

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.backbones.contract import Backbone
+from kshot.backbones.contract import Backbone, Freeze, Weights, freeze
 from kshot.backbones.layers.conv_block import at_least_float32
 from kshot.backbones.layers.norm import ReferenceNorm
 from kshot.data.items.contract import ItemKind
@@ -19,9 +19,11 @@ from kshot.settings import STRICT
 class MLPConfig:
     name: Literal["mlp"] = "mlp"
     widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 64)  # of each layer
+    weights: Weights = ""
+    freeze: Freeze = ()
 
     def build(self, item: ItemKind) -> "MLP":
-        return MLP(prod(item.shape), self.widths)
+        return freeze(MLP(prod(item.shape), self.widths), self.freeze)
 
 
 class MLP(Backbone):

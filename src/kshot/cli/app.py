@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from kshot.cli import curate, data, machine, registry, stages
+from kshot.cli import curate, data, machine, registry, stages, weights
 from kshot.cli.output import warn
 from kshot.errors import KshotError
 from kshot.printing import escape_missing_letters, one_line
@@ -46,6 +46,7 @@ app = typer.Typer(
 for _command in _COMMANDS:
     app.command()(_command)
 app.add_typer(curate.app, name="curate")
+app.add_typer(weights.app, name="weights")
 _debug = False
 
 

@@ -175,11 +175,18 @@ def ingest_built_in(
 
 
 def dataset_folder(data_folder: Path, name: str) -> Path:
-    """data_folder/name; DataError unless `name` is letters, digits, '.', '_' and '-', and begins with no dot."""
+    """data_folder/name; DataError for a name that no dataset may have."""
+    check_name(name)
+    if name == "weights":
+        raise DataError("found dataset name 'weights', where pretrained weights lie; needed another name")
+    return data_folder / name
+
+
+def check_name(name: str) -> None:
+    """Raise DataError unless `name` is letters, digits, '.', '_' and '-', and begins with no dot."""
     plain = name.replace("-", "").replace("_", "").replace(".", "")
     if not (plain.isascii() and plain.isalnum()) or name.startswith((".", "-")):
-        raise DataError(f"found dataset name {name!r}; needed ASCII letters, digits, '.', '_' and '-'")
-    return data_folder / name
+        raise DataError(f"found name {name!r}; needed ASCII letters, digits, '.', '_' and '-'")
 
 
 def _add_files(

@@ -3,7 +3,7 @@
 Shapes: B items of one episode, R reference items, D features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 
 import torch
@@ -14,10 +14,13 @@ from kshot.backbones.contract import Backbone
 from kshot.backbones.layers.conv_block import at_least_float32
 from kshot.backbones.layers.norm import ReferenceNorm
 from kshot.backbones.layers.pictures import Pictures
+from kshot.data.weights import PretrainedWeights
 from kshot.errors import ConfigError
 
 _N_REFERENCE: ContextVar[int | None] = ContextVar("n_reference", default=None)
 _PASSES = 4  # to find noise in
+_OF_PIXELS = ("network.mean", "network.std")
+_WRAPPERS = ("module.", "backbone.", "model.", "encoder.", "network.", "net.")
 _STATE_OF_NORMS = {
     "weight": "weight",
     "bias": "bias",
@@ -67,6 +70,42 @@ class Adopted(Backbone):
             return at_least_float32(self.network(items).flatten(1))
         finally:
             _N_REFERENCE.reset(token)
+
+
+def start_from(backbone: nn.Module, weights: PretrainedWeights) -> None:
+    """Load pretrained weights, and how their pixels were standardised, into a backbone.
+
+    Their names may begin with a word such as `module` or `backbone`; what they have beyond the backbone is their
+    classifier. Raises ConfigError where a tensor of the backbone is not among them, or has another shape.
+    """
+    needed = {name: tensor for name, tensor in backbone.state_dict().items() if name not in _OF_PIXELS}
+    renamed = backbone.renamed if isinstance(backbone, Adopted) else dict
+    found = max(
+        (renamed(state) for state in _with_and_without_first_words(weights.tensors)),
+        key=lambda state: sum(name in state for name in needed),
+    )
+    wrong = [name for name in needed if name not in found or found[name].shape != needed[name].shape]
+    if wrong:
+        there = next((name for name in weights.tensors), "none")
+        raise ConfigError(
+            f"the weights {weights.name} do not fit the backbone: {len(wrong)} of its {len(needed)} tensors are not "
+            f"among them in its shape, such as {wrong[0]!r}; they have names such as {there!r}; needed the weights of "
+            "this model"
+        )
+    backbone.load_state_dict({name: found[name] for name in needed}, strict=False)
+    if isinstance(backbone, Adopted) and isinstance(backbone.network, Pictures):
+        backbone.network.mean.copy_(torch.tensor(weights.record.mean))
+        backbone.network.std.copy_(torch.tensor(weights.record.std))
+
+
+def _with_and_without_first_words(tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """The state, and what it is without the word before the first dots of its names, where that is a wrapper's."""
+    while True:
+        yield tensors
+        inside = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(_WRAPPERS)}
+        if not inside:
+            return
+        tensors = inside
 
 
 class _Norm(nn.Module):
