@@ -3,12 +3,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from kshot.algorithms.linear_probe import LinearProbe
 from kshot.algorithms.protonet import ProtoNet
 from kshot.backbones.contract import Flatten
 from kshot.data.class_table import Int
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.sampling import EpisodeIndices
-from kshot.evaluation.scoring import embedded_once, score_episodes
+from kshot.evaluation.scoring import all_embedded_once, embedded_once, score_episodes
 from tests.toy_episodes import image_pools, point_gather
 
 
@@ -42,6 +43,24 @@ def test_an_item_is_embedded_once_for_all_lists_of_episodes() -> None:
     np.testing.assert_array_equal(again.confidence, whole.confidence)
     used = np.unique(np.concatenate([pool.indices.support.ravel(), pool.indices.query.ravel()]))
     assert sorted(seen) == used.tolist()
+
+
+def test_learners_that_share_a_backbone_share_the_features_of_each_item() -> None:
+    _, pool, gather = image_pools(EpisodeShape(n_way=4, k_shot=3, n_query=2))
+    seen: list[int] = []
+
+    def counting(items: Int) -> Tensor:
+        seen.extend(items.ravel().tolist())
+        return gather(items)
+
+    backbone = Flatten()
+    learners = {"prototypes": ProtoNet(backbone), "linear": LinearProbe(backbone), "apart": ProtoNet(Flatten())}
+    together = all_embedded_once(learners, counting)
+    for name, (on_features, features) in together.items():
+        found = score_episodes(on_features, pool.indices, features)
+        np.testing.assert_array_equal(found.predicted, score_episodes(learners[name], pool.indices, gather).predicted)
+    used = np.unique(np.concatenate([pool.indices.support.ravel(), pool.indices.query.ravel()]))
+    assert sorted(seen) == sorted([*used, *used])
 
 
 def test_the_pixel_baseline_is_the_nearest_centroid_of_the_pixels() -> None:

@@ -4,7 +4,6 @@ Shapes: B episodes, S support items, Q query items, N way, D features.
 """
 
 from copy import copy
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -13,7 +12,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
 from kshot.algorithms.learner import MetaLearner, Problem, embed_alone, embed_jointly
-from kshot.algorithms.maths.heads import check_max_way
+from kshot.algorithms.maths.heads import LinearHead, check_max_way
 from kshot.algorithms.maths.losses import EpisodeLoss, full_precision, one_hot, query_cross_entropy
 from kshot.backbones.contract import Backbone, Flatten
 from kshot.episodes.episode import EpisodeBatch, Support
@@ -32,15 +31,7 @@ class ANILConfig:
         return ANIL(backbone, self, n_features=backbone.n_features, n_way=problem.train_shape.n_way, loss=loss)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdaptedHead:
-    """The linear head of each of B episodes: weight (B, N, D), bias (B, N)."""
-
-    weight: Tensor
-    bias: Tensor
-
-
-class ANIL(MetaLearner[AdaptedHead]):
+class ANIL(MetaLearner[LinearHead]):
     """A few steps of gradient descent fit a linear head to the support set; the backbone stays as it is.
 
     Raghu, Raghu, Bengio and Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the
@@ -68,21 +59,17 @@ class ANIL(MetaLearner[AdaptedHead]):
         self.max_way = n_way
         self.inner_steps = config.eval_inner_steps
 
-    def adapt(self, support: Support) -> AdaptedHead:
+    def adapt(self, support: Support) -> LinearHead:
         return self._inner_loop(embed_alone(self.backbone, support.x), support.y, support.n_way, self.inner_steps)
 
-    def classify(self, adapted: AdaptedHead, query_x: Tensor) -> Tensor:
-        return _logits(adapted, embed_alone(self.backbone, query_x))
+    def classify(self, adapted: LinearHead, query_x: Tensor) -> Tensor:
+        return adapted.logits(embed_alone(self.backbone, query_x))
 
     def meta_loss(self, episodes: EpisodeBatch, done: float = 0.0) -> Tensor:
         support, query = embed_jointly(self.backbone, episodes)
         with full_precision(query):
             adapted = self._inner_loop(support, episodes.support_y, episodes.n_way, self.config.inner_steps)
-            return self.loss(_logits(adapted, query), episodes)
-
-    def embed(self, items: Tensor) -> Tensor:
-        features: Tensor = self.backbone(items, None)
-        return features
+            return self.loss(adapted.logits(query), episodes)
 
     def on_features(self) -> "ANIL":
         n_way, n_features = self.head.weight.shape
@@ -95,27 +82,22 @@ class ANIL(MetaLearner[AdaptedHead]):
         other.inner_steps = n_steps
         return other
 
-    def _inner_loop(self, features: Tensor, labels: Tensor, n_way: int, n_steps: int) -> AdaptedHead:
+    def _inner_loop(self, features: Tensor, labels: Tensor, n_way: int, n_steps: int) -> LinearHead:
         """Heads after `n_steps` of gradient descent from features (B, S, D) and labels (B, S)."""
         check_max_way("ANIL", n_way, self.head.out_features)
         n_episodes, n_support = labels.shape
         targets = one_hot(labels, n_way, like=features)
-        head = AdaptedHead(
+        head = LinearHead(
             weight=self.head.weight[:n_way].expand(n_episodes, -1, -1),
             bias=self.head.bias[:n_way].expand(n_episodes, -1),
         )
         for _ in range(n_steps):
-            error = (torch.softmax(_logits(head, features), dim=2) - targets) / n_support  # (B, S, N)
+            error = (torch.softmax(head.logits(features), dim=2) - targets) / n_support  # (B, S, N)
             weight_step, bias_step = error.transpose(1, 2) @ features, error.sum(1)
             if self.config.first_order:
                 weight_step, bias_step = weight_step.detach(), bias_step.detach()
-            head = AdaptedHead(
+            head = LinearHead(
                 weight=head.weight - self.config.inner_lr * weight_step,
                 bias=head.bias - self.config.inner_lr * bias_step,
             )
         return head
-
-
-def _logits(head: AdaptedHead, features: Tensor) -> Tensor:
-    """(B, I, N) of features (B, I, D)."""
-    return torch.baddbmm(head.bias[:, None], features, head.weight.transpose(1, 2))

@@ -4,13 +4,14 @@ Shapes: B episodes, S support items, Q query items, N way, D features, C classes
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from kshot.backbones.contract import items_at_once
+from kshot.backbones.contract import calibrate, items_at_once
 from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
 
 AdaptedT = TypeVar("AdaptedT")
@@ -78,14 +79,22 @@ class TransferLearner(Learner[AdaptedT]):
 
 @runtime_checkable
 class FeatureWise(Protocol):
-    """A learner that sees an item only through the item's own features, so that each item need be embedded once."""
+    """A learner that sees an item only through what its backbone makes of the item alone: `backbone(items, None)`.
 
-    def embed(self, items: Tensor) -> Tensor:
-        """Features (B, D) of items (B, *item), each embedded alone."""
-        ...
+    So each item need be embedded once, also for several learners that share a backbone.
+    """
 
     def on_features(self) -> Learner[Any]:
         """The same learner for episodes whose items are features already."""
+        ...
+
+
+@runtime_checkable
+class Centred(Protocol):
+    """A learner that knows the mean feature of the meta_train items."""
+
+    def set_centre(self, batches: Iterable[Tensor]) -> None:
+        """Set it to the mean over `batches` of items, each (B, *item), every item embedded alone."""
         ...
 
 
@@ -138,6 +147,15 @@ def episodes_at_once(learner: Learner[Any], items_per_episode: int, budget_bytes
     """
     fit = max(1, items_at_once(learner.backbone, budget_bytes) // items_per_episode)
     return min(learner.episodes_at_once, 1 << (fit.bit_length() - 1))
+
+
+@torch.no_grad()
+def calibrate_learner(learner: Learner[Any], batches: Callable[[], Iterable[Tensor]]) -> None:
+    """Set what a learner knows of the meta_train items as a whole, from `batches()` of them, each (B, *item)."""
+    if learner.needs_population_statistics:
+        calibrate(learner.backbone, batches())
+    if isinstance(learner, Centred):
+        learner.set_centre(batches())
 
 
 def embed_alone(backbone: nn.Module, items: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 Shapes: B episodes, S support items, Q query items, N way, D features, C classes of the training.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kshot.algorithms.learner import Problem, TransferLearner, embed_alone
+from kshot.algorithms.maths.heads import LinearHead, class_head, class_logits
 from kshot.algorithms.maths.losses import EpisodeLoss, cross_entropy, query_cross_entropy
 from kshot.backbones.contract import Backbone, Flatten
 from kshot.episodes.episode import Support
-from kshot.errors import EpisodeError
 from kshot.settings import STRICT
 
 _STEPS, _RATE, _WEIGHT_DECAY = 100, 0.1, 1e-3
@@ -26,20 +25,10 @@ class LinearProbeConfig:
     name: Literal["linear_probe"] = "linear_probe"
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "LinearProbe":
-        n_classes = problem.n_train_classes
-        head = None if n_classes is None else nn.Linear(backbone.n_features, n_classes)
-        return LinearProbe(backbone, class_head=head)
+        return LinearProbe(backbone, class_head(backbone.n_features, problem.n_train_classes))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FittedHead:
-    """The linear head of each of B episodes: weight (B, N, D), bias (B, N)."""
-
-    weight: Tensor
-    bias: Tensor
-
-
-class LinearProbe(TransferLearner[FittedHead]):
+class LinearProbe(TransferLearner[LinearHead]):
     """A linear classifier is fitted to the support features of a backbone that stays as it is.
 
     Softmax regression on features of unit length: Tian et al., "Rethinking Few-Shot Image Classification: A
@@ -55,7 +44,7 @@ class LinearProbe(TransferLearner[FittedHead]):
         self.backbone = backbone
         self.class_head = class_head
 
-    def adapt(self, support: Support) -> FittedHead:
+    def adapt(self, support: Support) -> LinearHead:
         features = F.normalize(embed_alone(self.backbone, support.x), dim=2)
         weight = features.new_zeros(len(features), support.n_way, features.shape[2], requires_grad=True)
         bias = features.new_zeros(len(features), support.n_way, requires_grad=True)
@@ -66,21 +55,13 @@ class LinearProbe(TransferLearner[FittedHead]):
                 loss = cross_entropy(logits, support.y).sum() + _WEIGHT_DECAY * weight.square().sum()
                 weight.grad, bias.grad = torch.autograd.grad(loss, [weight, bias])
             fit.step()
-        return FittedHead(weight=weight.detach(), bias=bias.detach())
+        return LinearHead(weight=weight.detach(), bias=bias.detach())
 
-    def classify(self, adapted: FittedHead, query_x: Tensor) -> Tensor:
-        features = F.normalize(embed_alone(self.backbone, query_x), dim=2)
-        return torch.baddbmm(adapted.bias[:, None], features, adapted.weight.transpose(1, 2))
+    def classify(self, adapted: LinearHead, query_x: Tensor) -> Tensor:
+        return adapted.logits(F.normalize(embed_alone(self.backbone, query_x), dim=2))
 
     def class_logits(self, items: Tensor) -> Tensor:
-        if self.class_head is None:
-            raise EpisodeError("this linear probe has no head for the training classes; next: build it with class_head")
-        logits: Tensor = self.class_head(self.backbone(items, len(items)))
-        return logits
-
-    def embed(self, items: Tensor) -> Tensor:
-        features: Tensor = self.backbone(items, None)
-        return features
+        return class_logits(self.backbone, self.class_head, items)
 
     def on_features(self) -> "LinearProbe":
         return LinearProbe(Flatten())

@@ -50,9 +50,5 @@ class ProtoNet(MetaLearner[Tensor]):
             centres = prototypes(support, episodes.support_y, episodes.n_way)
             return self.loss(-squared_distances(query, centres), episodes)
 
-    def embed(self, items: Tensor) -> Tensor:
-        features: Tensor = self.backbone(items, None)
-        return features
-
     def on_features(self) -> "ProtoNet":
         return ProtoNet(Flatten(), self.loss)

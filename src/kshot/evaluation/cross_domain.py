@@ -14,7 +14,7 @@ from kshot.episodes.sampling import EpisodeKind, check_feasible
 from kshot.errors import DataError, EpisodeError
 from kshot.evaluation.baselines import PIXELS
 from kshot.evaluation.intervals import mean_interval
-from kshot.evaluation.scoring import embedded_once, score_episodes
+from kshot.evaluation.scoring import all_embedded_once, score_episodes
 from kshot.runtime.lines import LiveLines
 
 
@@ -45,7 +45,7 @@ def score_cross_domain(
     """A row for each setting of meta_test in each normalisation mode, on episodes drawn from `dataset`."""
     pixels = ProtoNet(Flatten())
     table = dataset.class_table("meta_test")
-    modes = {mode: embedded_once(one, gather) for mode, one in normalization_modes(learner).items()}
+    modes = all_embedded_once(normalization_modes(learner), gather)
     results = []
     for setting, kind in settings.meta_test.kinds().items():
         pool = SampledPool.of_split(

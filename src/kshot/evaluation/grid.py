@@ -15,7 +15,7 @@ from kshot.evaluation.calibration import fit_temperatures
 from kshot.evaluation.intervals import mean_interval
 from kshot.evaluation.per_class import class_interval
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, episodes_id
-from kshot.evaluation.scoring import embedded_once, score_episodes
+from kshot.evaluation.scoring import all_embedded_once, embedded_once, score_episodes
 from kshot.evaluation.seen_classes import on_seen_and_unseen_classes
 from kshot.evaluation.tables import Evaluation, SettingScores, class_table, confusion_table, episode_table
 from kshot.model import SavedModel
@@ -83,8 +83,8 @@ def _score_settings(
 ) -> Iterator[SettingScores]:
     modes = normalization_modes(saved.learner)
     temperatures = saved.temperatures or fit_temperatures(saved.learner, grid.frozen.val.indices, gather)
-    scored = {mode: embedded_once(learner, gather) for mode, learner in modes.items()}
-    compared = {name: embedded_once(learner, gather) for name, learner in baselines.items()}
+    scored = all_embedded_once(modes, gather)
+    compared = all_embedded_once(baselines, gather)
     for name, kind in grid.frozen.kinds.items():
         pool = grid.frozen.test[name]
         beside = {name: score_episodes(learner, pool.indices, items) for name, (learner, items) in compared.items()}

@@ -3,7 +3,7 @@
 Shapes: E episodes, B episodes scored together, N way, Q queries per class, D features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
-from torch import Tensor
+from torch import Tensor, nn
 
 from kshot.algorithms.learner import FeatureWise, Learner, episodes_at_once
 from kshot.backbones.contract import items_at_once
@@ -104,14 +104,24 @@ def embedded_once(learner: Learner[Any], gather: Gather) -> tuple[Learner[Any], 
     """
     if not isinstance(learner, FeatureWise):
         return learner, gather
-    return learner.on_features(), _Features(learner, items_at_once(learner.backbone), gather)
+    return learner.on_features(), _Features(learner.backbone, gather)
+
+
+def all_embedded_once(learners: Mapping[str, Learner[Any]], gather: Gather) -> dict[str, tuple[Learner[Any], Gather]]:
+    """The same for several learners by name. Those that share a backbone share the features of each item."""
+    of_backbone: dict[nn.Module, Gather] = {}
+    found = {}
+    for name, learner in learners.items():
+        on_items, items = embedded_once(learner, gather)
+        found[name] = on_items, of_backbone.setdefault(learner.backbone, items) if on_items is not learner else items
+    return found
 
 
 class _Features:
-    """Item indices (...) -> features (..., D); each item goes through the learner once."""
+    """Item indices (...) -> features (..., D); each item goes through the backbone once, alone."""
 
-    def __init__(self, learner: FeatureWise, at_once: int, gather: Gather) -> None:
-        self._learner, self._at_once, self._gather = learner, at_once, gather
+    def __init__(self, backbone: nn.Module, gather: Gather) -> None:
+        self._backbone, self._at_once, self._gather = backbone, items_at_once(backbone), gather
         self._row_of_item = np.full(0, -1)
         self._features: Tensor | None = None  # (I, D)
 
@@ -124,7 +134,7 @@ class _Features:
             known = [] if self._features is None else [self._features]
             self._row_of_item[new] = np.arange(len(new)) + (len(known[0]) if known else 0)
             self._features = torch.cat(
-                [*known, *(self._learner.embed(self._gather(chunk)) for chunk in self._chunks(new))]
+                [*known, *(self._backbone(self._gather(chunk), None) for chunk in self._chunks(new))]
             )
         assert self._features is not None
         return self._features[torch.from_numpy(self._row_of_item[items])]

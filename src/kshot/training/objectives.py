@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner, episodes_at_once
+from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner, calibrate_learner, episodes_at_once
 from kshot.backbones.contract import calibrate
 from kshot.data.batches import TrainItems
 from kshot.data.class_table import Int
@@ -115,7 +115,7 @@ class Supervised:
 
     def score(self, workers: Workers, lines: LiveLines) -> float:
         self.learner.eval()
-        calibrate(self.learner.backbone, self._calibration())
+        calibrate_learner(self.learner, self._calibration)
         return episode_accuracy(self.learner, self.val_pool, self.gather, workers, lines)
 
     def _loss(self, rows: Int) -> Tensor:

@@ -1,6 +1,39 @@
-"""Linear heads."""
+"""Linear heads: those of episodes, and the classifier of the training classes.
+
+Shapes: B episodes, I items, N way, D features, C classes of the training.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
 
 from kshot.errors import EpisodeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearHead:
+    """The linear head of each of B episodes: weight (B, N, D), bias (B, N)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, I, N) of features (B, I, D)."""
+        return torch.baddbmm(self.bias[:, None], features, self.weight.transpose(1, 2))
+
+
+def class_head(n_features: int, n_classes: int | None) -> nn.Linear | None:
+    """A classifier of the training classes; None where their number is not known."""
+    return None if n_classes is None else nn.Linear(n_features, n_classes)
+
+
+def class_logits(backbone: nn.Module, head: nn.Module | None, items: Tensor) -> Tensor:
+    """Logits (I, C) of items (I, *item) over the training classes, normalised by the batch's own statistics."""
+    if head is None:
+        raise EpisodeError("this learner has no head for the training classes; next: build it with class_head")
+    logits: Tensor = head(backbone(items, len(items)))
+    return logits
 
 
 def check_max_way(algorithm: str, n_way: int, max_way: int) -> None:
