@@ -9,7 +9,19 @@ from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbeConfig
 from kshot.algorithms.maml import MAMLConfig
 from kshot.algorithms.protonet import ProtoNetConfig
+from kshot.algorithms.simpleshot import SimpleShotConfig
 
-AlgorithmConfig = Annotated[ProtoNetConfig | MAMLConfig | ANILConfig | LinearProbeConfig, Field(discriminator="name")]
+AlgorithmConfig = Annotated[
+    ProtoNetConfig | MAMLConfig | ANILConfig | LinearProbeConfig | SimpleShotConfig,
+    Field(discriminator="name"),
+]
 
-__all__ = ["ANILConfig", "AlgorithmConfig", "Learner", "LinearProbeConfig", "MAMLConfig", "ProtoNetConfig"]
+__all__ = [
+    "ANILConfig",
+    "AlgorithmConfig",
+    "Learner",
+    "LinearProbeConfig",
+    "MAMLConfig",
+    "ProtoNetConfig",
+    "SimpleShotConfig",
+]
