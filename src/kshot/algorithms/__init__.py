@@ -9,10 +9,11 @@ from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbeConfig
 from kshot.algorithms.maml import MAMLConfig
 from kshot.algorithms.protonet import ProtoNetConfig
+from kshot.algorithms.ridge import RidgeConfig
 from kshot.algorithms.simpleshot import SimpleShotConfig
 
 AlgorithmConfig = Annotated[
-    ProtoNetConfig | MAMLConfig | ANILConfig | LinearProbeConfig | SimpleShotConfig,
+    ProtoNetConfig | MAMLConfig | ANILConfig | LinearProbeConfig | SimpleShotConfig | RidgeConfig,
     Field(discriminator="name"),
 ]
 
@@ -23,5 +24,6 @@ __all__ = [
     "LinearProbeConfig",
     "MAMLConfig",
     "ProtoNetConfig",
+    "RidgeConfig",
     "SimpleShotConfig",
 ]
