@@ -7,13 +7,14 @@ from pydantic import Field
 from kshot.algorithms.anil import ANILConfig
 from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbeConfig
+from kshot.algorithms.logistic import LogisticConfig
 from kshot.algorithms.maml import MAMLConfig
 from kshot.algorithms.protonet import ProtoNetConfig
 from kshot.algorithms.ridge import RidgeConfig
 from kshot.algorithms.simpleshot import SimpleShotConfig
 
 AlgorithmConfig = Annotated[
-    ProtoNetConfig | MAMLConfig | ANILConfig | LinearProbeConfig | SimpleShotConfig | RidgeConfig,
+    ProtoNetConfig | MAMLConfig | ANILConfig | LinearProbeConfig | SimpleShotConfig | RidgeConfig | LogisticConfig,
     Field(discriminator="name"),
 ]
 
@@ -22,6 +23,7 @@ __all__ = [
     "AlgorithmConfig",
     "Learner",
     "LinearProbeConfig",
+    "LogisticConfig",
     "MAMLConfig",
     "ProtoNetConfig",
     "RidgeConfig",
