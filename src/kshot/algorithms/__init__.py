@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kshot.algorithms.anil import ANILConfig
+from kshot.algorithms.lda import LDAConfig
 from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbeConfig
 from kshot.algorithms.logistic import LogisticConfig
@@ -14,13 +15,21 @@ from kshot.algorithms.ridge import RidgeConfig
 from kshot.algorithms.simpleshot import SimpleShotConfig
 
 AlgorithmConfig = Annotated[
-    ProtoNetConfig | MAMLConfig | ANILConfig | LinearProbeConfig | SimpleShotConfig | RidgeConfig | LogisticConfig,
+    ProtoNetConfig
+    | MAMLConfig
+    | ANILConfig
+    | LinearProbeConfig
+    | SimpleShotConfig
+    | RidgeConfig
+    | LogisticConfig
+    | LDAConfig,
     Field(discriminator="name"),
 ]
 
 __all__ = [
     "ANILConfig",
     "AlgorithmConfig",
+    "LDAConfig",
     "Learner",
     "LinearProbeConfig",
     "LogisticConfig",
