@@ -13,6 +13,7 @@ from kshot.algorithms.maml import MAMLConfig
 from kshot.algorithms.protonet import ProtoNetConfig
 from kshot.algorithms.ridge import RidgeConfig
 from kshot.algorithms.simpleshot import SimpleShotConfig
+from kshot.algorithms.tip_adapter import TipAdapterConfig
 
 AlgorithmConfig = Annotated[
     ProtoNetConfig
@@ -22,7 +23,8 @@ AlgorithmConfig = Annotated[
     | SimpleShotConfig
     | RidgeConfig
     | LogisticConfig
-    | LDAConfig,
+    | LDAConfig
+    | TipAdapterConfig,
     Field(discriminator="name"),
 ]
 
@@ -37,4 +39,5 @@ __all__ = [
     "ProtoNetConfig",
     "RidgeConfig",
     "SimpleShotConfig",
+    "TipAdapterConfig",
 ]
