@@ -17,6 +17,7 @@ def times_inverse(right: Tensor, rows: Tensor, penalty: Tensor) -> Tensor:
     n_rows, n_features = rows.shape[1:]
     fewer = x.transpose(1, 2) @ x if n_features <= n_rows else x @ x.transpose(1, 2)
     system = fewer + least * torch.eye(len(fewer[0]), dtype=x.dtype, device=x.device)
+    solved: Tensor
     if n_features <= n_rows:
         solved = torch.linalg.solve(system, r.transpose(1, 2)).transpose(1, 2)
     else:
