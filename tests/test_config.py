@@ -61,7 +61,7 @@ def test_a_setting_may_have_a_sampler_of_its_own() -> None:
             r"unknown key task_pool.meta_test.settings.0.shots; did you mean k_shot\?",
         ),
         ("meta_train.training.n_steps", "many", r"meta_train.training.n_steps is 'many'; need a valid integer"),
-        ("meta_train.training.n_steps", 0, r"meta_train.training.n_steps is 0; need greater than or equal to 1"),
+        ("meta_train.training.n_steps", -1, r"meta_train.training.n_steps is -1; need greater than or equal to 0"),
         (
             "meta_train.algorithm.name",
             "ProtoNet",
@@ -87,6 +87,35 @@ def test_a_bad_setting_is_named_in_full(path: str, value: object, message: str) 
         node = node[int(part)] if part.isdigit() else node[part]
     node[last] = value
     with pytest.raises(ConfigError, match=message) as caught:
+        params_from(params, source="params.yaml")
+    assert "\n" not in str(caught.value)
+
+
+SUPERVISED = {"name": "supervised", "n_steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"initial": "pretrained"}, r"initial is pretrained; need .* other than none; next: set pretrain: {name: sup"),
+        (
+            {"n_steps": 0},
+            r"n_steps is 0 and meta_train.initial is random, .*; next: set meta_train.initial: pretrained",
+        ),
+        (
+            {"n_steps": 0, "initial": "pretrained", "pretrain": SUPERVISED, "seeds": [2]},
+            r"seeds is \[2\] .* seeds: \[\]$",
+        ),
+        ({"seeds": [1]}, r"seeds lists other seeds than seed"),
+    ],
+)
+def test_sections_that_contradict_one_another_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
+    params = raw()
+    params["meta_train"]["algorithm"] = {"name": "ridge"}
+    params["meta_train"]["training"]["n_steps"] = changes.get("n_steps", 5)
+    params["meta_train"]["initial"] = changes.get("initial", "random")
+    params |= {key: changes[key] for key in ("pretrain", "seeds") if key in changes}
+    with pytest.raises(ConfigError, match=f"^params.yaml: .*{message}") as caught:
         params_from(params, source="params.yaml")
     assert "\n" not in str(caught.value)
 

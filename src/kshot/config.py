@@ -91,7 +91,28 @@ class Params:
     @model_validator(mode="after")
     def _check_initial(self) -> Self:
         if self.meta_train.initial == "pretrained" and isinstance(self.pretrain, NoPretraining):
-            raise ValueError("meta_train.initial is pretrained; need a pretrain.name other than none")
+            raise ValueError(
+                "meta_train.initial is pretrained; need a pretrain.name other than none; "
+                "next: set pretrain: {name: supervised, n_steps: 2000}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_untrained(self) -> Self:
+        """Where no step is taken, the weights have to come from elsewhere, and no seed matters."""
+        if self.meta_train.training.n_steps > 0:
+            return self
+        if self.meta_train.initial == "random" and getattr(self.backbone, "weights", None) is None:
+            raise ValueError(
+                "meta_train.training.n_steps is 0 and meta_train.initial is random, so that nothing trains the "
+                "backbone; need pretrained weights; next: set meta_train.initial: pretrained and "
+                "pretrain: {name: supervised, n_steps: 2000}, or meta_train.training.n_steps: 600"
+            )
+        if self.seeds:
+            raise ValueError(
+                f"seeds is {list(self.seeds)} and meta_train.training.n_steps is 0, so that every seed gives the same "
+                "model; next: set seeds: []"
+            )
         return self
 
     @model_validator(mode="after")
@@ -129,6 +150,8 @@ def _one_line(error: PydanticError, raw: Any) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     found = f"{key} is {_shown(first['input'])}"
     match first["type"]:
+        case "value_error" if not key:  # what sections say together
+            return f"{first['msg'].removeprefix('Value error, ')}{more}"
         case "unexpected_keyword_argument" | "extra_forbidden":
             hint = f"; it is {_MOVED[key]} now" if key in _MOVED else _nearest(first["loc"])
             return f"unknown key {key}{hint}{more}"

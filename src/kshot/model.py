@@ -42,7 +42,9 @@ class ModelConfig:
     backbone: BackboneConfig
     item: AnyItemKind
     train_shape: EpisodeShape
-    n_train_classes: int | None = None  # None in a model saved before it was kept
+    n_train_classes: int | None = (
+        None  # None where no classifier of them was trained, and in models of before it was kept
+    )
 
     @property
     def problem(self) -> Problem:

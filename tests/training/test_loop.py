@@ -53,6 +53,21 @@ def weights_after(training: TrainingJob) -> list[Tensor]:
     return [tensor.clone() for tensor in training.objective.module.state_dict().values()]
 
 
+def test_without_a_step_the_module_is_scored_as_it_is() -> None:
+    memory = Memory()
+    training = job(memory, TrainingSettings(n_steps=0))
+    before = [tensor.clone() for tensor in training.objective.module.state_dict().values()]
+    for parameter in training.objective.module.parameters():
+        parameter.requires_grad_(False)
+    progress = run_training(training)
+    after = training.objective.module.state_dict().values()
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    (point,) = progress.history
+    assert (progress.step, point.step) == (0, 0)
+    assert progress.best_accuracy == point.val_accuracy == training.objective.score(training.workers, training.lines)
+    assert memory.states == []
+
+
 @pytest.mark.parametrize("killed_after", [1, 4, 7, 11])
 def test_a_run_resumed_at_any_step_ends_with_the_same_weights_to_the_bit(killed_after: int) -> None:
     memory = Memory()

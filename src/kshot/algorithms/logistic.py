@@ -24,7 +24,7 @@ _MOST_STEPS = 2000
 @settings(frozen=True, kw_only=True, config=STRICT)
 class LogisticConfig:
     name: Literal["logistic"] = "logistic"
-    penalty: Annotated[float, Field(gt=0)] = 1.0  # of half the squared weights, beside the sum of the losses
+    penalty: Annotated[float, Field(gt=0)] = 0.1  # of half the squared weights, beside the sum of the losses
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "Logistic":
         return Logistic(backbone, self, class_head(backbone.n_features, problem.n_train_classes))
@@ -34,7 +34,8 @@ class Logistic(TransferLearner[LinearHead]):
     """A multinomial logistic regression with a penalty is fitted to the support features.
 
     Tian et al., "Rethinking Few-Shot Image Classification: A Good Embedding Is All You Need?", 2020, section 3, without
-    distillation: features of unit length; the penalty as in the authors' code, `C = 1`.
+    distillation: features of unit length. The penalty is 1 in the authors' code, and 0.1 here: that is more accurate
+    on meta_val of the built-in glyphs, 5- and 20-way, 1- and 5-shot.
 
     Fitted by Newton steps with a fixed bound in place of the Hessian, so that one matrix of each episode is inverted
     once: Boehning, "Multinomial logistic regression algorithm", 1992; accelerated as in O'Donoghue and Candes,

@@ -56,6 +56,7 @@ class SimpleShot(TransferLearner[Tensor]):
     def class_logits(self, items: Tensor) -> Tensor:
         return class_logits(self.backbone, self.class_head, items)
 
+    @torch.no_grad()
     def set_centre(self, batches: Iterable[Tensor]) -> None:
         total, n_items = torch.zeros_like(self.centre), 0
         for items in batches:

@@ -30,8 +30,10 @@ def write_report(folder: Path, found: Evaluation, dataset: PackedDataset, traine
         "accuracy": accuracy_bars(found.metrics["results"]),
         "classes": class_distribution(found.classes),
         "calibration": reliability(found.headline.bins(tempered=False), found.headline.bins(tempered=True)),
-        "training": training_curves(pd.read_parquet(trained / "history.parquet")),
     }
+    history = pd.read_parquet(trained / "history.parquet")
+    if history["step"].any():
+        figures["training"] = training_curves(history)
     if (shots := shot_curves(found.metrics["results"])) is not None:
         figures["shots"] = shots
     if found.metrics["adaptation"]:

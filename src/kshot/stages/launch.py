@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -44,8 +44,11 @@ from kshot.yaml_file import read_yaml
 def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *, seed: int) -> ModelTraining:
     """The meta-training that params.yaml describes, from any seed."""
     settings = params.meta_train
+    config = model_config(params, dataset, settings.algorithm)
+    if settings.training.n_steps == 0:
+        config = replace(config, n_train_classes=None)  # the model is without a classifier that nothing trained
     return ModelTraining(
-        config=model_config(params, dataset, settings.algorithm),
+        config=config,
         loss=settings.loss,
         settings=settings.training,
         task_pool=params.task_pool,

@@ -107,6 +107,11 @@ def _objective(
         items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
         return Supervised(learner=learner, train=items, gather=gather, val_pool=val_pool)
     if isinstance(learner, MetaLearner):
+        if training.settings.n_steps == 0:
+            raise ConfigError(
+                f"meta_train.training.n_steps is 0; {training.config.algorithm.name} is trained on episodes and needs "
+                "at least 1; next: set n_steps: 600, or an algorithm that needs no episodes, such as {name: ridge}"
+            )
         pool = train_pool(dataset, training.task_pool, seed=training.seed)
         return Episodic(learner=learner, train=EpisodeLoader.of_training(pool, gather), val_pool=val_pool)
     raise TrainingError(

@@ -33,7 +33,7 @@ Tensors = dict[str, Tensor]
 class TrainingSettings:
     """Adam over `n_steps` of `episodes_per_step` episodes or batches; the best weights on meta_val are kept."""
 
-    n_steps: Annotated[int, Field(ge=1)]
+    n_steps: Annotated[int, Field(ge=0)]  # 0: the backbone stays as it is given
     episodes_per_step: Annotated[int, Field(ge=1)] = 1
     outer_lr: Annotated[float, Field(gt=0)] = 1e-3
     schedule: Literal["constant", "halving", "cosine"] = "constant"
@@ -59,7 +59,7 @@ class ValidationPoint:
     """What was known when the weights after `step` steps were validated."""
 
     step: int
-    loss: float  # mean over the steps since the point before
+    loss: float  # mean over the steps since the point before; not a number before the first step
     learning_rate: float
     val_accuracy: float  # fraction, mean over the frozen meta_val episodes
 
@@ -126,6 +126,8 @@ def run_training(job: TrainingJob) -> Progress:
     Raises TrainingError on a loss or gradient that is not finite.
     """
     settings, workers, module = job.settings, job.workers, job.objective.module
+    if settings.n_steps == 0:
+        return _without_steps(job)
     if not job.parameters:
         raise TrainingError("found no parameter that requires gradients; need at least one; next: freeze less")
     optimizer = Adam(job.parameters)
@@ -160,6 +162,14 @@ def run_training(job: TrainingJob) -> Progress:
         job.checkpoints.save(_state(module, optimizer, progress, best_weights))
     module.load_state_dict(best_weights)
     return progress
+
+
+def _without_steps(job: TrainingJob) -> Progress:
+    """The module is scored as it is, which sets its population statistics too."""
+    accuracy = job.objective.score(job.workers, job.lines)
+    job.lines.log(f"no step of training  meta_val accuracy {accuracy:.2%}")
+    point = ValidationPoint(step=0, loss=math.nan, learning_rate=0.0, val_accuracy=accuracy)
+    return Progress(best_accuracy=accuracy, history=(point,))
 
 
 def training_step(job: TrainingJob, optimizer: Adam, step: int) -> Tensor:

@@ -1,0 +1,86 @@
+"""Learners on the features of ordinary training, from the stage that trains these to a served model."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from kshot.algorithms import AlgorithmConfig
+from kshot.config import load_params
+from kshot.errors import ConfigError
+from kshot.model import load_model
+from kshot.serving.classifier import FewShotClassifier
+from kshot.stages import evaluate, meta_train, pretrain, task_pool
+from kshot.workspace import Workspace
+from tests.tiny_project import tiny_params, write_project
+
+ON_EPISODES = {"protonet", "maml", "anil"}
+NAMES = [config().name for config in get_args(get_args(AlgorithmConfig)[0]) if config().name not in ON_EPISODES]
+
+
+def params_of(algorithm: str) -> dict[str, Any]:
+    params = tiny_params()
+    params["pretrain"] = {"name": "supervised", "n_steps": 3, "validate_every": 3}
+    params["meta_train"] = {"algorithm": {"name": algorithm}, "initial": "pretrained", "training": {"n_steps": 0}}
+    return params
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    root = write_project(tmp_path_factory.mktemp("pretrained"), params_of("ridge"))
+    loaded = load_params(root / "params.yaml")
+    task_pool.run(loaded, Workspace(root))
+    pretrain.run(loaded, Workspace(root))
+    return root
+
+
+def trained(pretrained: Path, root: Path, algorithm: str) -> Path:
+    torch.set_num_threads(1)
+    shutil.copytree(pretrained, root)
+    (root / "params.yaml").write_text(yaml.safe_dump(params_of(algorithm)))
+    meta_train.run(load_params(root / "params.yaml"), Workspace(root))
+    return root
+
+
+@pytest.mark.parametrize("algorithm", NAMES)
+def test_without_a_step_the_pretrained_backbone_is_scored_and_served(
+    pretrained: Path, tmp_path: Path, algorithm: str
+) -> None:
+    root = trained(pretrained, tmp_path / "project", algorithm)
+    evaluate.run(load_params(root / "params.yaml"), Workspace(root))
+    given = load_file(root / "artifacts/pretrain/pretrained/weights.safetensors")
+    found = load_file(root / "artifacts/meta_train/model/weights.safetensors")
+    of_backbone = {name for name in given if name.startswith("backbone.")}
+    assert found.keys() - of_backbone <= {"centre", "learning_rate"}
+    assert all(torch.equal(found[name], given[name]) for name in of_backbone)
+
+    metrics = json.loads((root / "artifacts/meta_train/metrics.json").read_text())
+    history = pd.read_parquet(root / "artifacts/meta_train/history.parquet")
+    assert (metrics["steps"], metrics["best_step"], metrics["stopped_early"]) == (0, 0, False)
+    assert history["val_accuracy"].tolist() == [metrics["best_val_accuracy"]]
+    results = json.loads((root / "artifacts/evaluate/metrics.json").read_text())["results"]
+    assert {result["mode"] for result in results} == {"non-transductive"}
+    assert "No step was taken" in (root / "artifacts/evaluate/report.html").read_text()
+
+    model = load_model(root / "artifacts/meta_train/model")
+    items = model.item.example(4)
+    answer = FewShotClassifier(model).predict(items[:3], ["b", "a", "b"], items[3:])
+    np.testing.assert_allclose(answer.probabilities.sum(1), 1, rtol=1e-5)
+
+
+def test_the_centre_is_that_of_the_pretrained_features(pretrained: Path, tmp_path: Path) -> None:
+    root = trained(pretrained, tmp_path / "project", "simpleshot")
+    assert float(load_file(root / "artifacts/meta_train/model/weights.safetensors")["centre"].abs().sum()) > 0
+
+
+def test_a_learner_of_episodes_needs_a_step(pretrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="n_steps is 0; protonet is trained on episodes .*; next: set n_steps: 600"):
+        trained(pretrained, tmp_path / "project", "protonet")
