@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kshot.algorithms.anil import ANILConfig
+from kshot.algorithms.baseline import BaselineConfig
 from kshot.algorithms.lda import LDAConfig
 from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbeConfig
@@ -24,13 +25,15 @@ AlgorithmConfig = Annotated[
     | RidgeConfig
     | LogisticConfig
     | LDAConfig
-    | TipAdapterConfig,
+    | TipAdapterConfig
+    | BaselineConfig,
     Field(discriminator="name"),
 ]
 
 __all__ = [
     "ANILConfig",
     "AlgorithmConfig",
+    "BaselineConfig",
     "LDAConfig",
     "Learner",
     "LinearProbeConfig",

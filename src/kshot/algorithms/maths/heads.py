@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kshot.errors import EpisodeError
 
@@ -21,6 +22,18 @@ class LinearHead:
     def logits(self, features: Tensor) -> Tensor:
         """(B, I, N) of features (B, I, D)."""
         return torch.baddbmm(self.bias[:, None], features, self.weight.transpose(1, 2))
+
+
+class CosineHead(nn.Module):
+    """Logits (I, C) of features (I, D): `scale` times the cosine to the weight of each class."""
+
+    def __init__(self, n_features: int, n_classes: int, *, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_classes, n_features))
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
 
 
 def class_head(n_features: int, n_classes: int | None) -> nn.Linear | None:
