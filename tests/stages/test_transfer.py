@@ -1,6 +1,7 @@
 """Learners on the features of ordinary training, from the stage that trains these to a served model."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -25,10 +26,14 @@ ON_EPISODES = {"protonet", "maml", "anil"}
 NAMES = [config().name for config in get_args(get_args(AlgorithmConfig)[0]) if config().name not in ON_EPISODES]
 
 
-def params_of(algorithm: str) -> dict[str, Any]:
+def params_of(algorithm: str, **settings: Any) -> dict[str, Any]:
     params = tiny_params()
     params["pretrain"] = {"name": "supervised", "n_steps": 3, "validate_every": 3}
-    params["meta_train"] = {"algorithm": {"name": algorithm}, "initial": "pretrained", "training": {"n_steps": 0}}
+    params["meta_train"] = {
+        "algorithm": {"name": algorithm} | settings,
+        "initial": "pretrained",
+        "training": {"n_steps": 0},
+    }
     return params
 
 
@@ -42,10 +47,10 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def trained(pretrained: Path, root: Path, algorithm: str) -> Path:
+def trained(pretrained: Path, root: Path, algorithm: str, **settings: Any) -> Path:
     torch.set_num_threads(1)
     shutil.copytree(pretrained, root)
-    (root / "params.yaml").write_text(yaml.safe_dump(params_of(algorithm)))
+    (root / "params.yaml").write_text(yaml.safe_dump(params_of(algorithm, **settings)))
     meta_train.run(load_params(root / "params.yaml"), Workspace(root))
     return root
 
@@ -79,6 +84,17 @@ def test_without_a_step_the_pretrained_backbone_is_scored_and_served(
 def test_the_centre_is_that_of_the_pretrained_features(pretrained: Path, tmp_path: Path) -> None:
     root = trained(pretrained, tmp_path / "project", "simpleshot")
     assert float(load_file(root / "artifacts/meta_train/model/weights.safetensors")["centre"].abs().sum()) > 0
+
+
+def test_the_learning_rate_that_is_kept_is_the_best_on_meta_val(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = trained(pretrained, tmp_path / "project", "finetune", learning_rates=[0.0, 0.01, 1.0])
+    lines = re.findall(r"with (\S+)  meta_val accuracy (\S+)%", capsys.readouterr().out)
+    assert [rate for rate, _ in lines] == ["0", "0.01", "1"]
+    best, _ = max(lines, key=lambda line: float(line[1]))
+    found = load_file(root / "artifacts/meta_train/model/weights.safetensors")["learning_rate"]
+    assert float(found) == pytest.approx(float(best))
 
 
 def test_a_learner_of_episodes_needs_a_step(pretrained: Path, tmp_path: Path) -> None:

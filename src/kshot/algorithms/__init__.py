@@ -6,6 +6,7 @@ from pydantic import Field
 
 from kshot.algorithms.anil import ANILConfig
 from kshot.algorithms.baseline import BaselineConfig
+from kshot.algorithms.finetune import FinetuneConfig
 from kshot.algorithms.lda import LDAConfig
 from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbeConfig
@@ -26,7 +27,8 @@ AlgorithmConfig = Annotated[
     | LogisticConfig
     | LDAConfig
     | TipAdapterConfig
-    | BaselineConfig,
+    | BaselineConfig
+    | FinetuneConfig,
     Field(discriminator="name"),
 ]
 
@@ -34,6 +36,7 @@ __all__ = [
     "ANILConfig",
     "AlgorithmConfig",
     "BaselineConfig",
+    "FinetuneConfig",
     "LDAConfig",
     "Learner",
     "LinearProbeConfig",

@@ -4,7 +4,7 @@ Shapes: B episodes, S support items, Q query items, N way, D features, C classes
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
@@ -117,6 +117,20 @@ class QueryNormalised(Protocol):
 
     def with_query_statistics(self, on: bool) -> Self:
         """The same weights with or without them."""
+        ...
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A learner with a setting that is chosen by its accuracy on meta_val, once it is trained."""
+
+    @property
+    def choices(self) -> Sequence[float]:
+        """What there is to choose from, at least one."""
+        ...
+
+    def choose(self, choice: float) -> None:
+        """Keep it with the weights."""
         ...
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner
+from kshot.algorithms.learner import Choosing, Learner, MetaLearner, TransferLearner
 from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
 from kshot.data.batches import TrainItems
 from kshot.data.gather import Gather
@@ -23,7 +23,7 @@ from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import Workers
 from kshot.training.checkpoints import CheckpointFolder
 from kshot.training.loop import Progress, TrainingJob, TrainingSettings, peak_memory_bytes, run_training
-from kshot.training.objectives import Episodic, Objective, Supervised
+from kshot.training.objectives import Episodic, Objective, Supervised, episode_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,8 @@ def fit(
     )
     progress = run_training(job)
     peak = peak_memory_bytes(device)
-    temperatures = fit_temperatures(learner.eval(), val_pool.indices, gather) if workers.is_first else {}
+    _choose(learner.eval(), val_pool, gather, workers, lines)
+    temperatures = fit_temperatures(learner, val_pool.indices, gather) if workers.is_first else {}
     model = SavedModel(learner=learner, config=training.config, temperatures=temperatures)
     return Trained(job=job, progress=progress, model=model, checkpoints=checkpoints, peak_memory_bytes=peak)
 
@@ -117,6 +118,18 @@ def _objective(
     raise TrainingError(
         f"{training.config.algorithm.name} is neither a MetaLearner nor a TransferLearner; need one to train it"
     )
+
+
+def _choose(learner: Learner[Any], val_pool: FrozenPool, gather: Gather, workers: Workers, lines: LiveLines) -> None:
+    """Settle what the learner leaves to meta_val, in place and the same on every worker."""
+    if not isinstance(learner, Choosing) or len(learner.choices) == 1:
+        return
+    accuracy = {}
+    for choice in learner.choices:
+        learner.choose(choice)
+        accuracy[choice] = episode_accuracy(learner, val_pool, gather, workers, lines)
+        lines.log(f"with {choice:g}  meta_val accuracy {accuracy[choice]:.2%}")
+    learner.choose(max(accuracy, key=accuracy.__getitem__))
 
 
 def _start_from(learner: Learner[Any], folder: Path) -> None:
