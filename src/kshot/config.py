@@ -90,10 +90,16 @@ class Params:
 
     @model_validator(mode="after")
     def _check_initial(self) -> Self:
-        if self.meta_train.initial == "pretrained" and isinstance(self.pretrain, NoPretraining):
+        is_none = isinstance(self.pretrain, NoPretraining)
+        if self.meta_train.initial == "pretrained" and is_none and not self.backbone.weights:
             raise ValueError(
-                "meta_train.initial is pretrained; need a pretrain.name other than none; "
+                "meta_train.initial is pretrained; need a pretrain.name other than none, or backbone.weights; "
                 "next: set pretrain: {name: supervised, n_steps: 2000}"
+            )
+        if self.meta_train.initial == "random" and self.backbone.weights:
+            raise ValueError(
+                f"backbone.weights is {self.backbone.weights}, and meta_train.initial is random, which would not use "
+                "them; next: set meta_train.initial: pretrained"
             )
         return self
 
@@ -102,7 +108,7 @@ class Params:
         """Where no step is taken, the weights have to come from elsewhere, and no seed matters."""
         if self.meta_train.training.n_steps > 0:
             return self
-        if self.meta_train.initial == "random" and getattr(self.backbone, "weights", None) is None:
+        if self.meta_train.initial == "random":
             raise ValueError(
                 "meta_train.training.n_steps is 0 and meta_train.initial is random, so that nothing trains the "
                 "backbone; need pretrained weights; next: set meta_train.initial: pretrained and "

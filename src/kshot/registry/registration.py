@@ -23,6 +23,7 @@ from kshot.config import Params
 from kshot.data.edits import in_force
 from kshot.data.items.contract import ItemKind
 from kshot.data.packed import INFO_FILE, SPLITS, PackedDataset
+from kshot.data.weights import read_record
 from kshot.errors import StageError
 from kshot.evaluation.cost import Cost, measure_cost
 from kshot.model import load_model
@@ -199,6 +200,20 @@ def _lineage(root: Path, params: Params, run: FinishedRun, flow_run_id: str | No
         "seeds": json.dumps(list(params.seeds)),
         "cost_measured_on": f"{cpu_name()}, {torch.get_num_threads()} threads",
         "training_device": str(run.training.get("device", "unknown")),
+        **_of_weights(root, params),
+    }
+
+
+def _of_weights(root: Path, params: Params) -> dict[str, str]:
+    """Where the pretrained weights are from; nothing without any."""
+    if not params.backbone.weights:
+        return {}
+    record = read_record(Workspace(root).pretrained_weights(params.backbone.weights))
+    return {
+        "weights": params.backbone.weights,
+        "weights_source": record.source,
+        "weights_licence": record.licence or "not said",
+        "weights_sha256": record.sha256,
     }
 
 

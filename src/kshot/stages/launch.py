@@ -172,6 +172,7 @@ def _training_key(
         "loss": repr(training.loss),
         "seeds": [training.seed, training.init_seed],
         "initial": initial and initial.hexdigest(),
+        "weights": training.weights and training.weights.record.sha256,
         "train_pool": repr(training.task_pool.meta_train),
         "val_pool": val_pool_hash,
         "data": dataset.content_hash,

@@ -1,13 +1,18 @@
-"""Train the backbone to tell the meta_train classes apart, before any episode; or nothing, where params say `none`."""
+"""Train the backbone to tell the meta_train classes apart, before any episode, or take pretrained weights as they are.
+
+Where params say neither, it does nothing.
+"""
 
 import shutil
 from dataclasses import replace
 
 from kshot.algorithms.linear_probe import LinearProbeConfig
 from kshot.algorithms.maths.losses import CrossEntropyConfig
+from kshot.backbones.layers.adopted import start_from
 from kshot.config import Params
 from kshot.data.packed import PackedDataset
-from kshot.model import save_model
+from kshot.data.weights import read_weights
+from kshot.model import SavedModel, build_learner, save_model
 from kshot.runtime.files import json_bytes, write_folder
 from kshot.stages.launch import forget_checkpoints, model_config, train, write_history
 from kshot.training.fit import ModelTraining
@@ -20,14 +25,21 @@ _NOTHING = {"initial.json": json_bytes({"initial": RANDOM})}
 
 
 def run(params: Params, workspace: Workspace) -> None:
-    """Write metrics.json and random/; and where something was trained, pretrained/ and history.parquet."""
+    """Write metrics.json and random/; with weights or a training pretrained/; and of a training history.parquet."""
     folder, settings = workspace.output("pretrain"), params.pretrain
+    dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
+    weights = read_weights(workspace.pretrained_weights(params.backbone.weights)) if params.backbone.weights else None
     if isinstance(settings, NoPretraining):
         shutil.rmtree(folder, ignore_errors=True)
         write_folder(folder / RANDOM, _NOTHING)
-        (folder / "metrics.json").write_bytes(json_bytes({"name": settings.name}))
+        if weights is not None:
+            config = replace(model_config(params, dataset, LinearProbeConfig()), n_train_classes=None)
+            learner = build_learner(config)
+            start_from(learner.backbone, weights)
+            save_model(workspace.pretrained_model, SavedModel(learner=learner, config=config))
+        of_weights = {"weights": params.backbone.weights} if weights is not None else {}
+        (folder / "metrics.json").write_bytes(json_bytes({"name": settings.name, **of_weights}))
         return
-    dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     training = ModelTraining(
         config=model_config(params, dataset, LinearProbeConfig()),
         loss=CrossEntropyConfig(),
@@ -35,6 +47,7 @@ def run(params: Params, workspace: Workspace) -> None:
         task_pool=params.task_pool,
         seed=params.seed,
         init_seed=params.seed,
+        weights=weights,
     )
     alone = replace(params, process=replace(params.process, n_processes=1))  # a step has one batch, for one worker
     trained = train("pretrain", training, alone, workspace, dataset)

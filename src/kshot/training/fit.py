@@ -9,9 +9,12 @@ import torch
 
 from kshot.algorithms.learner import Choosing, Learner, MetaLearner, TransferLearner
 from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
+from kshot.backbones.contract import has_nothing_to_train
+from kshot.backbones.layers.adopted import start_from
 from kshot.data.batches import TrainItems
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
+from kshot.data.weights import PretrainedWeights
 from kshot.episodes.frozen import train_pool
 from kshot.episodes.loader import EpisodeLoader
 from kshot.episodes.pools import FrozenPool, TaskPoolSettings
@@ -30,8 +33,8 @@ from kshot.training.objectives import Episodic, Objective, Supervised, episode_a
 class ModelTraining:
     """A model to train: what it is made of, how, on which episodes, and from which seeds.
 
-    `initial` is the folder of a model whose backbone the training starts from; None starts from random weights.
-    `init_seed` draws these, and `seed` the episodes or batches.
+    `initial` is the folder of a model whose backbone the training starts from, and `weights` are what it starts from
+    otherwise; without both it starts from random ones. `init_seed` draws these, and `seed` the episodes or batches.
     """
 
     config: ModelConfig
@@ -41,6 +44,7 @@ class ModelTraining:
     seed: int
     init_seed: int
     initial: Path | None = None
+    weights: PretrainedWeights | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,9 @@ def fit(
     """One worker's part. The learner's kind says what is minimised: the losses of episodes, or of classification."""
     learner = build_learner(training.config, training.loss.build(), init_seed=training.init_seed)
     if training.initial is not None:
-        _start_from(learner, training.initial)
+        _continue_from(learner, training.initial)
+    elif training.weights is not None:
+        start_from(learner.backbone, training.weights)
     learner = learner.to(device)
     job = TrainingJob(
         objective=_objective(training, learner, dataset, gather, val_pool),
@@ -108,10 +114,11 @@ def _objective(
         items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
         return Supervised(learner=learner, train=items, gather=gather, val_pool=val_pool)
     if isinstance(learner, MetaLearner):
-        if training.settings.n_steps == 0:
+        if training.settings.n_steps == 0 and not has_nothing_to_train(learner):
             raise ConfigError(
                 f"meta_train.training.n_steps is 0; {training.config.algorithm.name} is trained on episodes and needs "
-                "at least 1; next: set n_steps: 600, or an algorithm that needs no episodes, such as {name: ridge}"
+                "at least 1; next: set n_steps: 600, an algorithm that needs no episodes, such as {name: ridge}, or "
+                "backbone.freeze: all"
             )
         pool = train_pool(dataset, training.task_pool, seed=training.seed)
         return Episodic(learner=learner, train=EpisodeLoader.of_training(pool, gather), val_pool=val_pool)
@@ -132,7 +139,7 @@ def _choose(learner: Learner[Any], val_pool: FrozenPool, gather: Gather, workers
     learner.choose(max(accuracy, key=accuracy.__getitem__))
 
 
-def _start_from(learner: Learner[Any], folder: Path) -> None:
+def _continue_from(learner: Learner[Any], folder: Path) -> None:
     """Give the learner the backbone of the model in `folder`."""
     initial = load_model(folder)
     try:

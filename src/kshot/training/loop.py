@@ -129,7 +129,9 @@ def run_training(job: TrainingJob) -> Progress:
     if settings.n_steps == 0:
         return _without_steps(job)
     if not job.parameters:
-        raise TrainingError("found no parameter that requires gradients; need at least one; next: freeze less")
+        raise TrainingError(
+            "found no parameter that requires gradients; need at least one; next: freeze less, or set n_steps: 0"
+        )
     optimizer = Adam(job.parameters)
     progress, best_weights = _resume(job, optimizer)
     saved_step = progress.step

@@ -19,6 +19,7 @@ from kshot.errors import ConfigError
 
 _N_REFERENCE: ContextVar[int | None] = ContextVar("n_reference", default=None)
 _PASSES = 4  # to find noise in
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _OF_PIXELS = ("network.mean", "network.std")
 _WRAPPERS = ("module.", "backbone.", "model.", "encoder.", "network.", "net.")
 _STATE_OF_NORMS = {
@@ -109,14 +110,18 @@ def _with_and_without_first_words(tensors: Mapping[str, Tensor]) -> Iterator[Map
 
 
 class _Norm(nn.Module):
-    """Stands where a batch normalisation stood, which its network calls with the items alone."""
+    """Stands where a batch normalisation stood, which its network calls with the items alone.
 
-    def __init__(self, norm: ReferenceNorm) -> None:
+    `after` is what the old one did to what it had normalised: timm's apply an activation.
+    """
+
+    def __init__(self, norm: ReferenceNorm, after: nn.Sequential) -> None:
         super().__init__()
         self.norm = norm
+        self.after = after
 
     def forward(self, x: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(x, _N_REFERENCE.get())
+        normalised: Tensor = self.after(self.norm(x, _N_REFERENCE.get()))
         return normalised
 
 
@@ -124,7 +129,7 @@ def _with_reference_norms(module: nn.Module, keep_statistics: bool, made: dict[n
     """`made` has the new norm of each old one: a norm that stands in two places stays one."""
     if isinstance(module, _BatchNorm):
         if module not in made:
-            made[module] = _Norm(_reference_norm(module, keep_statistics))
+            made[module] = _adopted_norm(module, keep_statistics)
         return made[module]
     if isinstance(module, _Norm):
         module.norm.frozen = keep_statistics
@@ -133,6 +138,21 @@ def _with_reference_norms(module: nn.Module, keep_statistics: bool, made: dict[n
         if child is not None:
             setattr(module, name, _with_reference_norms(child, keep_statistics, made))
     return module
+
+
+@torch.no_grad()
+def _adopted_norm(old: _BatchNorm, keep_statistics: bool) -> _Norm:
+    """Raise ConfigError for a kind of batch normalisation that does more than its parts say."""
+    norm = _Norm(_reference_norm(old, keep_statistics), nn.Sequential(*old.children()))
+    if type(old) not in _PLAIN and old.running_mean is not None:
+        like, training = old.running_mean, old.training
+        x = torch.linspace(-2, 2, 3 * len(like), device=like.device, dtype=like.dtype)
+        x = x.view(3, -1, *([1] * 2 if "2d" in type(old).__name__ else []))
+        same = torch.allclose(old.eval()(x), norm.eval()(x), atol=1e-4, rtol=1e-3)
+        old.train(training)
+        if not same:
+            raise ConfigError(f"{type(old).__name__} is a batch normalisation of its own; needed one of torch's")
+    return norm
 
 
 def _reference_norm(old: _BatchNorm, keep_statistics: bool) -> ReferenceNorm:
