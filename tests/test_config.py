@@ -107,6 +107,10 @@ SUPERVISED = {"name": "supervised", "n_steps": 5}
             r"seeds is \[2\] .* seeds: \[\]$",
         ),
         ({"seeds": [1]}, r"seeds lists other seeds than seed"),
+        (
+            {"beat_pretrained": True},
+            r"beat_pretrained is true; need .* other than none; next: set pretrain",
+        ),
     ],
 )
 def test_sections_that_contradict_one_another_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
@@ -114,6 +118,7 @@ def test_sections_that_contradict_one_another_are_refused_in_one_line(changes: d
     params["meta_train"]["algorithm"] = {"name": "ridge"}
     params["meta_train"]["training"]["n_steps"] = changes.get("n_steps", 5)
     params["meta_train"]["initial"] = changes.get("initial", "random")
+    params["register"]["promotion"] = {"beat_pretrained": changes.get("beat_pretrained", False)}
     params |= {key: changes[key] for key in ("pretrain", "seeds") if key in changes}
     with pytest.raises(ConfigError, match=f"^params.yaml: .*{message}") as caught:
         params_from(params, source="params.yaml")

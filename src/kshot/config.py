@@ -104,6 +104,15 @@ class Params:
         return self
 
     @model_validator(mode="after")
+    def _check_promotion(self) -> Self:
+        if self.register.promotion.beat_pretrained and isinstance(self.pretrain, NoPretraining):
+            raise ValueError(
+                "register.promotion.beat_pretrained is true; need a pretrain.name other than none; "
+                "next: set pretrain: {name: supervised, n_steps: 2000}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_untrained(self) -> Self:
         """Where no step is taken, the weights have to come from elsewhere, and no seed matters."""
         if self.meta_train.training.n_steps > 0:

@@ -1,19 +1,31 @@
 """The baselines that a trained learner is held against."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from kshot.algorithms import LinearProbeConfig, ProtoNetConfig
+from kshot.algorithms import AlgorithmConfig, FinetuneConfig, LinearProbeConfig, ProtoNetConfig, RidgeConfig
 from kshot.algorithms.linear_probe import LinearProbe
+from kshot.algorithms.protonet import ProtoNet
 from kshot.backbones import Conv4Config
 from kshot.backbones.contract import Flatten
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import EpisodeError
-from kshot.evaluation.baselines import PIXELS, PRETRAINED, UNTRAINED, pretrained_baseline, untrained_baselines
+from kshot.evaluation.baselines import (
+    LINEAR_HEAD,
+    LOGISTIC,
+    PIXELS,
+    RIDGE,
+    SIMPLESHOT,
+    UNTRAINED,
+    pretrained_baselines,
+    untrained_baselines,
+)
 from kshot.evaluation.scoring import score_episodes
 from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from tests.tiny_dataset import tiny_dataset
@@ -43,16 +55,34 @@ def test_the_baselines_without_training_are_the_same_again(tmp_path: Path) -> No
         assert all(torch.equal(tensor, expected[key]) for key, tensor in learner.state_dict().items())
 
 
-def test_the_pretrained_baseline_is_what_the_pretrain_stage_left(tmp_path: Path) -> None:
+def test_heads_stand_on_what_the_pretrain_stage_left(tmp_path: Path) -> None:
     tiny_dataset(n_images=6).write(tmp_path / "tiny")
-    config = model_config(PackedDataset.open(tmp_path / "tiny"))
-    assert pretrained_baseline(tmp_path / "model", torch.device("cpu")) == {}
+    dataset = PackedDataset.open(tmp_path / "tiny")
+    config, gather = model_config(dataset), item_gather(dataset, torch.device("cpu"))
     learner = build_learner(config, init_seed=3)
+    heads = partial(pretrained_baselines, tmp_path / "model", dataset=dataset, gather=gather, seed=1)
+    assert heads(beside=ProtoNet(Flatten())) == {}
     save_model(tmp_path / "model", SavedModel(learner=learner, config=config))
-    (found,) = pretrained_baseline(tmp_path / "model", torch.device("cpu")).items()
-    assert found[0] == PRETRAINED
-    weights = found[1].backbone.state_dict()
+    found = heads(beside=ProtoNet(Flatten()))
+    assert list(found) == [LINEAR_HEAD, SIMPLESHOT, RIDGE, LOGISTIC]
+    (backbone,) = {head.backbone for head in found.values()}
+    weights = backbone.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in learner.backbone.state_dict().items())
+    assert float(found[SIMPLESHOT].get_buffer("centre").abs().sum()) > 0
+
+
+@pytest.mark.parametrize("config", [LinearProbeConfig(), RidgeConfig(), FinetuneConfig()], ids=lambda it: it.name)
+def test_a_head_on_such_a_backbone_has_no_heads_to_beat_and_what_changes_the_backbone_has(
+    tmp_path: Path, config: AlgorithmConfig
+) -> None:
+    tiny_dataset(n_images=6).write(tmp_path / "tiny")
+    dataset = PackedDataset.open(tmp_path / "tiny")
+    of_model = model_config(dataset)
+    save_model(tmp_path / "model", SavedModel(learner=build_learner(of_model), config=of_model))
+    beside = build_learner(replace(of_model, algorithm=config))
+    gather = item_gather(dataset, torch.device("cpu"))
+    found = pretrained_baselines(tmp_path / "model", beside, dataset, gather, seed=1)
+    assert bool(found) == (config.name == "finetune")
 
 
 def test_a_linear_probe_without_a_head_for_the_training_classes_says_so() -> None:

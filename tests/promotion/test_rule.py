@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kshot.evaluation.scorecard import Scorecard
-from kshot.promotion.rule import GateCheck, decide, paired_difference
+from kshot.evaluation.intervals import Interval, paired_difference
+from kshot.evaluation.scorecard import Lead, Scorecard
+from kshot.promotion.rule import GateCheck, decide
 from kshot.promotion.settings import PromotionSettings
 
 N_EPISODES, N_QUERIES = 1_000, 75
@@ -129,6 +130,27 @@ def test_a_baseline_that_is_not_beaten_refuses_unless_it_need_not_be() -> None:
     assert failed(decision.checks) == ["baseline untrained"]
     assert "not beaten in 5w1s" in decision.reason
     assert decide(card, None, PromotionSettings(beat_baselines=False)).promote
+
+
+@pytest.mark.parametrize(
+    ("lead", "found"),
+    [
+        (None, "none was scored"),
+        (
+            Lead(over="pretrained, ridge", difference=Interval(mean=0.002, half_width=0.003)),
+            "at least -0.10 points over",
+        ),
+        (Lead(over="pretrained, ridge", difference=Interval(mean=0.004, half_width=0.003)), None),
+    ],
+)
+def test_the_gate_can_ask_for_a_lead_over_the_best_head_on_the_pretrained_backbone(
+    lead: Lead | None, found: str | None
+) -> None:
+    card = scorecard(constant(0.9), pretrained=lead)
+    assert decide(card, None, PromotionSettings()).promote
+    decision = decide(card, None, PromotionSettings(beat_pretrained=True))
+    assert failed(decision.checks) == ([] if found is None else ["best pretrained head"])
+    assert (found or "first") in decision.reason
 
 
 @pytest.mark.parametrize(

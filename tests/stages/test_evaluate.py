@@ -18,7 +18,8 @@ from kshot.workspace import Workspace
 from tests.browser import check_stands_alone
 from tests.tiny_project import tiny_params, write_project
 
-BASELINES = {"pixel nearest centroid", "untrained backbone, prototypes", "pretrained, linear head"}
+HEADS = {"pretrained, linear head", "pretrained, simpleshot", "pretrained, ridge", "pretrained, logistic"}
+BASELINES = {"pixel nearest centroid", "untrained backbone, prototypes"} | HEADS
 
 
 def evaluated(root: Path, algorithm: dict[str, Any]) -> Path:
@@ -176,6 +177,33 @@ def test_an_interval_over_classes_and_a_calibration_error_stand_beside_each_accu
 def test_a_baseline_that_is_not_beaten_is_named_in_the_first_line(protonet: Path) -> None:
     """The images are noise, so that somewhere pixels or an untrained backbone do as well."""
     unbeaten = [r for r in metrics(protonet)["results"] if r["unbeaten"]]
-    page = (protonet / "artifacts/evaluate/report.html").read_text()
-    words = page.partition('<p class="words">')[2].partition("</p>")[0]
-    assert ("does not beat a baseline" in words) == bool(unbeaten)
+    words = first_lines(protonet)
+    assert ("does not beat a baseline" in words[-1]) == bool(unbeaten)
+
+
+def test_the_first_line_says_so_where_the_best_head_on_the_pretrained_backbone_is_not_beaten(protonet: Path) -> None:
+    """By the interval of the paired difference over all settings, which the table of episodes gives too."""
+    found = metrics(protonet)["pretrained"]
+    episodes = pd.read_parquet(protonet / "artifacts/evaluate/episodes.parquet")
+    means = {name: episodes.groupby("setting")[name].mean().mean() for name in HEADS}
+    assert means[found["best"]] == pytest.approx(max(means.values()))
+    differences = (episodes["accuracy"] - episodes[found["best"]]).groupby(episodes["setting"])
+    assert found["difference"] == pytest.approx(differences.mean().mean())
+    error = (differences.var() / differences.size()).sum() ** 0.5 / 2
+    assert found["ci95"] == pytest.approx(2.2622 * error, rel=1e-4)  # t(0.975, 9)
+    assert found["beaten"] == (found["difference"] > found["ci95"])
+    assert ("does not beat the best head on the pretrained backbone" in first_lines(protonet)[0]) != found["beaten"]
+
+
+def test_without_pretraining_the_baselines_are_those_without_training(tmp_path: Path) -> None:
+    root = write_project(tmp_path, tiny_params())
+    loaded = load_params(root / "params.yaml")
+    for stage in (task_pool, pretrain, meta_train, evaluate):
+        stage.run(loaded, Workspace(root))
+    assert "pretrained" not in metrics(root)
+    assert all(set(result["baselines"]) == BASELINES - HEADS for result in metrics(root)["results"])
+
+
+def first_lines(root: Path) -> list[str]:
+    page = (root / "artifacts/evaluate/report.html").read_text()
+    return [part.partition("</p>")[0] for part in page.split('<p class="words">')[1:]]

@@ -5,16 +5,21 @@ from typing import Any
 
 import torch
 
-from kshot.algorithms.learner import Learner
+from kshot.algorithms.learner import FeatureWise, Learner, TransferLearner
 from kshot.algorithms.linear_probe import LinearProbe
+from kshot.algorithms.logistic import Logistic, LogisticConfig
 from kshot.algorithms.protonet import ProtoNet
-from kshot.backbones.contract import Flatten, calibrate
+from kshot.algorithms.ridge import Ridge, RidgeConfig
+from kshot.algorithms.simpleshot import SimpleShot
+from kshot.backbones.contract import Backbone, Flatten, calibrate
 from kshot.data.batches import TrainItems
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
 from kshot.model import ModelConfig, build_backbone, load_model
 
-PIXELS, UNTRAINED, PRETRAINED = "pixel nearest centroid", "untrained backbone, prototypes", "pretrained, linear head"
+PIXELS, UNTRAINED = "pixel nearest centroid", "untrained backbone, prototypes"
+LINEAR_HEAD, SIMPLESHOT = "pretrained, linear head", "pretrained, simpleshot"
+RIDGE, LOGISTIC = "pretrained, ridge", "pretrained, logistic"
 _BATCH = 128  # items, to set population statistics by
 
 
@@ -33,8 +38,23 @@ def untrained_baselines(
     return {PIXELS: ProtoNet(Flatten()), UNTRAINED: ProtoNet(untrained)}
 
 
-def pretrained_baseline(folder: Path, device: torch.device) -> dict[str, Learner[Any]]:
-    """A linear head on the backbone that the pretrain stage left in `folder`; nothing where it left none."""
-    if not folder.exists():
+def pretrained_baselines(
+    folder: Path, beside: Learner[Any], dataset: PackedDataset, gather: Gather, *, seed: int
+) -> dict[str, Learner[Any]]:
+    """Heads that need no training, by name, on the backbone that the pretrain stage left in `folder`.
+
+    Nothing where it left none, nor beside a learner that is a head on such a backbone itself: that is their equal.
+    """
+    if not folder.exists() or (isinstance(beside, TransferLearner) and isinstance(beside, FeatureWise)):
         return {}
-    return {PRETRAINED: LinearProbe(load_model(folder).learner.backbone).to(device)}
+    batches = [gather(items) for items in TrainItems.of(dataset, batch_size=_BATCH, seed=seed).calibration_batches()]
+    backbone = load_model(folder).learner.backbone.to(batches[0].device)
+    assert isinstance(backbone, Backbone)
+    simpleshot = SimpleShot(backbone, torch.zeros(backbone.n_features, device=batches[0].device))
+    simpleshot.set_centre(batches)
+    return {
+        LINEAR_HEAD: LinearProbe(backbone),
+        SIMPLESHOT: simpleshot,
+        RIDGE: Ridge(backbone, RidgeConfig()),
+        LOGISTIC: Logistic(backbone, LogisticConfig()),
+    }

@@ -1,10 +1,11 @@
 """A model scored on every configured setting, beside the baselines on the very same episodes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kshot.algorithms.learner import Learner, Stepwise, normalization_modes, served
@@ -12,9 +13,9 @@ from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import FrozenPools
 from kshot.evaluation.calibration import fit_temperatures
-from kshot.evaluation.intervals import mean_interval
+from kshot.evaluation.intervals import mean_interval, paired_difference
 from kshot.evaluation.per_class import class_interval
-from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, episodes_id
+from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, PRETRAINED, episodes_id
 from kshot.evaluation.scoring import all_embedded_once, embedded_once, score_episodes
 from kshot.evaluation.seen_classes import on_seen_and_unseen_classes
 from kshot.evaluation.tables import Evaluation, SettingScores, class_table, confusion_table, episode_table
@@ -44,14 +45,21 @@ def score_model(
     gather: Gather,
     *,
     baselines: Mapping[str, Learner[Any]],
+    pretrained: Mapping[str, Learner[Any]] | None = None,
     lines: LiveLines,
 ) -> Evaluation:
-    """Every setting in every normalisation mode of the learner. All learners lie where `gather` puts items."""
-    settings = list(_score_settings(grid, saved, gather, baselines, lines))
+    """Every setting in every normalisation mode of the learner. All learners lie where `gather` puts items.
+
+    `pretrained` are baselines too; the model is held against the best of them over all settings.
+    """
+    heads = pretrained or {}
+    settings = list(_score_settings(grid, saved, gather, {**baselines, **heads}, lines))
     metrics = _summary(grid, saved) | {
         "results": [_result(setting, seed=grid.seed) for setting in settings],
         "episodes_id": episodes_id(grid.dataset, {setting.name: setting.pool_hash for setting in settings}),
     }
+    if heads:
+        metrics[PRETRAINED] = _against_the_best(heads, [setting for setting in settings if setting.is_served])
     return Evaluation(settings=settings, metrics=metrics, classes=class_table(settings, grid.dataset))
 
 
@@ -138,6 +146,21 @@ def _result(setting: SettingScores, *, seed: int) -> dict[str, Any]:
         "unbeaten": [name for name, interval in beside.items() if model.mean <= interval.mean],
         "pool_hash": setting.pool_hash,
     }
+
+
+def _against_the_best(names: Iterable[str], settings: list[SettingScores]) -> dict[str, Any]:
+    """The model against the baseline with the best mean over the settings, by the paired difference of episodes."""
+
+    def mean(name: str) -> float:
+        return float(np.mean([setting.baselines[name].accuracy.mean() for setting in settings]))
+
+    best = max(names, key=mean)
+    difference = paired_difference(
+        {setting.name: setting.scores.accuracy for setting in settings},
+        {setting.name: setting.baselines[best].accuracy for setting in settings},
+    )
+    beaten = difference.mean - difference.half_width > 0
+    return {"best": best, "difference": difference.mean, "ci95": difference.half_width, "beaten": beaten}
 
 
 def _held_in(

@@ -17,8 +17,19 @@ from numpy.typing import NDArray
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.data.packed import PackedDataset
 from kshot.errors import StageError
+from kshot.evaluation.intervals import Interval
 
 METRICS, EPISODES, CLASSES = "metrics.json", "episodes.parquet", "per_class.parquet"
+PRETRAINED = "pretrained"
+"""In metrics.json: the lead over the best head on the pretrained backbone; not there where none was scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """How far a model is ahead of a baseline over all settings, episode by episode."""
+
+    over: str
+    difference: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +37,8 @@ class Scorecard:
     """What evaluation found out about one model, in the mode that is served.
 
     `accuracy` holds the fraction right in each episode (E,) by setting; `episodes` names those episodes
-    and the images behind them; `baselines` has the mean accuracy of each baseline by setting.
+    and the images behind them; `baselines` has the mean accuracy of each baseline by setting, and `pretrained` is the
+    lead over the best of those on the pretrained backbone.
     """
 
     weights_sha256: str
@@ -34,6 +46,7 @@ class Scorecard:
     accuracy: Mapping[str, NDArray[np.float64]]
     group_accuracy: Mapping[str, float]
     baselines: Mapping[str, Mapping[str, float]]
+    pretrained: Lead | None = None
     calibration_error: float | None = None
     adapt_ms: float | None = None
     classify_ms: float | None = None
@@ -76,10 +89,17 @@ def read_scorecard(
             name: {setting: result["baselines"][name]["accuracy"] for setting, result in served.items()}
             for name in names
         },
+        pretrained=_lead(metrics.get(PRETRAINED)),
         calibration_error=max(_calibration_error(result) for result in served.values()),
         adapt_ms=adapt_ms,
         classify_ms=classify_ms,
     )
+
+
+def _lead(found: Mapping[str, Any] | None) -> Lead | None:
+    if found is None:
+        return None
+    return Lead(over=found["best"], difference=Interval(mean=found["difference"], half_width=found["ci95"]))
 
 
 def class_accuracies(folder: Path) -> dict[str, float]:

@@ -10,11 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from kshot.evaluation.intervals import Interval, t_quantile_95
-from kshot.evaluation.scorecard import Scorecard
+from kshot.evaluation.intervals import Interval, paired_difference
+from kshot.evaluation.scorecard import Lead, Scorecard
 from kshot.promotion.settings import PromotionSettings
 
 Verdict = Literal["first", "better", "no difference", "worse", "not comparable"]
@@ -67,22 +64,6 @@ def decide(challenger: Scorecard, champion: Scorecard | None, thresholds: Promot
     return PromotionDecision(
         verdict=verdict, promote=all(check.passed for check in checks), difference=difference, checks=checks
     )
-
-
-def paired_difference(
-    challenger: Mapping[str, NDArray[np.float64]], champion: Mapping[str, NDArray[np.float64]]
-) -> Interval:
-    """95% interval of the mean difference, each setting with the same weight whatever its number of episodes.
-
-    The variance of the mean is the sum of the settings' own, and the degrees of freedom those of the
-    smallest setting, which is never too few.
-    """
-    differences = [challenger[setting] - champion[setting] for setting in challenger]
-    mean = float(np.mean([difference.mean() for difference in differences]))
-    variance = sum(float(difference.var(ddof=1)) / len(difference) for difference in differences)
-    freedom = min(len(difference) for difference in differences) - 1
-    half_width = t_quantile_95(freedom) * variance**0.5 / len(differences)
-    return Interval(mean=mean, half_width=half_width)
 
 
 def verdict_of(difference: Interval) -> Verdict:
@@ -148,6 +129,8 @@ def _absolute(challenger: Scorecard, thresholds: PromotionSettings) -> Iterator[
         )
     if thresholds.beat_baselines:
         yield from _baselines(challenger.baselines, means)
+    if thresholds.beat_pretrained:
+        yield _pretrained(challenger.pretrained)
     limits = (
         ("calibration error", challenger.calibration_error, thresholds.max_calibration_error, "{:.4f}"),
         ("adapting", challenger.adapt_ms, thresholds.max_adapt_ms, "{:.2f} ms"),
@@ -172,6 +155,15 @@ def _baselines(baselines: Mapping[str, Mapping[str, float]], means: Mapping[str,
             found=f"not beaten in {', '.join(unbeaten)}" if unbeaten else "beaten in every setting",
             needed="beaten in every setting",
         )
+
+
+def _pretrained(lead: Lead | None) -> GateCheck:
+    name, needed = "best pretrained head", "a lead over it of more than +0.00 points"
+    if lead is None:
+        return GateCheck(name=name, passed=False, found="none was scored", needed=needed)
+    lower = lead.difference.mean - lead.difference.half_width
+    found = f"at least {_points(lower)} points over {lead.over}"
+    return GateCheck(name=name, passed=lower > 0, found=found, needed=needed)
 
 
 def _points(fraction: float) -> str:

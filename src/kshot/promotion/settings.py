@@ -24,4 +24,6 @@ class PromotionSettings:
     max_calibration_error: _Fraction | None = None
     max_adapt_ms: Annotated[float, Field(gt=0)] | None = None
     max_classify_ms: Annotated[float, Field(gt=0)] | None = None  # per query
-    beat_baselines: bool = True
+    beat_baselines: bool = True  # each in every setting, by the mean
+    beat_pretrained: bool = False
+    """The 95% interval of the paired difference to the best head on the pretrained backbone must lie above 0."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kshot.data.packed import INFO_FILE, PackedDataset, read_info
-from kshot.evaluation.intervals import Interval
+from kshot.evaluation.intervals import Interval, paired_difference
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, Scorecard, class_accuracies, read_scorecard
-from kshot.promotion.rule import paired_difference, verdict_of
+from kshot.promotion.rule import verdict_of
 from kshot.tracking import RegisteredModel, fetch_model, fetch_run_files, flatten
 from kshot.yaml_file import read_yaml
 

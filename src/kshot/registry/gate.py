@@ -12,7 +12,7 @@ from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import hashes_of_test_pools, read_frozen
 from kshot.errors import ModelError
-from kshot.evaluation.baselines import pretrained_baseline, untrained_baselines
+from kshot.evaluation.baselines import pretrained_baselines, untrained_baselines
 from kshot.evaluation.grid import Grid, score_model, write_scores
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, Scorecard, episodes_id, read_scorecard
 from kshot.model import load_model
@@ -163,10 +163,8 @@ def _rescored(
         Grid(dataset=dataset, frozen=frozen, seed=params.seed),
         saved.on(device),
         gather,
-        baselines={
-            **untrained_baselines(saved.config, dataset, gather, seed=params.seed),
-            **pretrained_baseline(workspace.pretrained_model, device),
-        }
+        baselines=untrained_baselines(saved.config, dataset, gather, seed=params.seed) if with_baselines else {},
+        pretrained=pretrained_baselines(workspace.pretrained_model, saved.learner, dataset, gather, seed=params.seed)
         if with_baselines
         else {},
         lines=LiveLines(partial(print, flush=True)),

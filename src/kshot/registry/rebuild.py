@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from kshot.errors import ModelError, StageError
-from kshot.evaluation.intervals import Interval
+from kshot.evaluation.intervals import Interval, paired_difference
 from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, read_scorecard
 from kshot.project.git import git
 from kshot.project.remote import copy_remotes
-from kshot.promotion.rule import paired_difference
 from kshot.tracking import RegisteredModel, fetch_model, fetch_run_files
 from kshot.workspace import Workspace
 

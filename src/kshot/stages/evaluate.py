@@ -7,7 +7,7 @@ from kshot.config import Params
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_frozen
-from kshot.evaluation.baselines import pretrained_baseline, untrained_baselines
+from kshot.evaluation.baselines import pretrained_baselines, untrained_baselines
 from kshot.evaluation.grid import Grid, score_extras, score_model, write_scores
 from kshot.evaluation.report import write_report
 from kshot.model import load_model
@@ -34,10 +34,8 @@ def run(params: Params, workspace: Workspace) -> None:
         grid,
         saved.on(device),
         gather,
-        baselines={
-            **untrained_baselines(saved.config, dataset, gather, seed=params.seed),
-            **pretrained_baseline(workspace.pretrained_model, device),
-        },
+        baselines=untrained_baselines(saved.config, dataset, gather, seed=params.seed),
+        pretrained=pretrained_baselines(workspace.pretrained_model, saved.learner, dataset, gather, seed=params.seed),
         lines=lines,
     )
     extras = score_extras(grid, saved.learner, found.settings[0], gather, seed=params.task_pool.seed)
