@@ -41,7 +41,7 @@ class BaselineConfig:
 class Baseline(TransferLearner[LinearHead]):
     """A linear head, or one of cosines, is fitted to the support features of a backbone that stays as it is.
 
-    Chen, Liu, Kira, Wang and Huang, "A Closer Look at Few-shot Classification", 2019, section 3.2: Baseline with the
+    Chen, Liu, Kira, Wang and Huang, "A Closer Look at Few-shot Classification", 2019, section 3: Baseline with the
     linear head, Baseline++ with that of cosines. Momentum, its damping, weight decay and the scale of the cosines are
     those of the authors' code. Two deviations: a step takes the whole support set, not 4 items of it, and the head
     starts from zero, or for cosines from the class means, instead of at random, so that the fit is the same again.

@@ -34,7 +34,7 @@ class FinetuneConfig:
     parts: tuple[str, ...] = ()  # how the names of the backbone's parameters begin that are tuned; none given: all
     steps: Annotated[int, Field(ge=1)] = 20
     learning_rates: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.0, 0.001, 0.01)
-    """Of several, the one with the best accuracy on meta_val is kept."""
+    """Of several, the one with the best accuracy on meta_val is kept. Validations during training take the first."""
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "Finetune":
         return Finetune(backbone, self, class_head(backbone.n_features, problem.n_train_classes))
@@ -51,9 +51,9 @@ class Finetune(TransferLearner[TunedWeights]):
     """The backbone is trained further on the support set itself, with a head that starts from the class means.
 
     Features and head have unit length, and logits are cosines times 10. The head is that of Qi, Brown and Lowe,
-    "Low-Shot Learning with Imprinted Weights", 2018, section 3.4. That the learning rate is chosen on validation
-    episodes, 0 among the choices, is from Hu et al., "Pushing the Limits of Simple Pipelines for Few-Shot Learning"
-    (PMF), 2022, section 3.3. Two deviations from PMF: the support set is not augmented, so that the answer is the same
+    "Low-Shot Learning with Imprinted Weights", 2018, with their fine-tuning. That the learning rate is chosen on
+    validation episodes, 0 among the choices, is from Hu et al., "Pushing the Limits of Simple Pipelines for Few-Shot
+    Learning" (PMF), 2022, the fine-tuning of meta-testing. Two deviations from PMF: the support set is not augmented, so that the answer is the same
     again, and the steps are those of plain gradient descent.
 
     Population statistics normalise throughout and stay as they are: a prediction depends on no other query.

@@ -38,8 +38,8 @@ class Logistic(TransferLearner[LinearHead]):
     on meta_val of the built-in glyphs, 5- and 20-way, 1- and 5-shot.
 
     Fitted by Newton steps with a fixed bound in place of the Hessian, so that one matrix of each episode is inverted
-    once: Boehning, "Multinomial logistic regression algorithm", 1992; accelerated as in O'Donoghue and Candes,
-    "Adaptive Restart for Accelerated Gradient Schemes", 2015, section 3.2.
+    once: Böhning, "Multinomial logistic regression algorithm", 1992; accelerated, and restarted by the gradient, as in
+    O'Donoghue and Candès, "Adaptive Restart for Accelerated Gradient Schemes", 2015.
     """
 
     def __init__(self, backbone: nn.Module, config: LogisticConfig, class_head: nn.Linear | None = None) -> None:
