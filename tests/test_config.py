@@ -97,7 +97,10 @@ SUPERVISED = {"name": "supervised", "n_steps": 5}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"initial": "pretrained"}, r"initial is pretrained; need .* other than none, or backbone.weights; next: set pretrain: {name: sup"),
+        (
+            {"initial": "pretrained"},
+            r"initial is pretrained; need .* other than none, or backbone.weights; next: set pretrain: {name: sup",
+        ),
         (
             {"n_steps": 0},
             r"n_steps is 0 and meta_train.initial is random, .*; next: set meta_train.initial: pretrained",

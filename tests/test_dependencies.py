@@ -53,7 +53,7 @@ def test_every_package_that_the_code_imports_is_declared() -> None:
 
 
 def test_every_package_that_tests_and_benchmarks_import_is_declared() -> None:
-    known = declared("dev", "postgresql", "timm")
+    known = declared("dev", "emoji", "postgresql", "timm")
     assert {name for name, homes in imports("tests", "bench").items() if not homes & known} == set()
 
 
@@ -65,5 +65,5 @@ def test_every_declared_package_is_imported_or_has_a_reason() -> None:
 def test_the_lock_has_every_declared_package_and_no_address() -> None:
     lock = (REPOSITORY / "requirements.lock").read_text()
     locked = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", lock, flags=re.MULTILINE)}
-    assert declared("dev", "postgresql", "timm") - locked - {"psycopg"} == set() and "psycopg" in locked
+    assert declared("dev", "emoji", "postgresql", "timm") - locked - {"psycopg"} == set() and "psycopg" in locked
     assert re.findall(r"\w+://\S*|--(?:extra-)?index\S*|--find-links\S*", lock) == []

@@ -6,18 +6,26 @@ from hypothesis import strategies as st
 
 from kshot.data.class_table import ClassTable
 from kshot.episodes.episode import EpisodeShape
-from kshot.episodes.sampling import ClassWeighted, Uniform, WithinGroup, _surely_enough, sample_episodes
+from kshot.episodes.sampling import (
+    AcrossDomains,
+    ClassWeighted,
+    Uniform,
+    WithinGroup,
+    _surely_enough,
+    sample_episodes,
+)
 from kshot.errors import EpisodeError
 from kshot.seeding import stream_key
 
 KEY = stream_key(1, "test")
-SAMPLERS = [Uniform(), ClassWeighted(), WithinGroup()]
+SAMPLERS = [Uniform(), ClassWeighted(), WithinGroup(), AcrossDomains()]
 
 
-def table(counts: list[int], groups: list[int] | None = None) -> ClassTable:
+def table(counts: list[int], groups: list[int] | None = None, n_domains: int = 3) -> ClassTable:
     labels = np.repeat(np.arange(len(counts)), counts)
     shuffled = np.random.default_rng(0).permutation(labels)
-    return ClassTable.from_labels(shuffled, np.arange(len(counts)), np.array(groups or [0] * len(counts)))
+    domains = np.random.default_rng(1).integers(0, n_domains, len(labels))
+    return ClassTable.from_labels(shuffled, np.arange(len(counts)), np.array(groups or [0] * len(counts)), domains)
 
 
 def test_the_table_lists_every_item_under_its_class() -> None:
@@ -50,6 +58,46 @@ def test_every_episode_has_distinct_classes_and_items_of_the_right_class(
             assert len(set(items.ravel().tolist())) == items.size
             found = [[label_of[i] for i in row] for row in items.tolist()]
             assert found == [[c] * shape.items_per_class for c in class_ids.tolist()]
+
+
+@given(
+    n_domains=st.integers(2, 5),
+    per_domain=st.integers(1, 4),
+    k_shot=st.integers(1, 4),
+    n_query=st.integers(1, 4),
+    seed=st.integers(0, 2**32),
+)
+def test_support_is_of_one_domain_and_queries_of_others_where_the_items_allow(
+    n_domains: int, per_domain: int, k_shot: int, n_query: int, seed: int
+) -> None:
+    n_classes, n_items = 6, n_domains * per_domain
+    k_shot, n_query = min(k_shot, n_items - 1), min(n_query, n_items - min(k_shot, n_items - 1))
+    domains = np.tile(np.repeat(np.arange(n_domains), per_domain), n_classes)
+    labels = np.repeat(np.arange(n_classes), n_items)
+    classes = ClassTable.from_labels(labels, np.arange(n_classes), np.zeros(n_classes, dtype=np.int64), domains)
+    shape = EpisodeShape(n_way=4, k_shot=k_shot, n_query=n_query)
+    episodes = sample_episodes(classes, shape, AcrossDomains(), stream_key(seed, "x"), np.arange(8))
+    for support, query in zip(domains[episodes.support], domains[episodes.query], strict=True):
+        assert len({tuple(sorted(row)) for row in support.tolist()}) == 1  # the same domains for every class
+        assert len(set(support[0])) == -(-k_shot // per_domain)
+        if -(-k_shot // per_domain) + -(-n_query // per_domain) <= n_domains:
+            assert not set(support.ravel()) & set(query.ravel())
+
+
+def test_every_domain_has_its_turn_as_that_of_the_support() -> None:
+    domains = np.tile(np.arange(4), 5)
+    classes = ClassTable.from_labels(np.repeat(np.arange(5), 4), np.arange(5), np.zeros(5, dtype=np.int64), domains)
+    shape = EpisodeShape(n_way=2, k_shot=1, n_query=1)
+    support = domains[sample_episodes(classes, shape, AcrossDomains(), KEY, np.arange(4_000)).support[:, 0, 0]]
+    assert np.bincount(support).min() > 900
+
+
+def test_episodes_across_domains_need_domains() -> None:
+    classes = table([8] * 6, n_domains=1)
+    with pytest.raises(
+        EpisodeError, match=r"found 1 domain; episodes across domains need at least 2; next: ingest with"
+    ):
+        sample_episodes(classes, EpisodeShape(n_way=2, k_shot=1, n_query=1), AcrossDomains(), KEY, np.arange(1))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)

@@ -19,6 +19,7 @@ class ClassTable(Generic[Ints]):
 
     class_ids (C,) numbers of the classes in the dataset, items (C, M) item indices padded with -1, counts (C,)
     items per class, groups (C,) position of each class's group in group_sizes, group_sizes (G,) classes per group.
+    domains (C, M) number of each item's domain, of `n_domains`; None where items have none.
     """
 
     class_ids: Ints
@@ -28,10 +29,14 @@ class ClassTable(Generic[Ints]):
     group_sizes: Ints
     smallest_class: int
     largest_group: int
+    domains: Ints | None = None
+    n_domains: int = 0
 
     @classmethod
-    def from_labels(cls, labels: Int, class_ids: Int, class_groups: Int) -> "ClassTable[Int]":
-        """From the class of every item (items,), the classes to use (C,) and the group of every class."""
+    def from_labels(
+        cls, labels: Int, class_ids: Int, class_groups: Int, domains: Int | None = None
+    ) -> "ClassTable[Int]":
+        """From the class of every item (items,), the classes to use (C,), the group of every class, and domains."""
         class_ids = np.asarray(class_ids, dtype=np.int64)
         order = np.argsort(labels, kind="stable")
         starts = np.searchsorted(labels[order], class_ids, side="left")
@@ -49,6 +54,8 @@ class ClassTable(Generic[Ints]):
             group_sizes=group_sizes.astype(np.int64),
             smallest_class=int(counts.min(initial=len(order))),
             largest_group=int(group_sizes.max(initial=0)),
+            domains=None if domains is None else np.where(present, domains[items], 0),
+            n_domains=0 if domains is None else int(domains.max(initial=-1)) + 1,
         )
 
     def on(self, device: torch.device) -> "ClassTable[Tensor]":
@@ -61,6 +68,8 @@ class ClassTable(Generic[Ints]):
             group_sizes=torch.as_tensor(self.group_sizes, device=device),
             smallest_class=self.smallest_class,
             largest_group=self.largest_group,
+            domains=None if self.domains is None else torch.as_tensor(self.domains, device=device),
+            n_domains=self.n_domains,
         )
 
     def numbers(self, numbers: range) -> Ints:

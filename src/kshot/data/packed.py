@@ -97,6 +97,8 @@ class DatasetInfo:
     quarantined: tuple[Quarantined, ...] = ()
     edits: Annotated[tuple[Edit, ...], Field(exclude_if=lambda edits: not edits)] = ()
     manifest: Annotated[str, Field(exclude_if=lambda file: file == MANIFEST_FILE)] = MANIFEST_FILE
+    domain_level: Annotated[int | None, Field(ge=0, exclude_if=lambda level: level is None)] = None
+    """Which part of an id, from 0, names the domain of the item, such as the style or the camera; None without."""
     format_version: Literal[1] = 1
 
     @property
@@ -282,7 +284,32 @@ class PackedDataset:
         return np.sort((base[:, None] * n_rotations + np.arange(n_rotations)).ravel())
 
     def class_table(self, split: str) -> ClassTable:
-        return ClassTable.from_labels(self.labels, self.class_ids(split), self.class_groups)
+        return ClassTable.from_labels(self.labels, self.class_ids(split), self.class_groups, self.domains)
+
+    @cached_property
+    def domain_names(self) -> tuple[str, ...]:
+        """In alphabetical order; () where the dataset has none."""
+        return tuple(sorted(set(self._domain_of_each)))
+
+    @cached_property
+    def domains(self) -> Int | None:
+        """(R * n,) number of the domain of every virtual item in `domain_names`; None where there are none."""
+        if self.info.domain_level is None:
+            return None
+        number_of = {name: number for number, name in enumerate(self.domain_names)}
+        numbers = np.array([number_of[name] for name in self._domain_of_each], dtype=np.int64)
+        return np.tile(numbers, len(self.info.rotations))
+
+    @cached_property
+    def _domain_of_each(self) -> list[str]:
+        level = self.info.domain_level
+        if level is None:
+            return []
+        ids = self.stored_ids if self.rows is None else self.stored_ids.take(pa.array(self.rows))
+        parts = (name.split("/") for name in ids.to_pylist())
+        return [
+            part[level].rpartition(".")[0] or part[level] if level == len(part) - 1 else part[level] for part in parts
+        ]
 
     def gather(self, indices: Int) -> NDArray[Any]:
         """Items (*indices.shape, *item) by their virtual indices, rotated counter-clockwise as asked."""

@@ -26,10 +26,11 @@ from kshot.errors import EpisodeError
 from kshot.seeding import Ints, random_bits, random_words
 from kshot.settings import STRICT
 
-_CLASSES, _ITEMS, _GROUPS, _NOISE = 0, 1, 2, 3  # the draws of an episode, as the first counter
+_CLASSES, _ITEMS, _GROUPS, _NOISE, _DOMAINS = 0, 1, 2, 3, 4  # the draws of an episode, as the first counter
 _MANY = 4  # times as many candidates as are drawn: a sequence of them has few repetitions
 _PLACE_BITS, _NUMBER_BITS = 22, 40  # of a place in a sequence and of the number there, packed into one
 _KEY_BITS = 53
+_DOMAIN_BITS = 12  # of a rank, taken from the key of an item
 _USUAL_EXPONENT = 0.5
 
 
@@ -83,7 +84,27 @@ class WithinGroup:
         return " within a group"
 
 
-SamplerConfig = Annotated[Uniform | ClassWeighted | WithinGroup, Field(discriminator="name")]
+@settings(frozen=True, kw_only=True, config=STRICT)
+class AcrossDomains:
+    """Support from one domain, queries from others, as far as the items of a class allow; classes are equally likely.
+
+    Each episode puts the domains in an order of its own. Of a class, the support are the first of its items in that
+    order and the queries are the last; items of one domain come in random order.
+    """
+
+    name: Literal["across_domains"] = "across_domains"
+
+    @property
+    def key_name(self) -> str:
+        """As for `Uniform`."""
+        return "across_domains"
+
+    def __str__(self) -> str:
+        return " across domains"
+
+
+AnySampler = Uniform | ClassWeighted | WithinGroup | AcrossDomains
+SamplerConfig = Annotated[AnySampler, Field(discriminator="name")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +146,7 @@ class EpisodeIndices(Generic[Ints]):
 def sample_episodes(
     table: ClassTable[Ints],
     shape: EpisodeShape,
-    sampler: Uniform | ClassWeighted | WithinGroup,
+    sampler: AnySampler,
     key: np.uint64,
     episodes: Ints,
 ) -> EpisodeIndices[Ints]:
@@ -138,7 +159,11 @@ def sample_episodes(
     chosen = _draw_classes(table, shape, sampler, key, episodes)  # (E, N)
     class_ids = table.class_ids[chosen]
     keys = random_words(_draw_key(key, _ITEMS), episodes[:, None], class_ids)
-    items = table.items[chosen[:, :, None], _draw_items(table, shape.items_per_class, chosen, keys)]
+    if isinstance(sampler, AcrossDomains):
+        columns = _draw_across_domains(table, shape, chosen, keys, _domain_ranks(table, key, episodes))
+    else:
+        columns = _draw_items(table, shape.items_per_class, chosen, keys)
+    items = table.items[chosen[:, :, None], columns]
     return EpisodeIndices(
         support=items[:, :, : shape.k_shot],
         query=items[:, :, shape.k_shot :],
@@ -147,9 +172,7 @@ def sample_episodes(
     )
 
 
-def check_feasible(
-    table: ClassTable[Ints], shape: EpisodeShape, sampler: Uniform | ClassWeighted | WithinGroup
-) -> None:
+def check_feasible(table: ClassTable[Ints], shape: EpisodeShape, sampler: AnySampler) -> None:
     """Raise EpisodeError unless every class has K+Q items and N classes can be drawn together."""
     if table.smallest_class < shape.items_per_class:
         raise EpisodeError(
@@ -163,6 +186,12 @@ def check_feasible(
             f"the largest group has {table.largest_group} classes; {shape} within a group needs {shape.n_way}"
         )
 
+    if isinstance(sampler, AcrossDomains) and table.n_domains < 2:
+        raise EpisodeError(
+            f"found {table.n_domains or 'no'} domain{'s' * (table.n_domains != 1)}; episodes across domains need at "
+            "least 2; next: ingest with --layout domain/class, or another sampler"
+        )
+
 
 def _draw_key(key: np.uint64, draw: int) -> int:
     return int(random_bits(key, draw).view(np.int64))
@@ -171,18 +200,18 @@ def _draw_key(key: np.uint64, draw: int) -> int:
 def _draw_classes(
     table: ClassTable[Ints],
     shape: EpisodeShape,
-    sampler: Uniform | ClassWeighted | WithinGroup,
+    sampler: AnySampler,
     key: np.uint64,
     episodes: Ints,
 ) -> Ints:
     """Rows of the table (E, N), distinct within an episode."""
     n_classes, classes_key = len(table.class_ids), _draw_key(key, _CLASSES)
-    if isinstance(sampler, Uniform) and n_classes > _MANY * shape.n_way:
+    if isinstance(sampler, Uniform | AcrossDomains) and n_classes > _MANY * shape.n_way:
         return _first_distinct(random_words(classes_key, episodes), n_classes, shape.n_way, smallest=n_classes)
     keys = _sort_keys(random_words(classes_key, episodes[:, None], table.class_ids))
     library = _library(keys)
     match sampler:
-        case Uniform():
+        case Uniform() | AcrossDomains():
             pass
         case ClassWeighted():
             weights = library.asarray(table.counts, dtype=library.float64) ** sampler.exponent
@@ -208,6 +237,38 @@ def _draw_items(table: ClassTable[Ints], count: int, chosen: Ints, keys: Ints) -
         absent = columns >= table.counts[chosen][:, :, None]
         item_keys = _library(keys).where(absent, 1 << _KEY_BITS, item_keys)
     return _smallest(item_keys, count)
+
+
+def _domain_ranks(table: ClassTable[Ints], key: np.uint64, episodes: Ints) -> Ints:
+    """The rank (E, domains) of each domain in the order that each episode puts them in."""
+    domains = _numbers(0, table.n_domains, like=episodes)
+    keys = _sort_keys(random_words(random_words(_draw_key(key, _DOMAINS), episodes)[:, None], domains))
+    return _smallest(_smallest(keys, table.n_domains), table.n_domains)  # the inverse of the order
+
+
+def _draw_across_domains(table: ClassTable[Ints], shape: EpisodeShape, chosen: Ints, keys: Ints, ranks: Ints) -> Ints:
+    """Columns of the table (E, N, K + Q): the first K items and the last Q in the episode's order of domains."""
+    assert table.domains is not None, "a sampler across domains is checked against the table"
+    columns = _numbers(0, table.items.shape[1], like=keys)
+    item_keys = _sort_keys(random_words(keys[:, :, None], columns)) >> _DOMAIN_BITS
+    episode = _numbers(0, len(chosen), like=keys)[:, None, None]
+    order = ranks[episode, table.domains[chosen]] << _KEY_BITS - _DOMAIN_BITS | item_keys
+    absent = columns >= table.counts[chosen][:, :, None]
+    places: Ints = _library(keys).where(absent, 1 << 62, order).argsort(-1)
+    first = _numbers(0, shape.k_shot, like=keys)
+    last = table.counts[chosen][:, :, None] - 1 - _numbers(0, shape.n_query, like=keys)
+    library = _library(keys)
+    at: Ints = library.concatenate([library.broadcast_to(first, (*chosen.shape, shape.k_shot)), last], -1)
+    return _taken(places, at)
+
+
+def _taken(values: Ints, at: Ints) -> Ints:
+    """The values (..., M) at positions (..., m) of the last axis."""
+    if isinstance(values, Tensor):
+        gathered: Ints = values.gather(-1, at)
+        return gathered
+    taken: Ints = np.take_along_axis(values, at, axis=-1)
+    return taken
 
 
 def _first_distinct(keys: Ints, sizes: Ints | int, count: int, *, smallest: int) -> Ints:

@@ -1,6 +1,6 @@
 """Making packed datasets. To add a built-in source: a file here and a line of this table."""
 
-from kshot.ingest import glyphs, omniglot
+from kshot.ingest import emoji, glyphs, omniglot
 from kshot.ingest.built_in import BuiltIn
 from kshot.ingest.layout import read_layout
 from kshot.ingest.pack import IngestReport, ingest, ingest_built_in, pack
@@ -9,6 +9,7 @@ from kshot.ingest.splits import SplitRequest
 from kshot.ingest.tables import Columns
 
 BUILT_IN: dict[str, BuiltIn] = {
+    "emoji": emoji.BUILT_IN,
     "glyphs": glyphs.BUILT_IN,
     "omniglot": omniglot.BUILT_IN,
 }

@@ -14,6 +14,7 @@ class BuiltIn:
 
     item: AnyItemKind
     rotations: Rotations = (0,)
+    domain_level: int | None = None
     source: str
     licence: str
     n_items: int

@@ -166,6 +166,7 @@ def ingest_built_in(
         source=built_in.source,
         licence=built_in.licence,
         rotations=built_in.rotations,
+        domain_level=built_in.domain_level,
         shard_limit_bytes=shard_limit_bytes,
     ) as writer:
         for done, record in enumerate(built_in.records(), start=1):

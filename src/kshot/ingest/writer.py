@@ -74,6 +74,7 @@ class PackedWriter:
         source: str,
         licence: str,
         rotations: Rotations = (0,),
+        domain_level: int | None = None,
         shard_limit_bytes: int = SHARD_LIMIT_BYTES,
     ) -> None:
         check_rotations(item, rotations)
@@ -82,6 +83,7 @@ class PackedWriter:
         self.before: DatasetInfo | None = None  # as published when this writer took the folder
         self.added = self.skipped = 0
         self._item, self._rotations, self._source, self._licence = item, rotations, source, licence
+        self._domain_level = domain_level
         self._items_per_shard = max(shard_limit_bytes // item_size_bytes(item), 1)
         self._rows_before: pa.Table = manifest_schema(item).empty_table()
         self._columns = {field.name: _column(field.type) for field in manifest_schema(item)}  # of the new rows
@@ -161,6 +163,7 @@ class PackedWriter:
             quarantined=quarantined,
             edits=self.before.edits if self.before else (),
             manifest=self.before.manifest if self.before else MANIFEST_FILE,
+            domain_level=self._domain_level,
         )
         if self.added or self._manifest_is_ahead(info):
             write_atomically(self.folder / info.manifest, manifest_parquet(self._all_rows(), self._item))
@@ -173,6 +176,13 @@ class PackedWriter:
                 f"{self.folder} holds {_kind(before.item, before.rotations)}, "
                 f"not {_kind(self._item, self._rotations)}; append with the same settings, "
                 "or ingest under a new --name"
+            )
+        if self._domain_level is None:
+            self._domain_level = before.domain_level
+        if before.domain_level != self._domain_level:
+            raise DataError(
+                f"{self.folder} was ingested with {_domains(before.domain_level)}, and this source has "
+                f"{_domains(self._domain_level)}; append with the same layout, or ingest under a new --name"
             )
         rows = self._rows_before = read_manifest(self.folder, before)
         self.before = before
@@ -316,6 +326,10 @@ def _folder(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _domains(level: int | None) -> str:
+    return "no domains" if level is None else f"domains in part {level + 1} of the ids"
 
 
 def manifest_parquet(rows: pa.Table, item: ItemKind) -> bytes:
