@@ -80,6 +80,11 @@ def test_words_of_the_field_are_splits_beside_other_splits(train: str, test: str
         }
 
 
+def test_a_domain_is_no_part_of_the_name_of_a_class() -> None:
+    placed = meanings(place(found("clipart/ant/1.png", "photo/ant/1.png"), read_layout("domain/class")))
+    assert [meaning[0] for meaning in placed.values()] == ["ant", "ant"]
+
+
 def test_words_of_the_field_alone_are_classes() -> None:
     placed = meanings(place(found("base/1.png", "background/1.png", "cow/1.png")))
     assert [meaning[0] for meaning in placed.values()] == ["base", "background", "cow"]
@@ -109,7 +114,7 @@ def test_a_folder_that_is_given_as_a_split_has_to_be_called_one() -> None:
 
 @pytest.mark.parametrize("text", ["", "split", "class/class", "split/kind", "group"])
 def test_a_layout_is_split_group_and_class_each_at_most_once(text: str) -> None:
-    with pytest.raises(DataError, match="needed split, group and class with / between them"):
+    with pytest.raises(DataError, match="needed split, domain, group and class with / between them"):
         read_layout(text)
 
 

@@ -13,7 +13,7 @@ from kshot.data.items.contract import item_size_bytes
 from kshot.data.items.image import to_item
 from kshot.data.packed import PackedDataset, Splits
 from kshot.errors import DataError
-from kshot.ingest import SplitRequest, ingest, ingest_built_in
+from kshot.ingest import Reading, SplitRequest, ingest, ingest_built_in
 from kshot.ingest.pack import BuiltIn
 from kshot.ingest.splits import SeededSplits
 from tests.ingest.toys import GREY8, encoded, photo, record
@@ -253,3 +253,21 @@ def test_a_failed_built_in_source_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be had"):
         ingest_built_in(toy, "toy", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_domains_are_a_level_of_the_ids_and_stay_when_more_is_appended(class_folders: Folders, tmp_path: Path) -> None:
+    folder = class_folders("photos", "phone/a", "phone/b", "phone/c", "scanner/a", "scanner/b", "scanner/c")
+    by_domain = Reading(layout=("domain", "class"))
+    ingest(folder, "defects", tmp_path / "data", item=SMALL, reading=by_domain)
+    dataset = PackedDataset.open(tmp_path / "data" / "defects")
+    assert (sorted(dataset.splits.by_class()), dataset.domain_names) == (["a", "b", "c"], ("phone", "scanner"))
+    table = dataset.class_table("meta_train")
+    assert table.n_domains == 2 and table.domains is not None
+    for items, domains in zip(table.items.tolist(), table.domains.tolist(), strict=True):
+        names = [dataset.manifest["id"][item].as_py().split("/")[0] for item in items]
+        assert names == [dataset.domain_names[number] for number in domains]
+    more = class_folders("more", "camera/b")
+    with pytest.raises(DataError, match="was ingested with domains in part 1 of the ids, and .* domains in part 2 of"):
+        ingest(more, "defects", tmp_path / "data", reading=Reading(layout=("class", "domain")))
+    ingest(more, "defects", tmp_path / "data", reading=by_domain)
+    assert PackedDataset.open(tmp_path / "data" / "defects").domain_names == ("camera", "phone", "scanner")

@@ -33,7 +33,7 @@ def add(
     from kshot.ingest.weights import add_weights, bring
 
     workspace = Workspace.find()
-    check_name(name)
+    check_name(name, "name of weights")
     of_mean, of_std = _of_channels(mean, "--mean"), _of_channels(std, "--std")
     fetch_data(workspace)
     folder = workspace.pretrained_weights(name)

@@ -1,9 +1,10 @@
-"""What the levels of a folder tree mean: split, group or class.
+"""What the levels of a folder tree mean: split, domain, group or class.
 
 Without a word from the user: folders that are all named as splits are splits, at the level where they are found
 (split/class, group/split/class, class/split). A folder such as `images` that alone holds the pictures of its parent
 means nothing, nor does one that alone holds the splits. What is left is class, or group/class, where the class is then
-called "group/class". A level of which only some folders are named as splits is refused: it may mean either.
+called "group/class". A level of which only some folders are named as splits is refused: it may mean either. Domains,
+such as styles or cameras, are there where the user says so alone.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from kshot.errors import DataError
 from kshot.ingest.splits import split_of, splits_of
 from kshot.printing import listed, printable
 
-Role = Literal["split", "group", "class"]
+Role = Literal["split", "domain", "group", "class"]
 Layout = tuple[Role, ...]  # of the levels of folders, from the top
 
 _WAYS = {1: "class", 2: "group/class", 3: "group/split/class"}
@@ -46,8 +47,8 @@ def read_layout(text: str) -> Layout:
     known = set(get_args(Role))
     if not set(roles) <= known or len(set(roles)) < len(roles) or "class" not in roles:
         raise DataError(
-            f"found layout {printable(text)!r}; needed split, group and class with / between them, each at most once "
-            "and class always, such as split/class"
+            f"found layout {printable(text)!r}; needed split, domain, group and class with / between them, each at "
+            "most once and class always, such as split/class"
         )
     return cast(Layout, roles)
 
@@ -87,7 +88,7 @@ def _by_layout(folders: Sequence[Parts], layout: Layout) -> dict[Parts, _Meaning
         said = dict(zip(layout, folder, strict=True))
         if at is not None and folder[at] not in splits:
             raise DataError(f"{printable(folder[at])!r} is no name of a split; needed one such as train, val or test")
-        name = "/".join(part for part, role in zip(folder, layout, strict=True) if role != "split")
+        name = "/".join(part for part, role in zip(folder, layout, strict=True) if role not in ("split", "domain"))
         split = "" if at is None else splits[folder[at]]
         return _Meaning(class_name=name, group=said.get("group", ""), split=split, roles=layout)
 

@@ -116,6 +116,7 @@ def pack(
         source=source.name,
         licence=licence,
         rotations=rotations,
+        domain_level=source.domain_level,
         shard_limit_bytes=shard_limit_bytes,
     ) as writer:
         moved = PackedDataset.open(folder).splits.by_class() if before and before.edits else {}
@@ -183,11 +184,11 @@ def dataset_folder(data_folder: Path, name: str) -> Path:
     return data_folder / name
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, what: str = "dataset name") -> None:
     """Raise DataError unless `name` is letters, digits, '.', '_' and '-', and begins with no dot."""
     plain = name.replace("-", "").replace("_", "").replace(".", "")
     if not (plain.isascii() and plain.isalnum()) or name.startswith((".", "-")):
-        raise DataError(f"found name {name!r}; needed ASCII letters, digits, '.', '_' and '-'")
+        raise DataError(f"found {what} {name!r}; needed ASCII letters, digits, '.', '_' and '-'")
 
 
 def _add_files(

@@ -41,7 +41,8 @@ class Source:
     """What was understood of a source.
 
     words: how it was read, in words. given_splits: of each class whose split the source gives, where they are used.
-    split_words: by what the source gives splits, or "". remarks: what else a user should know.
+    split_words: by what the source gives splits, or "". domain_level: which part of an id names the domain of the item.
+    remarks: what else a user should know.
     refused: what was meant as an item and is none. left_out: what was not meant as an item.
     """
 
@@ -50,6 +51,7 @@ class Source:
     files: tuple[SourceFile, ...]
     given_splits: dict[str, str] = field(default_factory=dict)
     split_words: str = ""
+    domain_level: int | None = None
     remarks: tuple[str, ...] = ()
     refused: tuple[Refused, ...] = ()
     left_out: tuple[LeftOut, ...] = ()

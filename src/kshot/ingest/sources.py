@@ -182,6 +182,7 @@ def _from_folders(tree: Tree, name: str, reading: Reading, listed: Mapping[str, 
         ),
         given_splits=given,
         split_words="" if not given else "list of classes" if listed else "folders",
+        domain_level=reading.layout.index("domain") if "domain" in reading.layout else None,
         refused=(
             *tree.refused,
             *(Refused(source=file.id, reason=f"not in a class folder; needed {LAYOUTS}") for file in loose),

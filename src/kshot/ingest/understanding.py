@@ -52,6 +52,9 @@ def understanding(
     named = list(dict.fromkeys(file.group for file in source.files if file.group))
     if named:
         yield f"groups    {len(named):,}: {listed(named)}"
+    if source.domain_level is not None:
+        domains = sorted({file.id.split("/")[source.domain_level] for file in source.files})
+        yield f"domains   {len(domains):,}: {listed(domains)}"
     yield f"splits    {_how(source, request, split_of_class, splits_before)}: {_counts(sizes, split_of_class)}"
     for file in _examples(source, split_of_class):
         yield f"example   {printable(file.id)} is {printable(file.class_name)!r} in {split_of_class[file.class_name]}"
