@@ -93,6 +93,13 @@ def test_the_same_weights_again_are_no_difference_and_promote_nothing() -> None:
     assert not decision.promote
 
 
+def test_another_algorithm_on_the_same_weights_is_another_model() -> None:
+    champion = scorecard(constant(0.9), algorithm="ridge")
+    assert decide(scorecard(constant(0.95), algorithm="lda"), champion, PromotionSettings()).promote
+    same = decide(scorecard(constant(0.95), algorithm="ridge"), champion, PromotionSettings())
+    assert failed(same.checks) == ["other weights"]
+
+
 def test_a_negative_required_gain_is_a_non_inferiority_margin() -> None:
     champion = scorecard(constant(0.9))
     challenger = scorecard(constant(0.897), weights_sha256="b" * 64)

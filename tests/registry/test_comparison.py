@@ -45,7 +45,7 @@ def test_what_differs_is_told_and_what_does_not_is_not(project: Path) -> None:
     assert (found.data.classes_added, found.data.classes_removed) == (("train/new",), ())
     assert found.data.classes_moved == (Change(name="train/c0", before="meta_train", after="meta_val"),)
     assert (found.data.items_added, found.data.items_removed) == (5, 0)
-    assert (found.params, found.code, found.same_weights) == ((), (), False)
+    assert (found.params, found.code, found.same_model) == ((), (), False)
 
     console = Console(width=120, record=True)
     console.print(to_terminal(found))

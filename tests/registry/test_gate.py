@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.numpy import load_file, save_file
 
+from kshot.algorithms import AlgorithmConfig, TipAdapterConfig
 from kshot.config import Params, load_params
 from kshot.data.packed import INFO_FILE, MANIFEST_FILE
 from kshot.errors import ModelError, StageError
@@ -35,7 +36,15 @@ def params(project: Path) -> Params:
     return load_params(project / "params.yaml")
 
 
-def add_version(root: Path, key: str, *, accuracy: float, episodes: str = EPISODES, same_weights: bool = False) -> int:
+def add_version(
+    root: Path,
+    key: str,
+    *,
+    accuracy: float,
+    episodes: str = EPISODES,
+    same_weights: bool = False,
+    algorithm: AlgorithmConfig | None = None,
+) -> int:
     """Register a version of `tiny` that answered this fraction right, with weights of its own."""
     folder = root / f"evaluation-{key}"
     folder.mkdir()
@@ -55,7 +64,7 @@ def add_version(root: Path, key: str, *, accuracy: float, episodes: str = EPISOD
     facts.write_text(json.dumps({"checks": [found]}))
     record = toy_record(root)
     weights = 0.0 if same_weights else float(ord(key))
-    model = model_files(root / f"run-{key}" / "model", root / "mlflow" / "model.py", shift=weights)
+    model = model_files(root / f"run-{key}" / "model", root / "mlflow" / "model.py", algorithm, shift=weights)
     files = [LoggedFile(path=path, folder="evaluate") for path in sorted(folder.iterdir())]
     files.append(LoggedFile(path=facts, folder="validate"))
     files += [LoggedFile(path=root / "data/tiny" / name, folder="data") for name in (INFO_FILE, MANIFEST_FILE)]
@@ -127,6 +136,15 @@ def test_an_identical_run_is_no_difference_and_promotes_nothing(project: Path, p
     outcome = decided(project, params, required_gain=-0.1)
     assert outcome.decision is not None
     assert (outcome.decision.verdict, outcome.result, champion(project)) == ("no difference", "refused", 1)
+
+
+def test_another_algorithm_on_the_same_weights_is_another_model(project: Path, params: Params) -> None:
+    add_version(project, "1", accuracy=0.5, same_weights=True)
+    decided(project, params)
+    add_version(project, "2", accuracy=0.6, same_weights=True, algorithm=TipAdapterConfig())
+    models = [fetch_model(f"models:/tiny/{version}", project) for version in (1, 2)]
+    assert len({model.weights_sha256 for model in models}) == 1
+    assert (decided(project, params).result, champion(project)) == ("promoted", 2)
 
 
 def test_a_dry_run_decides_and_moves_nothing(project: Path, params: Params) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kshot.algorithms import MAMLConfig, ProtoNetConfig
+from kshot.algorithms import AlgorithmConfig, ProtoNetConfig
 from kshot.backbones import Conv4Config
 from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeShape
@@ -18,7 +18,7 @@ ITEM = ImageKind(image_size=16, channels=1)
 
 
 def model_files(
-    folder: Path, code: Path, algorithm: ProtoNetConfig | MAMLConfig | None = None, *, shift: float = 0.0
+    folder: Path, code: Path, algorithm: AlgorithmConfig | None = None, *, shift: float = 0.0
 ) -> ModelFiles:
     """`shift` is added to every weight, so that models differ."""
     config = ModelConfig(

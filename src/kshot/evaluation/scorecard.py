@@ -38,7 +38,8 @@ class Scorecard:
 
     `accuracy` holds the fraction right in each episode (E,) by setting; `episodes` names those episodes
     and the images behind them; `baselines` has the mean accuracy of each baseline by setting, and `pretrained` is the
-    lead over the best of those on the pretrained backbone.
+    lead over the best of those on the pretrained backbone. `algorithm` is a text of its settings: two models may answer
+    by other means on the same weights.
     """
 
     weights_sha256: str
@@ -46,6 +47,7 @@ class Scorecard:
     accuracy: Mapping[str, NDArray[np.float64]]
     group_accuracy: Mapping[str, float]
     baselines: Mapping[str, Mapping[str, float]]
+    algorithm: str = ""
     pretrained: Lead | None = None
     calibration_error: float | None = None
     adapt_ms: float | None = None
@@ -70,7 +72,12 @@ def episodes_id(dataset: PackedDataset, pool_hashes: Mapping[str, str]) -> str:
 
 
 def read_scorecard(
-    folder: Path, weights_sha256: str, *, adapt_ms: float | None = None, classify_ms: float | None = None
+    folder: Path,
+    weights_sha256: str,
+    *,
+    algorithm: str = "",
+    adapt_ms: float | None = None,
+    classify_ms: float | None = None,
 ) -> Scorecard:
     """The scores in the mode that is served, from an evaluation's files. Raises StageError where there are none."""
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
@@ -89,6 +96,7 @@ def read_scorecard(
             name: {setting: result["baselines"][name]["accuracy"] for setting, result in served.items()}
             for name in names
         },
+        algorithm=algorithm,
         pretrained=_lead(metrics.get(PRETRAINED)),
         calibration_error=max(_calibration_error(result) for result in served.values()),
         adapt_ms=adapt_ms,

@@ -90,7 +90,7 @@ def _against_champion(
         return
     yield GateCheck(
         name="other weights",
-        passed=challenger.weights_sha256 != champion.weights_sha256,
+        passed=(challenger.weights_sha256, challenger.algorithm) != (champion.weights_sha256, champion.algorithm),
         found=challenger.weights_sha256[:12],
         needed="others than the champion's",
     )

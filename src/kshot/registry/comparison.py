@@ -73,7 +73,7 @@ class Comparison:
     params: tuple[Change, ...]
     code: tuple[Change, ...]
     data: DataChange
-    same_weights: bool
+    same_model: bool  # the same weights, and the same algorithm on them
     overall: Interval | None
     settings: tuple[ScoreChange, ...]
     classes: tuple[ScoreChange, ...]
@@ -94,7 +94,7 @@ def compare(name: str, before: int, after: int, root: Path) -> Comparison:
 
 def verdict(comparison: Comparison) -> str:
     """One line on how the two differ in accuracy."""
-    if comparison.same_weights:
+    if comparison.same_model:
         return "the same weights"
     if comparison.overall is None:
         return "scored on other episodes, so their accuracies do not compare"
@@ -133,7 +133,7 @@ def _compare(old: RegisteredModel, new: RegisteredModel, old_folder: Path, new_f
         params=_changes(*(flatten(read_yaml(folder / "params.yaml")) for folder in (old_folder, new_folder))),
         code=_changes(*({tag: model.tags.get(tag, "") for tag in _CODE_TAGS} for model in (old, new))),
         data=_data_change(old_folder / DATA_FOLDER, new_folder / DATA_FOLDER),
-        same_weights=old.weights_sha256 == new.weights_sha256,
+        same_model=(old.weights_sha256, old.algorithm) == (new.weights_sha256, new.algorithm),
         overall=paired_difference(cards[1].accuracy, cards[0].accuracy) if same_episodes else None,
         settings=tuple(_setting_changes(*cards, paired=same_episodes)),
         classes=_class_changes(*(class_accuracies(folder / "evaluate") for folder in (old_folder, new_folder))),

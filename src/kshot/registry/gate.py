@@ -141,7 +141,9 @@ def _logged(model: RegisteredModel, root: Path) -> Scorecard:
     with tempfile.TemporaryDirectory() as folder:
         names = [f"evaluate/{name}" for name in (METRICS, EPISODES, CLASSES)]
         fetch_run_files(model.mlflow_run_id, names, Path(folder), root)
-        return read_scorecard(Path(folder) / "evaluate", model.weights_sha256, **_times(model, root))
+        return read_scorecard(
+            Path(folder) / "evaluate", model.weights_sha256, algorithm=model.algorithm, **_times(model, root)
+        )
 
 
 def _rescored(
@@ -171,7 +173,9 @@ def _rescored(
     )
     with tempfile.TemporaryDirectory() as folder:
         write_scores(Path(folder), found, dataset)
-        return read_scorecard(Path(folder), model.weights_sha256, **_times(model, workspace.root))
+        return read_scorecard(
+            Path(folder), model.weights_sha256, algorithm=model.algorithm, **_times(model, workspace.root)
+        )
 
 
 def _times(model: RegisteredModel, root: Path) -> dict[str, float | None]:

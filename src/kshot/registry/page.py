@@ -116,7 +116,7 @@ def _state(model: RegisteredModel, decision: dict[str, Any] | None, root: Path) 
 def _changes(comparison: Comparison, decision: dict[str, Any]) -> dict[str, Any]:
     """A comparison as the page shows it. The gate scores both anew where their runs have other episodes."""
     lists: dict[str, tuple[Change, ...]] = {"Settings": comparison.params, "Code": comparison.code}
-    anew = comparison.overall is None and not comparison.same_weights and decision.get("difference")
+    anew = comparison.overall is None and not comparison.same_model and decision.get("difference")
     return {
         "before": comparison.before,
         "verdict": f"{points(Interval(**anew))} points, both scored anew by the gate" if anew else verdict(comparison),

@@ -1,5 +1,6 @@
 """Versions of registered models, found by alias or number, with their files."""
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,12 @@ class RegisteredModel:
     weights_sha256: str
     mlflow_run_id: str
     tags: Mapping[str, str]
+
+    @property
+    def algorithm(self) -> str:
+        """The settings of its algorithm as one text: two models may answer by other means on the same weights."""
+        described = json.loads((self.folder / "model.json").read_text(encoding="utf-8"))
+        return json.dumps(described["config"]["algorithm"], sort_keys=True)
 
 
 def fetch_model(model_uri: str, root: Path, tracking_uri: str | None = None) -> RegisteredModel:
