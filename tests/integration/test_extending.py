@@ -148,7 +148,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copyfile(source, target)
-    add(root, "algorithms/toy.py", ALGORITHM, "MAMLConfig |", "MAMLConfig | toy.ToyConfig |")
+    add(root, "algorithms/toy.py", ALGORITHM, "    | MAMLConfig\n", "    | MAMLConfig\n    | toy.ToyConfig\n")
     add(root, "backbones/toy.py", BACKBONE, "Conv4Config |", "Conv4Config | toy.ToyBackboneConfig |")
     add(root, "ingest/toy.py", DATASET, '    "glyphs":', '    "toy": toy.BUILT_IN,\n    "glyphs":')
     add(root, "stages/toy.py", STAGE, '    "validate":', '    "toy": "kshot.stages.toy",\n    "validate":')
