@@ -112,7 +112,7 @@ SUPERVISED = {"name": "supervised", "n_steps": 5}
         ({"seeds": [1]}, r"seeds lists other seeds than seed"),
         (
             {"beat_pretrained": True},
-            r"beat_pretrained is true; need .* other than none; next: set pretrain",
+            r"beat_pretrained is true; need .* other than none, or weights; next: set pretrain",
         ),
     ],
 )

@@ -105,9 +105,10 @@ class Params:
 
     @model_validator(mode="after")
     def _check_promotion(self) -> Self:
-        if self.register.promotion.beat_pretrained and isinstance(self.pretrain, NoPretraining):
+        is_none = isinstance(self.pretrain, NoPretraining)
+        if self.register.promotion.beat_pretrained and is_none and not self.backbone.weights:
             raise ValueError(
-                "register.promotion.beat_pretrained is true; need a pretrain.name other than none; "
+                "register.promotion.beat_pretrained is true; need a pretrain.name other than none, or weights; "
                 "next: set pretrain: {name: supervised, n_steps: 2000}"
             )
         return self

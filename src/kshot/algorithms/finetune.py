@@ -53,8 +53,8 @@ class Finetune(TransferLearner[TunedWeights]):
     Features and head have unit length, and logits are cosines times 10. The head is that of Qi, Brown and Lowe,
     "Low-Shot Learning with Imprinted Weights", 2018, with their fine-tuning. That the learning rate is chosen on
     validation episodes, 0 among the choices, is from Hu et al., "Pushing the Limits of Simple Pipelines for Few-Shot
-    Learning" (PMF), 2022, the fine-tuning of meta-testing. Two deviations: the support set is not augmented, so
-    that the answer is the same again, and the steps are those of plain gradient descent.
+    Learning" (PMF), 2022, the fine-tuning of meta-testing. Two deviations from PMF: the support set is not augmented,
+    so that the answer is the same again, and the steps are those of plain gradient descent.
 
     Population statistics normalise throughout and stay as they are: a prediction depends on no other query.
     """
