@@ -124,6 +124,11 @@ class Workspace:
         return self.state / "checkpoints"
 
     @property
+    def features(self) -> Path:
+        """Of backbones that nothing trains any more, by weights and dataset."""
+        return self.state / "features"
+
+    @property
     def logs(self) -> Path:
         return self.state / "logs"
 

@@ -16,11 +16,12 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
 from kshot.algorithms.learner import FeatureWise, Learner, episodes_at_once
-from kshot.backbones.contract import items_at_once
+from kshot.backbones.contract import Backbone, items_at_once
 from kshot.data.class_table import Int
 from kshot.data.gather import Gather
 from kshot.episodes.loader import load_episodes
 from kshot.episodes.sampling import EpisodeIndices
+from kshot.evaluation.features import KeptItems
 from kshot.runtime.lines import LiveLines, silent_lines
 from kshot.settings import STRICT
 
@@ -100,10 +101,14 @@ def embedded_once(learner: Learner[Any], gather: Gather) -> tuple[Learner[Any], 
     """The learner and the gather for scoring several lists of episodes of the same items.
 
     A learner that sees items one by one is put on features, and an item embedded when it is first asked for; others
-    stay as they are.
+    stay as they are. A gather that keeps features does so where nothing of the backbone is trained.
     """
     if not isinstance(learner, FeatureWise):
         return learner, gather
+    if isinstance(gather, KeptItems) and isinstance(learner.backbone, Backbone):
+        kept = gather.features_of(learner.backbone)
+        if kept is not None:
+            return learner.on_features(), kept
     return learner.on_features(), _Features(learner.backbone, gather)
 
 

@@ -6,6 +6,7 @@ from kshot.config import Params
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.evaluation.cross_domain import check_item, score_cross_domain
+from kshot.evaluation.features import KeptItems
 from kshot.model import load_model
 from kshot.runtime.files import json_bytes
 from kshot.runtime.lines import LiveLines
@@ -24,7 +25,7 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     results = score_cross_domain(
         saved.on(device).learner,
         dataset,
-        item_gather(dataset, device),
+        KeptItems(item_gather(dataset, device), dataset, workspace.features),
         params.task_pool,
         LiveLines(partial(print, flush=True)),
     )

@@ -8,6 +8,7 @@ from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_frozen
 from kshot.evaluation.baselines import pretrained_baselines, untrained_baselines
+from kshot.evaluation.features import KeptItems
 from kshot.evaluation.grid import Grid, score_extras, score_model, write_scores
 from kshot.evaluation.report import write_report
 from kshot.model import load_model
@@ -24,7 +25,7 @@ def run(params: Params, workspace: Workspace) -> None:
     saved = load_model(workspace.model)
     dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     device = choose_device(params.process.device)
-    gather = item_gather(dataset, device)
+    gather = KeptItems(item_gather(dataset, device), dataset, workspace.features)
     grid = Grid(
         dataset=dataset,
         frozen=read_frozen(workspace.output("task_pool"), dataset, params.task_pool),

@@ -27,6 +27,7 @@ from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_val_pool
 from kshot.errors import KshotError, TrainingError
+from kshot.evaluation.features import KeptItems
 from kshot.model import ModelConfig, build_learner
 from kshot.runtime.cpu import check_bfloat16
 from kshot.runtime.error_file import error_file, leave_error
@@ -87,13 +88,14 @@ def train(
         return None
     if params.process.native_kernels and native_compiler() is None:
         _print_line("native kernels: not built here for this processor; training without; next: kshot kernels")
+    gather = item_gather(dataset, device)
     checkpoints = workspace.checkpoints / _training_key(stage, training, params, workspace, dataset, val_pool.hash)
     try:
         with joined_workers(device) as workers:
             trained = fit(
                 training,
                 dataset,
-                item_gather(dataset, device),
+                gather if params.backbone.freeze != "all" else KeptItems(gather, dataset, workspace.features),
                 val_pool,
                 device=device,
                 checkpoints=checkpoints,

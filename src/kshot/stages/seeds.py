@@ -6,6 +6,7 @@ from kshot.config import Params
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_frozen
+from kshot.evaluation.features import KeptItems
 from kshot.evaluation.grid import Grid, score_model
 from kshot.model import save_model
 from kshot.runtime.files import json_bytes
@@ -29,7 +30,7 @@ def run(params: Params, workspace: Workspace, seed: str) -> None:
     found = score_model(
         Grid(dataset=dataset, frozen=frozen, seed=int(seed)),
         trained.model.on(device),
-        item_gather(dataset, device),
+        KeptItems(item_gather(dataset, device), dataset, workspace.features),
         baselines={},
         lines=LiveLines(partial(print, flush=True)),
     )
