@@ -2,7 +2,8 @@
 
 Classes are the names that at least nine of the styles draw, their group is the Unicode subgroup, and the style is the
 domain: the id of an item is GROUP/NAME/STYLE. Left out are clock faces, squares, circles and diamonds, which differ in
-a hand or a colour alone, and drawings that two names share in a style. No skin tone is drawn by nine styles.
+a hand or a colour alone, a star that one style draws as the asterisk, and drawings that two names share in a style. No
+skin tone is drawn by nine styles.
 
 The drawings are SVG in packages of npm, by their version and SHA-256. The style of Mozilla has names of its own, and so
 is in few classes. Nothing of the packages is run.
@@ -37,14 +38,14 @@ from kshot.printing import one_line
 ITEM = ImageKind(image_size=84, channels=3)
 FOLDER_VARIABLE = "KSHOT_EMOJI"
 LEAST_STYLES = 9
-N_ITEMS = 7_812
+N_ITEMS = 7_803
 SOURCE = "emoji of ten styles, npm packages @iconify-json/*"
 LICENCE = (
     "fluent-emoji-flat, fluent-emoji-high-contrast: MIT; noto, noto-v1, fxemoji: Apache-2.0; twemoji, emojione, "
     "emojione-monotone: CC-BY-4.0; openmoji, emojione-v1: CC-BY-SA-4.0; groups of emojibase-data: MIT"
 )
 _LEFT_OUT = re.compile(
-    r".*(-oclock|-thirty)|.*\b(square|circle|diamond)\b.*|circled-m|flag-(?!in-hole).*|.*skin-tone.*"
+    r".*(-oclock|-thirty)|.*\b(square|circle|diamond)\b.*|circled-m|eight-pointed-star|flag-(?!in-hole).*|.*skin-tone.*"
 )
 
 
