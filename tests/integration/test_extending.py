@@ -64,16 +64,18 @@ from typing import Literal
 from pydantic.dataclasses import dataclass as settings
 from torch import nn
 
-from kshot.backbones.contract import Backbone
+from kshot.backbones.contract import Backbone, Freeze, Weights, freeze
 from kshot.settings import STRICT
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class ToyBackboneConfig:
     name: Literal["toy"] = "toy"
+    weights: Weights = ""
+    freeze: Freeze = ()
 
     def build(self, item):
-        return ToyBackbone(prod(item.shape))
+        return freeze(ToyBackbone(prod(item.shape)), self.freeze)
 
 
 class ToyBackbone(Backbone):
