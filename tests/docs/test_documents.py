@@ -160,8 +160,10 @@ def yaml_blocks_of(document: Path) -> list[str]:
 
 
 def laid_over(below: Any, above: Any) -> Any:
-    """`below` with the keys that `above` sets, section by section."""
+    """`below` with the keys that `above` sets, section by section; one that chooses another by name is whole."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    if "name" in below and above.get("name", below["name"]) != below["name"]:
         return above
     return below | {key: laid_over(below.get(key), value) for key, value in above.items()}
 

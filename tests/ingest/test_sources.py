@@ -166,7 +166,7 @@ def test_one_of_several_tables_says_that_the_others_are_not_read(tmp_path: Path)
     source = read(three_tables(tmp_path / "mini") / "train.csv")
     assert {file.class_name for file in source.files} == {"a", "b"}
     assert source.given_splits == {}
-    assert "not read: test.csv, val.csv beside it; to read several tables, give their folder" in source.remarks
+    assert "not read: 'test.csv', 'val.csv' beside it; to read several tables, give their folder" in source.remarks
     assert any("6 other pictures lie in" in remark for remark in source.remarks)
 
 
@@ -193,7 +193,9 @@ def test_several_tables_that_are_no_splits_are_refused_by_name(tmp_path: Path) -
     folder = lay(tmp_path / "shop", "1.png", "2.png")
     for name in ("train", "sample_submission"):
         table(folder / f"{name}.csv", "id,label\n1,a\n2,b\n")
-    with pytest.raises(DataError, match=r"2 tables of labels, sample_submission.csv, train.csv.*next: give the table"):
+    with pytest.raises(
+        DataError, match=r"2 tables of labels, 'sample_submission.csv', 'train.csv'.*next: give the table"
+    ):
         read(folder)
     assert len(read(folder / "train.csv").files) == 2
 
