@@ -44,7 +44,7 @@ omniglot: setup $(OMNIGLOT)  ## Prototypical Networks on Omniglot (KSHOT_OMNIGLO
 	@$(BIN)/kshot preset omniglot-protonet
 	@$(BIN)/python -m flows.train
 
-emoji: setup $(EMOJI) $(LITE0)  ## A pretrained encoder on emoji of unseen classes in unseen styles (npm, or KSHOT_EMOJI)
+emoji: setup $(EMOJI) $(LITE0)  ## A pretrained encoder on emoji of unseen classes, from one style of drawing to others
 	@$(BIN)/kshot preset emoji
 	@$(BIN)/python -m flows.train
 

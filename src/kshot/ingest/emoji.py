@@ -159,7 +159,7 @@ def _record(class_name: str, style: str, svg: str) -> Record:
 
 
 def rendered(svg: str, side: int) -> Image.Image:
-    """The drawing on white, `side` pixels on its longer side."""
+    """The drawing on white, `side` pixels wide."""
     try:
         import resvg_py
     except ModuleNotFoundError as error:
@@ -187,13 +187,13 @@ def packages() -> Iterator[Path]:
 
 def _download(folder: Path) -> None:
     wanted = [f"{one.name}@{one.version}" for one in (*_STYLES.values(), _NAMES)]
-    command = ["npm", "pack", "--silent", *wanted]
+    command = ["npm", "pack", "--loglevel=error", *wanted]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError as error:
         raise DataError(f"npm cannot be run ({error.strerror}); {_ways()}") from error
     if done.returncode != 0:
-        raise DataError(f"npm could not load the packages ({one_line(done.stderr)[-200:]}); {_ways()}")
+        raise DataError(f"npm could not load the packages ({one_line(done.stderr)[:200]}); {_ways()}")
 
 
 def read_json(folder: Path, package: _Package, name: str) -> Any:
