@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from kshot.backbones import Conv4Config
 from kshot.config import load_params
 from kshot.data.packed import PackedDataset
+from kshot.data.weights import OfChannels
 from kshot.errors import ConfigError, DataError
 from kshot.ingest.weights import IMAGENET_MEAN, IMAGENET_STD, Brought, add_weights
 from kshot.stages import evaluate, meta_train, pretrain, task_pool
@@ -29,11 +30,13 @@ def project(root: Path, algorithm: dict[str, Any], **changes: Any) -> Workspace:
     return workspace
 
 
-def mine(workspace: Workspace) -> dict[str, torch.Tensor]:
+def mine(
+    workspace: Workspace, mean: OfChannels = (0.0, 0.0, 0.0), std: OfChannels = (1.0, 1.0, 1.0)
+) -> dict[str, torch.Tensor]:
     item = PackedDataset.open(workspace.dataset("tiny")).item
     torch.manual_seed(7)
     tensors = {name: tensor + 0.1 for name, tensor in Conv4Config(width=4).build(item).state_dict().items()}
-    brought = Brought(tensors=tensors, source="mine.pth", licence="MIT", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    brought = Brought(tensors=tensors, source="mine.pth", licence="MIT", mean=mean, std=std)
     add_weights(workspace.pretrained_weights("mine"), brought)
     return tensors
 
@@ -90,3 +93,27 @@ def test_weights_that_nothing_would_use_are_refused(tmp_path: Path) -> None:
         ConfigError, match="backbone.weights is mine, and meta_train.initial is random.*next: set meta_tr"
     ):
         load_params(workspace.params)
+
+
+def test_weights_for_standardised_pixels_are_refused_by_a_backbone_that_takes_them_as_they_are(tmp_path: Path) -> None:
+    workspace = project(tmp_path, {"name": "ridge"})
+    mine(workspace, IMAGENET_MEAN, IMAGENET_STD)
+    with pytest.raises(
+        ConfigError, match=r"the weights mine expect pixels standardised by mean \(0.485, .*next: .*--mean 0,0,0 --std"
+    ):
+        pretrain.run(load_params(workspace.params), workspace)
+    assert not workspace.output("pretrain").exists()
+
+
+def test_drop_blocks_change_ordinary_training_and_are_the_same_again(tmp_path: Path) -> None:
+    found = {}
+    for name, rate in (("none", 0.0), ("some", 0.3), ("again", 0.3)):
+        trained = {"name": "supervised", "n_steps": 2, "validate_every": 2}
+        backbone = {"name": "resnet12", "widths": [4, 4, 4, 4], "drop_rate": rate, "drop_block": 1}
+        params = tiny_params() | {"backbone": backbone, "pretrain": trained}
+        torch.set_num_threads(1)
+        workspace = Workspace(write_project(tmp_path / name, params))
+        task_pool.run(load_params(workspace.params), workspace)
+        pretrain.run(load_params(workspace.params), workspace)
+        found[name] = (workspace.pretrained_model / "weights.safetensors").read_bytes()
+    assert found["some"] == found["again"] != found["none"]

@@ -18,7 +18,6 @@ from kshot.data.items.contract import ItemKind
 from kshot.errors import ConfigError
 from kshot.settings import STRICT
 
-Widths = Annotated[tuple[int, int, int, int], Field()]
 _SLOPE = 0.1  # of the leaky ReLU
 _SMALLEST = 16  # pixels: four poolings
 _DROPBLOCKS = 2  # the last blocks have it; earlier ones only dropout of the same rate, as in the paper's code
@@ -29,9 +28,9 @@ class ResNet12Config:
     """`widths` are the channels of the blocks; 64, 128, 256, 512 is the narrow one of the literature."""
 
     name: Literal["resnet12"] = "resnet12"
-    widths: Widths = (64, 160, 320, 640)
+    widths: tuple[int, int, int, int] = (64, 160, 320, 640)
     pooling: Literal["mean", "none"] = "mean"
-    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of DropBlock, in ordinary training
     drop_block: Annotated[int, Field(ge=1)] = 5  # pixels of a block on a side
     weights: Weights = ""
     freeze: Freeze = ()
@@ -55,8 +54,8 @@ class ResNet12(Backbone):
     Each block is three 3x3 convolutions with batch normalisation and leaky ReLU of slope 0.1, a 1x1 convolution as the
     shortcut, and 2x2 max-pooling. With mean pooling D is the last width; without, D is a map (`map_shape`).
 
-    Deviations: the rate of DropBlock is constant and does not ramp up over the training; it is off where nobody names
-    the draws (`contract.drawing`), as in evaluation and in episodes whose weights are adapted.
+    Deviations: the rate of DropBlock is constant and does not ramp up over the training; it is on in the batches of
+    ordinary training alone, which name its draws (`contract.drawing`), and off in episodes and in evaluation.
     """
 
     def __init__(

@@ -2,14 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import nn
 
 from kshot.backbones.contract import Backbone, Freeze, Weights, freeze, image_item, nearest_name
-from kshot.backbones.layers.adopted import Adopted
-from kshot.backbones.layers.pictures import Pictures, without_noise
+from kshot.backbones.layers.adopted import adopted_pictures
 from kshot.data.items.contract import ItemKind
 from kshot.errors import ConfigError
 from kshot.settings import STRICT
@@ -27,9 +25,8 @@ class TimmConfig:
 
     def build(self, item: ItemKind) -> Backbone:
         pictures = image_item("timm", item)
-        network = without_noise(_network(self.model, self.input_size or pictures.image_size))
-        example = torch.zeros(1, pictures.channels, pictures.image_size, pictures.image_size)
-        return freeze(Adopted(Pictures(network, self.input_size), example), self.freeze)
+        network = _network(self.model, self.input_size or pictures.image_size)
+        return freeze(adopted_pictures(network, pictures, self.input_size), self.freeze)
 
 
 def _network(model: str, side: int) -> nn.Module:

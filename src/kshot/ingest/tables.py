@@ -97,7 +97,6 @@ class Table:
     """A table of labels. `columns` are the headers of those that are used; `unused` are the others."""
 
     name: str
-    file: str
     columns: Columns
     unused: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -166,7 +165,6 @@ def read_table(
     columns = Columns(**found.columns)
     return Table(
         name=name,
-        file=path.name,
         columns=replace(columns, class_name=f"{_named(found.one_hot)}: which is 1") if found.one_hot else columns,
         unused=tuple(column for column in header if column and column not in used),
         rows=tuple(_with_one_label_each(rows, several, one_hot=bool(found.one_hot))),

@@ -11,7 +11,7 @@ from kshot.algorithms.maths.losses import CrossEntropyConfig
 from kshot.backbones.layers.adopted import start_from
 from kshot.config import Params
 from kshot.data.packed import PackedDataset
-from kshot.data.weights import read_weights
+from kshot.data.weights import PretrainedWeights, read_weights
 from kshot.model import SavedModel, build_learner, save_model
 from kshot.runtime.files import json_bytes, write_folder
 from kshot.stages.launch import forget_checkpoints, model_config, train, write_history
@@ -27,19 +27,17 @@ _NOTHING = {"initial.json": json_bytes({"initial": RANDOM})}
 def run(params: Params, workspace: Workspace) -> None:
     """Write metrics.json and random/; with weights or a training pretrained/; and of a training history.parquet."""
     folder, settings = workspace.output("pretrain"), params.pretrain
-    dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     weights = read_weights(workspace.pretrained_weights(params.backbone.weights)) if params.backbone.weights else None
     if isinstance(settings, NoPretraining):
+        as_they_are = None if weights is None else _model_of(weights, params, workspace)
         shutil.rmtree(folder, ignore_errors=True)
         write_folder(folder / RANDOM, _NOTHING)
-        if weights is not None:
-            config = replace(model_config(params, dataset, LinearProbeConfig()), n_train_classes=None)
-            learner = build_learner(config)
-            start_from(learner.backbone, weights)
-            save_model(workspace.pretrained_model, SavedModel(learner=learner, config=config))
-        of_weights = {"weights": params.backbone.weights} if weights is not None else {}
+        if as_they_are is not None:
+            save_model(workspace.pretrained_model, as_they_are)
+        of_weights = {} if weights is None else {"weights": weights.name}
         (folder / "metrics.json").write_bytes(json_bytes({"name": settings.name, **of_weights}))
         return
+    dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     training = ModelTraining(
         config=model_config(params, dataset, LinearProbeConfig()),
         loss=CrossEntropyConfig(),
@@ -58,3 +56,12 @@ def run(params: Params, workspace: Workspace) -> None:
     save_model(workspace.pretrained_model, trained.model)
     write_history(folder, trained)
     forget_checkpoints(trained)
+
+
+def _model_of(weights: PretrainedWeights, params: Params, workspace: Workspace) -> SavedModel:
+    """The backbone with these weights, which nothing trained."""
+    dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
+    config = replace(model_config(params, dataset, LinearProbeConfig()), n_train_classes=None)
+    learner = build_learner(config)
+    start_from(learner.backbone, weights)
+    return SavedModel(learner=learner, config=config)

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner, calibrate_learner, episodes_at_once
-from kshot.backbones.contract import calibrate
+from kshot.backbones.contract import calibrate, drawing
 from kshot.data.batches import TrainItems
-from kshot.data.class_table import Int
 from kshot.data.gather import Gather
 from kshot.episodes.loader import EpisodeLoader
 from kshot.episodes.pools import FrozenPool
 from kshot.evaluation.scoring import score_episodes
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import Workers
+from kshot.seeding import stream_key
 
 _CALIBRATION_EPISODES = 16
 _TRAINING_BYTES = 2**30  # of the largest activations of the episodes that are taken together
@@ -111,15 +111,17 @@ class Supervised:
         return "batches"
 
     def losses(self, numbers: range, done: float) -> Tensor:
-        return torch.stack([self._loss(self.train.rows(number)) for number in numbers])
+        return torch.stack([self._loss(number) for number in numbers])
 
     def score(self, workers: Workers, lines: LiveLines) -> float:
         self.learner.eval()
         calibrate_learner(self.learner, self._calibration)
         return episode_accuracy(self.learner, self.val_pool, self.gather, workers, lines)
 
-    def _loss(self, rows: Int) -> Tensor:
-        logits = self.learner.class_logits(self.gather(self.train.items[rows]))
+    def _loss(self, number: int) -> Tensor:
+        rows = self.train.rows(number)
+        with drawing(int(stream_key(self.train.seed, "noise of a batch", number))):
+            logits = self.learner.class_logits(self.gather(self.train.items[rows]))
         return F.cross_entropy(logits.float(), torch.from_numpy(self.train.labels[rows]).to(logits.device))
 
     def _calibration(self) -> Iterator[Tensor]:

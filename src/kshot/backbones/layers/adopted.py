@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kshot.backbones.contract import Backbone
 from kshot.backbones.layers.conv_block import at_least_float32
 from kshot.backbones.layers.norm import ReferenceNorm
-from kshot.backbones.layers.pictures import Pictures
+from kshot.backbones.layers.pictures import Pictures, without_noise
+from kshot.data.items import ImageKind
 from kshot.data.weights import PretrainedWeights
 from kshot.errors import ConfigError
 
@@ -21,6 +22,7 @@ _N_REFERENCE: ContextVar[int | None] = ContextVar("n_reference", default=None)
 _PASSES = 4  # to find noise in
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _OF_PIXELS = ("network.mean", "network.std")
+_AS_THEY_ARE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and std of pixels that are not standardised
 _WRAPPERS = ("module.", "backbone.", "model.", "encoder.", "network.", "net.")
 _STATE_OF_NORMS = {
     "weight": "weight",
@@ -73,11 +75,18 @@ class Adopted(Backbone):
             _N_REFERENCE.reset(token)
 
 
+def adopted_pictures(network: nn.Module, item: ImageKind, input_size: int | None) -> Adopted:
+    """A network of three-channel pictures, without its noise, for the items of a dataset; see `Pictures`."""
+    example = torch.zeros(1, item.channels, item.image_size, item.image_size)
+    return Adopted(Pictures(without_noise(network), input_size), example)
+
+
 def start_from(backbone: nn.Module, weights: PretrainedWeights) -> None:
     """Load pretrained weights, and how their pixels were standardised, into a backbone.
 
     Their names may begin with a word such as `module` or `backbone`; what they have beyond the backbone is their
-    classifier. Raises ConfigError where a tensor of the backbone is not among them, or has another shape.
+    classifier. Raises ConfigError where a tensor of the backbone is not among them, or has another shape, and where
+    they expect standardised pixels of a backbone that does not standardise them.
     """
     needed = {name: tensor for name, tensor in backbone.state_dict().items() if name not in _OF_PIXELS}
     renamed = backbone.renamed if isinstance(backbone, Adopted) else dict
@@ -93,10 +102,19 @@ def start_from(backbone: nn.Module, weights: PretrainedWeights) -> None:
             f"among them in its shape, such as {wrong[0]!r}; they have names such as {there!r}; needed the weights of "
             "this model"
         )
+    record = weights.record
+    pictures = backbone.network if isinstance(backbone, Adopted) and isinstance(backbone.network, Pictures) else None
+    if pictures is None and (record.mean, record.std) != _AS_THEY_ARE:
+        raise ConfigError(
+            f"the weights {weights.name} expect pixels standardised by mean {record.mean} and std {record.std}, "
+            "and this backbone takes them in 0..1 as they are; needed weights for such pixels, or a network of timm or "
+            "torchvision; next: where the network standardises by itself, kshot weights add them under another name "
+            "with --mean 0,0,0 --std 1,1,1"
+        )
     backbone.load_state_dict({name: found[name] for name in needed}, strict=False)
-    if isinstance(backbone, Adopted) and isinstance(backbone.network, Pictures):
-        backbone.network.mean.copy_(torch.tensor(weights.record.mean))
-        backbone.network.std.copy_(torch.tensor(weights.record.std))
+    if pictures is not None:
+        pictures.mean.copy_(torch.tensor(record.mean))
+        pictures.std.copy_(torch.tensor(record.std))
 
 
 def _with_and_without_first_words(tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
