@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as settings
 from kshot.algorithms import AlgorithmConfig
 from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
 from kshot.backbones import BackboneConfig
+from kshot.backbones.layers.adapter import AdapterConfig, NoAdapter
 from kshot.episodes.pools import TaskPoolSettings
 from kshot.errors import ConfigError
 from kshot.evaluation.scoring import EvaluationSettings
@@ -54,6 +55,7 @@ class DatasetSettings:
 @settings(frozen=True, kw_only=True, config=STRICT)
 class MetaTrainSettings:
     algorithm: AlgorithmConfig
+    adapter: AdapterConfig = Field(default_factory=NoAdapter)  # on top of the backbone
     loss: LossConfig = Field(default_factory=CrossEntropyConfig)  # of the queries of an episode
     initial: Literal["random", "pretrained"]  # the backbone's weights before the first step
     training: TrainingSettings
@@ -123,6 +125,11 @@ class Params:
                 "meta_train.training.n_steps is 0 and meta_train.initial is random, so that nothing trains the "
                 "backbone; need pretrained weights; next: set meta_train.initial: pretrained and "
                 "pretrain: {name: supervised, n_steps: 2000}, or meta_train.training.n_steps: 600"
+            )
+        if not isinstance(self.meta_train.adapter, NoAdapter):
+            raise ValueError(
+                f"meta_train.adapter is {self.meta_train.adapter.name} and meta_train.training.n_steps is 0, so that "
+                "nothing trains it; next: set n_steps: 500, or take meta_train.adapter out"
             )
         if self.seeds:
             raise ValueError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from pydantic import ValidationError as PydanticError
 from pydantic.dataclasses import dataclass as settings
 from safetensors.torch import load as tensors_from_bytes
@@ -24,6 +24,7 @@ from kshot.algorithms.learner import Problem
 from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
 from kshot.backbones import BackboneConfig
 from kshot.backbones.contract import Backbone
+from kshot.backbones.layers.adapter import AdapterConfig, NoAdapter
 from kshot.data.items import AnyItemKind
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import ModelError
@@ -40,6 +41,7 @@ class ModelConfig:
 
     algorithm: AlgorithmConfig
     backbone: BackboneConfig
+    adapter: AdapterConfig = Field(default_factory=NoAdapter, exclude_if=lambda adapter: adapter == NoAdapter())
     item: AnyItemKind
     train_shape: EpisodeShape
     n_train_classes: int | None = (
@@ -77,12 +79,12 @@ def build_learner(config: ModelConfig, loss: EpisodeLoss = query_cross_entropy, 
     """A learner with fresh weights, to be trained with `loss`; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
-        backbone = config.backbone.build(config.item)
+        backbone = config.adapter.build(config.backbone.build(config.item))
         return config.algorithm.build(backbone, config.problem, loss)
 
 
 def build_backbone(config: ModelConfig, *, init_seed: int) -> Backbone:
-    """The backbone alone with fresh weights, those that `build_learner` gives it."""
+    """The backbone alone, without an adapter, with fresh weights, those that `build_learner` gives it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
         return config.backbone.build(config.item)

@@ -22,6 +22,7 @@ from kshot.backbones.contract import (
     items_at_once,
     recorded_statistics,
 )
+from kshot.backbones.layers.adapter import AdapterConfig, LinearAdapter, NoAdapter, WithAdapter
 from kshot.backbones.layers.adopted import Adopted, start_from
 from kshot.backbones.layers.norm import ReferenceNorm
 from kshot.backbones.resnet12 import drop_blocks
@@ -58,15 +59,23 @@ def configs() -> list[Any]:
     return [config(**SMALL.get(config.name, {})) for config in get_args(get_args(BackboneConfig)[0])]
 
 
+ADAPTERS = [config() for config in get_args(get_args(AdapterConfig)[0]) if config is not NoAdapter]
 MAKERS: dict[str, Callable[[], Backbone]] = {
     **{config.name: (lambda config=config: built(config)) for config in configs()},
     "adopted": lambda: Adopted(plain_network(), items(1)),
+    **{f"{adapter.name} adapter": (lambda adapter=adapter: adapted(adapter)) for adapter in ADAPTERS},
 }
 every_backbone = pytest.mark.parametrize("name", MAKERS)
 
 
 def built(config: Any) -> Backbone:
     backbone: Backbone = config.build(ITEM)
+    return backbone
+
+
+def adapted(config: Any) -> Backbone:
+    backbone: Backbone = config.build(built(Conv4Config(width=8)))
+    nn.init.normal_(list(backbone.parameters())[-1], std=0.1)  # those that add something add nothing at first
     return backbone
 
 
@@ -333,3 +342,27 @@ def test_statistics_of_one_thread_do_not_enter_those_of_another() -> None:
         other.start()
         other.join()
     assert all(torch.equal(value, expected[name]) for name, value in statistics().items())
+
+
+@pytest.mark.parametrize("config", ADAPTERS, ids=lambda config: config.name)
+def test_an_adapter_that_nothing_trained_keeps_the_angles_between_centred_features(config: Any) -> None:
+    base = freeze(built(Conv4Config(width=8)), "all")
+    backbone = config.build(base).eval()
+    backbone.set_centre([items(8, seed=5), items(8, seed=6)])
+    features = base(items(5), None)
+    assert torch.allclose(backbone.centre, torch.cat([base(items(8, seed=s), None) for s in (5, 6)]).mean(0), atol=1e-6)
+    plain, found = F.normalize(features - backbone.centre, dim=1), backbone(items(5), None)
+    torch.testing.assert_close(found.norm(dim=1), torch.full((5,), 5**0.5))
+    torch.testing.assert_close(found @ found.T / 5, plain @ plain.T, atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_on_features_answers_like_the_whole_and_shares_its_tensors() -> None:
+    base = freeze(built(Conv4Config(width=8)), "all")
+    whole = LinearAdapter(width=6).build(base).eval()
+    assert isinstance(whole, WithAdapter)
+    on_features = whole.on_features()
+    on_features.set_centre([base(items(8, seed=5), None)])
+    torch.testing.assert_close(on_features(base(items(3), None), None), whole(items(3), None))
+    assert whole.centre.any() and dict(whole.named_parameters())["adapter.weight"] is on_features.adapter.weight
+    assert {name for name, _ in on_features.named_parameters()} == {"adapter.weight", "adapter.bias"}
+    assert on_features.bytes_per_item < whole.bytes_per_item

@@ -11,10 +11,12 @@ from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from kshot.backbones.contract import calibrate, items_at_once
+from kshot.backbones.contract import Backbone, calibrate, items_at_once
 from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
 
 AdaptedT = TypeVar("AdaptedT")
+
+_FROM_FEATURES = 16  # episodes that are taken together at least, where their items are as good as features
 
 NON_TRANSDUCTIVE = "non-transductive"
 TRANSDUCTIVE = "transductive"
@@ -160,7 +162,10 @@ def episodes_at_once(learner: Learner[Any], items_per_episode: int, budget_bytes
     Where memory bounds it, a power of two: so 2 or 4 workers sum in the same order as one.
     """
     fit = max(1, items_at_once(learner.backbone, budget_bytes) // items_per_episode)
-    return min(learner.episodes_at_once, 1 << (fit.bit_length() - 1))
+    likes = learner.episodes_at_once
+    if _takes_each_alone(learner.backbone):
+        likes = max(likes, _FROM_FEATURES)
+    return min(likes, 1 << (fit.bit_length() - 1))
 
 
 @torch.no_grad()
@@ -181,6 +186,13 @@ def embed_alone(backbone: nn.Module, items: Tensor) -> Tensor:
 def embed_jointly(backbone: nn.Module, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
     """Features of support (B, S, D) and query (B, Q, D) in training: normalised by the episode's own items."""
     items = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-    features = torch.stack([backbone(episode, len(episode)) for episode in items])
     n_support = episodes.support_x.shape[1]
+    if _takes_each_alone(backbone):
+        features = embed_alone(backbone, items)
+        return features[:, :n_support], features[:, n_support:]
+    features = torch.stack([backbone(episode, len(episode)) for episode in items])
     return features[:, :n_support], features[:, n_support:]
+
+
+def _takes_each_alone(backbone: nn.Module) -> bool:
+    return isinstance(backbone, Backbone) and backbone.each_alone

@@ -40,6 +40,8 @@ class Backbone(nn.Module, ABC):
     n_features: int
     map_shape: tuple[int, int, int] | None = None
     """(C, H, W) where the D features are such a map, flattened in this order; None where they are not."""
+    each_alone: bool = False
+    """Whether the features of an item are the same whatever `n_reference` is."""
     bytes_per_item: int = 2**20
     """Memory of the largest activations that one item has at the same time; with gradients all layers are kept."""
 

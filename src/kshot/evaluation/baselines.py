@@ -12,6 +12,7 @@ from kshot.algorithms.protonet import ProtoNet
 from kshot.algorithms.ridge import Ridge, RidgeConfig
 from kshot.algorithms.simpleshot import SimpleShot
 from kshot.backbones.contract import Backbone, Flatten, calibrate
+from kshot.backbones.layers.adapter import WithAdapter
 from kshot.data.batches import TrainItems
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
@@ -45,7 +46,8 @@ def pretrained_baselines(
 
     Nothing where it left none, nor beside a learner that is a head on such a backbone itself: that is their equal.
     """
-    if not folder.exists() or (isinstance(beside, TransferLearner) and isinstance(beside, FeatureWise)):
+    is_head = isinstance(beside, TransferLearner) and isinstance(beside, FeatureWise)
+    if not folder.exists() or (is_head and not isinstance(beside.backbone, WithAdapter)):
         return {}
     batches = [gather(items) for items in TrainItems.of(dataset, batch_size=_BATCH, seed=seed).calibration_batches()]
     backbone = load_model(folder).learner.backbone.to(batches[0].device)

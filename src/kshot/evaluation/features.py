@@ -5,14 +5,18 @@ Shapes: R * n items in use with their rotations, D features.
 
 import hashlib
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kshot.algorithms.learner import Learner
 from kshot.backbones.contract import Backbone, has_nothing_to_train, items_at_once
+from kshot.backbones.layers.adapter import WithAdapter
 from kshot.data.class_table import Int
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
@@ -39,6 +43,24 @@ class KeptItems:
         n_items = len(self._dataset.labels)
         folder = self._folder / _key(backbone, self._dataset)
         return _Features(backbone, self._gather, _Store(folder, n_items, backbone.n_features))
+
+
+LearnerT = TypeVar("LearnerT", bound=Learner[Any])
+
+
+def on_kept_features(learner: LearnerT, gather: Gather) -> tuple[LearnerT, Gather]:
+    """The learner and the gather for the features below an adapter, where nothing of the backbone there is trained.
+
+    Both learners have the same tensors. In every other case, both are as they were given.
+    """
+    backbone = learner.backbone
+    if isinstance(gather, KeptItems) and isinstance(backbone, WithAdapter) and isinstance(backbone.base, Backbone):
+        kept = gather.features_of(backbone.base)
+        if kept is not None:
+            other = copy(learner)
+            other._modules = learner._modules | {"backbone": backbone.on_features()}
+            return other, kept
+    return learner, gather
 
 
 class _Store:

@@ -21,7 +21,7 @@ from kshot.data.class_table import Int
 from kshot.data.gather import Gather
 from kshot.episodes.loader import load_episodes
 from kshot.episodes.sampling import EpisodeIndices
-from kshot.evaluation.features import KeptItems
+from kshot.evaluation.features import KeptItems, on_kept_features
 from kshot.runtime.lines import LiveLines, silent_lines
 from kshot.settings import STRICT
 
@@ -101,8 +101,10 @@ def embedded_once(learner: Learner[Any], gather: Gather) -> tuple[Learner[Any], 
     """The learner and the gather for scoring several lists of episodes of the same items.
 
     A learner that sees items one by one is put on features, and an item embedded when it is first asked for; others
-    stay as they are. A gather that keeps features does so where nothing of the backbone is trained.
+    stay as they are. A gather that keeps features does so where nothing of the backbone, or of it below an adapter, is
+    trained.
     """
+    learner, gather = on_kept_features(learner, gather)
     if not isinstance(learner, FeatureWise):
         return learner, gather
     if isinstance(gather, KeptItems) and isinstance(learner.backbone, Backbone):
@@ -156,8 +158,9 @@ def episode_logits(
     A learner that sees items one by one has each embedded once, and episodes are gathers.
     """
     items_per_episode = indices.support[0].size + indices.query[0].size
-    if isinstance(learner, FeatureWise):
-        learner, gather = embedded_once(learner, gather)
+    by_features = isinstance(learner, FeatureWise)
+    learner, gather = embedded_once(learner, gather)
+    if by_features:
         per_episode = gather(indices.support[:1, :1, :1]).numel() * items_per_episode
         at_once = min(max(1, _NUMBERS_AT_ONCE // per_episode), _EPISODES_AT_ONCE)
     else:

@@ -45,7 +45,7 @@ from kshot.yaml_file import read_yaml
 def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *, seed: int) -> ModelTraining:
     """The meta-training that params.yaml describes, from any seed."""
     settings = params.meta_train
-    config = model_config(params, dataset, settings.algorithm)
+    config = replace(model_config(params, dataset, settings.algorithm), adapter=settings.adapter)
     if settings.training.n_steps == 0:
         config = replace(config, n_train_classes=None)  # the model is without a classifier that nothing trained
     return ModelTraining(

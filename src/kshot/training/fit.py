@@ -10,6 +10,7 @@ import torch
 from kshot.algorithms.learner import Choosing, Learner, MetaLearner, TransferLearner
 from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
 from kshot.backbones.contract import has_nothing_to_train
+from kshot.backbones.layers.adapter import WithAdapter
 from kshot.backbones.layers.adopted import start_from
 from kshot.data.batches import TrainItems
 from kshot.data.gather import Gather
@@ -21,6 +22,7 @@ from kshot.episodes.pools import FrozenPool, TaskPoolSettings
 from kshot.episodes.sampling import EpisodeKind
 from kshot.errors import ConfigError, EpisodeError, TrainingError
 from kshot.evaluation.calibration import fit_temperatures
+from kshot.evaluation.features import on_kept_features
 from kshot.model import ModelConfig, SavedModel, build_learner, load_model
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import Workers
@@ -76,8 +78,12 @@ def fit(
     elif training.weights is not None:
         start_from(learner.backbone, training.weights)
     learner = learner.to(device)
+    trained, gather = on_kept_features(learner, gather)
+    if isinstance(trained.backbone, WithAdapter):
+        items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
+        trained.backbone.set_centre(gather(batch) for batch in items.calibration_batches())
     job = TrainingJob(
-        objective=_objective(training, learner, dataset, gather, val_pool),
+        objective=_objective(training, trained, dataset, gather, val_pool),
         settings=training.settings,
         checkpoints=CheckpointFolder(checkpoints),
         workers=workers,
@@ -85,9 +91,9 @@ def fit(
     )
     progress = run_training(job)
     peak = peak_memory_bytes(device)
-    _choose(learner.eval(), val_pool, gather, workers, lines)
-    temperatures = fit_temperatures(learner, val_pool.indices, gather) if workers.is_first else {}
-    model = SavedModel(learner=learner, config=training.config, temperatures=temperatures)
+    _choose(trained.eval(), val_pool, gather, workers, lines)
+    temperatures = fit_temperatures(trained, val_pool.indices, gather) if workers.is_first else {}
+    model = SavedModel(learner=learner.eval(), config=training.config, temperatures=temperatures)
     return Trained(job=job, progress=progress, model=model, checkpoints=checkpoints, peak_memory_bytes=peak)
 
 
@@ -142,8 +148,9 @@ def _choose(learner: Learner[Any], val_pool: FrozenPool, gather: Gather, workers
 def _continue_from(learner: Learner[Any], folder: Path) -> None:
     """Give the learner the backbone of the model in `folder`."""
     initial = load_model(folder)
+    backbone = learner.backbone.base if isinstance(learner.backbone, WithAdapter) else learner.backbone
     try:
-        learner.backbone.load_state_dict(initial.learner.backbone.state_dict())
+        backbone.load_state_dict(initial.learner.backbone.state_dict())
     except RuntimeError as error:
         raise TrainingError(
             f"the backbone in {folder} does not fit this one ({str(error).splitlines()[0]}); "
