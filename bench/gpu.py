@@ -35,7 +35,7 @@ from kshot.episodes.sampling import EpisodeIndices
 from kshot.runtime.workers import Workers
 from kshot.training.loop import TrainingJob, gradient_and_loss, training_step, update
 from kshot.training.objectives import Episodic
-from kshot.training.optimizers import Adam
+from kshot.training.optimizers import Optimizer
 
 _QUEUED = 64  # steps in a batch, so that each draws as many blocks of episodes
 _TRAINING = tuple(name for name, workload in WORKLOADS.items() if workload.kind == "train" and name != "memory")
@@ -110,7 +110,7 @@ class GraphedStep:
     def __init__(
         self,
         job: TrainingJob,
-        optimizer: Adam,
+        optimizer: Optimizer,
         capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] = captured,
     ) -> None:
         self._job, self._optimizer, self._n = job, optimizer, job.settings.episodes_per_step
@@ -133,11 +133,11 @@ class GraphedStep:
         return update(self._job, self._optimizer, step, self._replay())
 
 
-def eager(job: TrainingJob, optimizer: Adam) -> Step:
+def eager(job: TrainingJob, optimizer: Optimizer) -> Step:
     return lambda step: training_step(job, optimizer, step)
 
 
-def compiled(job: TrainingJob, optimizer: Adam) -> Step:
+def compiled(job: TrainingJob, optimizer: Optimizer) -> Step:
     torch._dynamo.reset()  # it would remember the shapes of the workload before
     learner = episodic(job).learner
     learner.meta_loss = torch.compile(learner.meta_loss, dynamic=False)  # type: ignore[method-assign]
@@ -159,7 +159,7 @@ def with_loader(job: TrainingJob, loader: EpisodeLoader) -> TrainingJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    make: Callable[[TrainingJob, Adam], Step] = eager
+    make: Callable[[TrainingJob, Optimizer], Step] = eager
     precision: str = "float32"
     draws_on_host: bool = False
 
@@ -176,7 +176,7 @@ WAYS = {
 
 def measure(workload_name: str, way: Way, *, data_folder: Path, device: torch.device, seconds: float) -> Speed:
     job = _job(workload_name, way, data_folder, device)
-    step, numbers = way.make(job, Adam(job.parameters)), count()
+    step, numbers = way.make(job, job.new_optimizer()), count()
     _run(step, numbers, device)  # where libraries are loaded and code is compiled, which waits
     times: list[float] = []
     until = time.perf_counter() + seconds

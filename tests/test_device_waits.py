@@ -23,7 +23,6 @@ from kshot.episodes.sampling import ClassWeighted, SamplerConfig, Uniform, Withi
 from kshot.runtime.lines import silent_lines
 from kshot.training.loop import TrainingJob, TrainingSettings, training_step
 from kshot.training.objectives import Episodic
-from kshot.training.optimizers import Adam
 from tests.device_waits import WaitError, as_on_a_device
 from tests.tiny_dataset import SIZE_PX, tiny_dataset
 from tests.training.fakes import NoCheckpoints
@@ -75,7 +74,7 @@ def job(
 
 def outcomes(training: TrainingJob, *, on_device: bool) -> Tensor:
     """Losses and norms of two steps; `on_device` refuses every look at a value."""
-    optimizer = Adam(training.parameters)
+    optimizer = training.new_optimizer()
     with as_on_a_device(on_host=[optimizer.state()["step"]]) if on_device else nullcontext():
         return torch.stack([training_step(training, optimizer, step) for step in range(2)])
 

@@ -32,7 +32,6 @@ from kshot.runtime.lines import silent_lines
 from kshot.runtime.workers import Workers, joined_workers
 from kshot.training.loop import TrainingJob, TrainingSettings, TrainingState, training_step
 from kshot.training.objectives import Episodic
-from kshot.training.optimizers import Adam
 
 _CALIBRATION_EPISODES = 16
 SCORED_AT_ONCE = {"protonet": 1000, "maml": 64}  # episodes in one call
@@ -95,7 +94,7 @@ def _part(workload: Workload, shape: Shape, data: Data, request: Request, worker
     match workload.kind:
         case "train":
             job = training_job(workload, shape, data, request, workers, torch.device("cpu"))
-            optimizer = Adam(job.parameters)
+            optimizer = job.new_optimizer()
             return Part(
                 name=str(shape),
                 step=lambda: training_step(job, optimizer, next(numbers)),

@@ -15,6 +15,7 @@ from kshot.algorithms import AlgorithmConfig
 from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
 from kshot.backbones import BackboneConfig
 from kshot.backbones.layers.adapter import AdapterConfig, NoAdapter
+from kshot.episodes.augmentation import EpisodeAugmentation
 from kshot.episodes.pools import TaskPoolSettings
 from kshot.errors import ConfigError
 from kshot.evaluation.scoring import EvaluationSettings
@@ -57,6 +58,7 @@ class MetaTrainSettings:
     algorithm: AlgorithmConfig
     adapter: AdapterConfig = Field(default_factory=NoAdapter)  # on top of the backbone
     loss: LossConfig = Field(default_factory=CrossEntropyConfig)  # of the queries of an episode
+    augment: EpisodeAugmentation = Field(default_factory=EpisodeAugmentation)  # of the items of training
     initial: Literal["random", "pretrained"]  # the backbone's weights before the first step
     training: TrainingSettings
 

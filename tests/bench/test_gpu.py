@@ -6,7 +6,7 @@ import torch
 
 from bench import gpu
 from kshot.training.loop import TrainingJob
-from kshot.training.optimizers import Adam
+from kshot.training.optimizers import Optimizer
 from tests.tiny_dataset import tiny_dataset
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 def trained(folder: Path, way: gpu.Way) -> list[torch.Tensor]:
     """Losses and norms of three steps."""
     job = gpu._job("anil-1step", way, folder, CPU)
-    step = way.make(job, Adam(job.parameters))
+    step = way.make(job, job.new_optimizer())
     return [step(number) for number in range(3)]
 
 
@@ -36,7 +36,7 @@ def test_every_way_trains_as_the_step_does(folder: Path, monkeypatch: pytest.Mon
 def test_a_way_that_fails_is_told_and_leaves_the_others(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(job: TrainingJob, optimizer: Adam) -> gpu.Step:
+    def fails(job: TrainingJob, optimizer: Optimizer) -> gpu.Step:
         raise RuntimeError("no graph today")
 
     monkeypatch.setitem(gpu.WAYS, "graph", gpu.Way(make=fails))

@@ -21,7 +21,7 @@ from kshot.algorithms.learner import (
     normalization_modes,
     served,
 )
-from kshot.algorithms.maths.losses import FocalConfig
+from kshot.algorithms.maths.losses import ClassWeightedConfig, CrossEntropyConfig, FocalConfig
 from kshot.backbones import Conv4Config, MLPConfig
 from kshot.backbones.contract import calibrate
 from kshot.config import params_from
@@ -30,8 +30,9 @@ from kshot.data.gather import item_gather
 from kshot.data.items import ImageKind
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
+from kshot.episodes.frozen import freeze_pools
 from kshot.episodes.loader import EpisodeLoader
-from kshot.errors import ConfigError, EpisodeError
+from kshot.errors import EpisodeError
 from kshot.evaluation.scoring import score_episodes
 from kshot.model import ModelConfig
 from kshot.runtime.lines import silent_lines
@@ -289,29 +290,36 @@ def test_a_learner_that_sees_items_one_by_one_is_found_to_do_so(config: Any) -> 
 
 
 @every_transfer_learner
-def test_a_loss_for_queries_is_refused(config: Any, tmp_path: Path) -> None:
-    tiny_dataset(n_images=6).write(tmp_path / "tiny")
+def test_the_loss_of_choice_is_that_of_the_training_classes(config: Any, tmp_path: Path) -> None:
+    tiny_dataset(n_classes=5, n_images=6).write(tmp_path / "tiny")
     dataset = PackedDataset.open(tmp_path / "tiny")
-    model = ModelConfig(algorithm=config, backbone=MLPConfig(), item=dataset.item, train_shape=SHAPE, n_train_classes=2)
-    training = ModelTraining(
-        config=model,
-        loss=FocalConfig(),
-        settings=TrainingSettings(n_steps=1),
-        task_pool=params_from(tiny_params(), source="tiny").task_pool,
-        seed=1,
-        init_seed=1,
+    pools = params_from(tiny_params(), source="tiny").task_pool
+    n_classes = len(dataset.class_ids("meta_train"))
+    model = ModelConfig(
+        algorithm=config, backbone=MLPConfig(), item=dataset.item, train_shape=SHAPE, n_train_classes=n_classes
     )
-    with pytest.raises(ConfigError, match=f"meta_train.loss is focal, for the queries of episodes; {config.name} is"):
-        fit(
+    losses = {}
+    for loss in (CrossEntropyConfig(), FocalConfig(), ClassWeightedConfig(exponent=1.0)):
+        training = ModelTraining(
+            config=model,
+            loss=loss,
+            settings=TrainingSettings(n_steps=1),
+            task_pool=pools,
+            seed=1,
+            init_seed=1,
+        )
+        trained = fit(
             training,
             dataset,
             item_gather(dataset, torch.device("cpu")),
-            point_pools()[1],
+            freeze_pools(dataset, pools).val,
             device=torch.device("cpu"),
-            checkpoints=tmp_path,
+            checkpoints=tmp_path / f"checkpoints-{loss.name}",
             workers=Workers(),
             lines=silent_lines(),
         )
+        losses[loss.name] = trained.progress.history[-1].loss
+    assert losses["focal"] < losses["cross_entropy"] == pytest.approx(losses["class_weighted"], rel=1e-5)
 
 
 @every_transfer_learner

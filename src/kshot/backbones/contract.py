@@ -3,6 +3,7 @@
 Shapes: B items of one episode (its support, its query or both), R reference items, D features, T episodes.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,8 +125,8 @@ def freeze(backbone: BackboneT, layers: Literal["all"] | Sequence[str]) -> Backb
     Raises ConfigError for one that is not there.
     """
     prefixes = [""] if layers == "all" else list(layers)
-    names = {_own_name(name): parameter for name, parameter in backbone.named_parameters()}
-    modules = {_own_name(name): module for name, module in backbone.named_modules()}
+    names = {layer_name(name): parameter for name, parameter in backbone.named_parameters()}
+    modules = {layer_name(name): module for name, module in backbone.named_modules()}
     for prefix in prefixes:
         if prefix and not any(_is_below(name, prefix) for name in names):
             known = list(dict.fromkeys(name.partition(".")[0] for name in names))
@@ -174,11 +175,9 @@ def nearest_name(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _own_name(name: str) -> str:
-    """The name of a layer as its own network has it: without what adopted it."""
-    while name.startswith("network."):
-        name = name.removeprefix("network.")
-    return name
+def layer_name(name: str) -> str:
+    """The name of a layer as its own network has it: without what adopted it, behind `backbone` where it begins so."""
+    return re.sub(r"^((?:(?:backbone|base)\.)*)(?:network\.)+", r"\1", name)
 
 
 def _is_below(name: str, prefix: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kshot.data.class_table import Int
 from kshot.data.packed import PackedDataset
-from kshot.seeding import generator
+from kshot.seeding import generator, stream_key
 
 _CALIBRATION_BATCHES = 8
 
@@ -39,6 +39,10 @@ class TrainItems:
         n_batch = min(self.batch_size, len(self.items))
         epoch, place = divmod(number, len(self.items) // n_batch)
         return self._order(epoch)[place * n_batch : (place + 1) * n_batch]
+
+    def key(self, number: int, purpose: str) -> int:
+        """Names the draws of batch `number` for this purpose: int64."""
+        return int(stream_key(self.seed, f"{purpose} of a batch", number).view(np.int64))
 
     def calibration_batches(self) -> list[Int]:
         """Items to set population statistics by: a few batches drawn apart."""

@@ -54,12 +54,21 @@ class Support:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedLabels:
+    """Labels y (B, Q) of the items that queries were mixed with, and the share (B,) that remains of their own."""
+
+    y: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpisodeBatch:
     """B episodes of one shape, support and query, ready for a learner.
 
     support_x (B, N*K, *item) and query_x (B, N*Q, *item) are floating point; support_y and query_y
     are int64 labels in 0..n_way-1. keys (B,) int64 name the random draws of each episode: a learner with noise draws
     from them and nothing else, so that an episode is the same for every number of workers, resume and batching.
+    `mixed` has the other labels of queries that were mixed in training.
     Raises EpisodeError when the tensors do not fit together.
     """
 
@@ -69,6 +78,7 @@ class EpisodeBatch:
     query_y: Tensor
     n_way: int
     keys: Tensor
+    mixed: MixedLabels | None = None
 
     def __post_init__(self) -> None:
         _check_labelled("support", self.support_x, self.support_y, self.n_way)
@@ -95,6 +105,7 @@ class EpisodeBatch:
                 query_y=self.query_y[i : i + 1],
                 n_way=self.n_way,
                 keys=self.keys[i : i + 1],
+                mixed=self.mixed and MixedLabels(y=self.mixed.y[i : i + 1], share=self.mixed.share[i : i + 1]),
             )
 
 

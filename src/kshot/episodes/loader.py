@@ -1,6 +1,6 @@
 """Episodes by number -> tensors on the device that learns from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kshot.data.class_table import Int
 from kshot.data.gather import Gather, ResidentItems
+from kshot.episodes.augmentation import EpisodeAugmentation, augmented_episodes
 from kshot.episodes.episode import EpisodeBatch
 from kshot.episodes.pools import ReadAhead, SampledPool, TaskPool
 from kshot.episodes.sampling import EpisodeIndices
@@ -20,16 +21,22 @@ class EpisodeLoader:
 
     pool: TaskPool
     gather: Gather
+    augmentation: EpisodeAugmentation = field(default_factory=EpisodeAugmentation)
 
     @classmethod
-    def of_training(cls, pool: SampledPool, gather: Gather) -> "EpisodeLoader":
+    def of_training(
+        cls, pool: SampledPool, gather: Gather, augmentation: EpisodeAugmentation | None = None
+    ) -> "EpisodeLoader":
         """Episodes drawn a block ahead, where the items lie that they point at."""
-        if isinstance(gather, ResidentItems):
-            return cls(pool=ReadAhead(pool.on(gather.device)), gather=gather)
-        return cls(pool=ReadAhead(pool), gather=gather)
+        on_device = pool.on(gather.device) if isinstance(gather, ResidentItems) else pool
+        return cls(pool=ReadAhead(on_device), gather=gather, augmentation=augmentation or EpisodeAugmentation())
 
     def load(self, numbers: range) -> EpisodeBatch:
-        """The episodes numbered `numbers`, in class order within each episode."""
+        """The episodes numbered `numbers`, in class order within each episode, augmented."""
+        return augmented_episodes(self.load_plain(numbers), self.augmentation)
+
+    def load_plain(self, numbers: range) -> EpisodeBatch:
+        """The same without augmentation."""
         return load_episodes(self.pool.episodes(numbers), self.gather)
 
 

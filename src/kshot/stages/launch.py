@@ -55,6 +55,7 @@ def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *,
         task_pool=params.task_pool,
         seed=seed,
         init_seed=int(stream_key(seed, "init")) % 2**63,
+        augmentation=settings.augment,
         initial=workspace.pretrained_model if settings.initial == "pretrained" else None,
     )
 
@@ -89,13 +90,14 @@ def train(
     if params.process.native_kernels and native_compiler() is None:
         _print_line("native kernels: not built here for this processor; training without; next: kshot kernels")
     gather = item_gather(dataset, device)
+    keeps_features = params.backbone.freeze == "all" and training.augmentation.changes_nothing
     checkpoints = workspace.checkpoints / _training_key(stage, training, params, workspace, dataset, val_pool.hash)
     try:
         with joined_workers(device) as workers:
             trained = fit(
                 training,
                 dataset,
-                gather if params.backbone.freeze != "all" else KeptItems(gather, dataset, workspace.features),
+                KeptItems(gather, dataset, workspace.features) if keeps_features else gather,
                 val_pool,
                 device=device,
                 checkpoints=checkpoints,
@@ -172,6 +174,8 @@ def _training_key(
         "model": TypeAdapter(ModelConfig).dump_python(training.config, mode="json"),
         "training": TypeAdapter(TrainingSettings).dump_python(training.settings, mode="json"),
         "loss": repr(training.loss),
+        "augmentation": repr(training.augmentation),
+        "pretext": repr(training.pretext),
         "seeds": [training.seed, training.init_seed],
         "initial": initial and initial.hexdigest(),
         "weights": training.weights and training.weights.record.sha256,

@@ -1,4 +1,4 @@
-"""Train the backbone to tell the meta_train classes apart, before any episode, or take pretrained weights as they are.
+"""Train the backbone on the items of meta_train, before any episode, or take pretrained weights as they are.
 
 Where params say neither, it does nothing.
 """
@@ -12,11 +12,12 @@ from kshot.backbones.layers.adopted import start_from
 from kshot.config import Params
 from kshot.data.packed import PackedDataset
 from kshot.data.weights import PretrainedWeights, read_weights
+from kshot.episodes.augmentation import EpisodeAugmentation
 from kshot.model import SavedModel, build_learner, save_model
 from kshot.runtime.files import json_bytes, write_folder
 from kshot.stages.launch import forget_checkpoints, model_config, train, write_history
 from kshot.training.fit import ModelTraining
-from kshot.training.pretraining import NoPretraining
+from kshot.training.pretraining import AnyPretraining, NoPretraining, SupervisedPretraining
 from kshot.workspace import Workspace
 
 RANDOM = "random"
@@ -38,7 +39,22 @@ def run(params: Params, workspace: Workspace) -> None:
         (folder / "metrics.json").write_bytes(json_bytes({"name": settings.name, **of_weights}))
         return
     dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
-    training = ModelTraining(
+    n_processes = min(params.process.n_processes, settings.batches_per_step)
+    shared_out = replace(params, process=replace(params.process, n_processes=n_processes))
+    trained = train("pretrain", _training(params, settings, dataset, weights), shared_out, workspace, dataset)
+    if trained is None:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    write_folder(folder / RANDOM, _NOTHING)
+    save_model(workspace.pretrained_model, trained.model)
+    write_history(folder, trained)
+    forget_checkpoints(trained)
+
+
+def _training(
+    params: Params, settings: AnyPretraining, dataset: PackedDataset, weights: PretrainedWeights | None
+) -> ModelTraining:
+    by_labels = ModelTraining(
         config=model_config(params, dataset, LinearProbeConfig()),
         loss=CrossEntropyConfig(),
         settings=settings.training,
@@ -47,15 +63,10 @@ def run(params: Params, workspace: Workspace) -> None:
         init_seed=params.seed,
         weights=weights,
     )
-    alone = replace(params, process=replace(params.process, n_processes=1))  # a step has one batch, for one worker
-    trained = train("pretrain", training, alone, workspace, dataset)
-    if trained is None:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    write_folder(folder / RANDOM, _NOTHING)
-    save_model(workspace.pretrained_model, trained.model)
-    write_history(folder, trained)
-    forget_checkpoints(trained)
+    if isinstance(settings, SupervisedPretraining):
+        augmentation = EpisodeAugmentation(support=settings.augment, mix=settings.mix)
+        return replace(by_labels, loss=settings.loss, augmentation=augmentation)
+    return replace(by_labels, config=replace(by_labels.config, n_train_classes=None), pretext=settings)
 
 
 def _model_of(weights: PretrainedWeights, params: Params, workspace: Workspace) -> SavedModel:

@@ -1,14 +1,14 @@
 """One model, trained as its settings say: what the stages that train have in common."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kshot.algorithms.learner import Choosing, Learner, MetaLearner, TransferLearner
-from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
+from kshot.algorithms.maths.losses import ClassWeightedConfig, LossConfig
 from kshot.backbones.contract import has_nothing_to_train
 from kshot.backbones.layers.adapter import WithAdapter
 from kshot.backbones.layers.adopted import start_from
@@ -16,6 +16,7 @@ from kshot.data.batches import TrainItems
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
 from kshot.data.weights import PretrainedWeights
+from kshot.episodes.augmentation import EpisodeAugmentation
 from kshot.episodes.frozen import train_pool
 from kshot.episodes.loader import EpisodeLoader
 from kshot.episodes.pools import FrozenPool, TaskPoolSettings
@@ -28,7 +29,7 @@ from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import Workers
 from kshot.training.checkpoints import CheckpointFolder
 from kshot.training.loop import Progress, TrainingJob, TrainingSettings, peak_memory_bytes, run_training
-from kshot.training.objectives import Episodic, Objective, Supervised, episode_accuracy
+from kshot.training.objectives import Episodic, Objective, Pretext, SelfSupervised, Supervised, episode_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class ModelTraining:
 
     `initial` is the folder of a model whose backbone the training starts from, and `weights` are what it starts from
     otherwise; without both it starts from random ones. `init_seed` draws these, and `seed` the episodes or batches.
+    `pretext` is a task without labels that its backbone is trained on instead.
     """
 
     config: ModelConfig
@@ -45,6 +47,8 @@ class ModelTraining:
     task_pool: TaskPoolSettings
     seed: int
     init_seed: int
+    augmentation: EpisodeAugmentation = field(default_factory=EpisodeAugmentation)
+    pretext: Pretext | None = None
     initial: Path | None = None
     weights: PretrainedWeights | None = None
 
@@ -110,15 +114,24 @@ def check_ways(learner: Learner[Any], kinds: Mapping[str, tuple[EpisodeKind, ...
 def _objective(
     training: ModelTraining, learner: Learner[Any], dataset: PackedDataset, gather: Gather, val_pool: FrozenPool
 ) -> Objective:
+    items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
+    if training.pretext is not None:
+        return SelfSupervised(training.pretext, learner, items, gather, val_pool)
     if isinstance(learner, TransferLearner):
-        if training.loss != CrossEntropyConfig():
+        if training.augmentation.query is not None:
             raise ConfigError(
-                f"meta_train.loss is {training.loss.name}, for the queries of episodes; "
-                f"{training.config.algorithm.name} is trained on the labels of meta_train by cross-entropy; "
-                "next: take meta_train.loss out"
+                f"meta_train.augment.query is given, and {training.config.algorithm.name} is trained on batches "
+                "without queries; next: set meta_train.augment.support alone"
             )
-        items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
-        return Supervised(learner=learner, train=items, gather=gather, val_pool=val_pool)
+        counts = torch.from_numpy(dataset.class_table("meta_train").counts).to(next(learner.parameters()).device)
+        return Supervised(
+            learner=learner,
+            train=items,
+            gather=gather,
+            val_pool=val_pool,
+            loss=training.loss.build(counts),
+            augmentation=training.augmentation,
+        )
     if isinstance(learner, MetaLearner):
         if training.settings.n_steps == 0 and not has_nothing_to_train(learner):
             raise ConfigError(
@@ -126,8 +139,15 @@ def _objective(
                 "at least 1; next: set n_steps: 600, an algorithm that needs no episodes, such as {name: ridge}, or "
                 "backbone.freeze: all"
             )
+        if isinstance(training.loss, ClassWeightedConfig):
+            raise ConfigError(
+                f"meta_train.loss is class_weighted; {training.config.algorithm.name} is trained on episodes, whose "
+                "classes have the same number of queries; next: set meta_train.loss: {name: cross_entropy}"
+            )
         pool = train_pool(dataset, training.task_pool, seed=training.seed)
-        return Episodic(learner=learner, train=EpisodeLoader.of_training(pool, gather), val_pool=val_pool)
+        return Episodic(
+            learner=learner, train=EpisodeLoader.of_training(pool, gather, training.augmentation), val_pool=val_pool
+        )
     raise TrainingError(
         f"{training.config.algorithm.name} is neither a MetaLearner nor a TransferLearner; need one to train it"
     )

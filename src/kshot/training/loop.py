@@ -17,12 +17,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
+from kshot.backbones.contract import layer_name
 from kshot.errors import TrainingError
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import PairwiseSum, Workers
 from kshot.settings import STRICT
 from kshot.training.objectives import Objective
-from kshot.training.optimizers import Adam, cosine_decay, flat
+from kshot.training.optimizers import AdamConfig, Optimizer, OptimizerConfig, cosine_decay, flat, layer_rates
 
 _STEPS_QUEUED = 16  # on a GPU, which runs behind the host
 
@@ -31,10 +32,11 @@ Tensors = dict[str, Tensor]
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class TrainingSettings:
-    """Adam over `n_steps` of `episodes_per_step` episodes or batches; the best weights on meta_val are kept."""
+    """`n_steps` of `episodes_per_step` episodes or batches; the best weights on meta_val are kept."""
 
     n_steps: Annotated[int, Field(ge=0)]  # 0: the backbone stays as it is given
     episodes_per_step: Annotated[int, Field(ge=1)] = 1
+    optimizer: OptimizerConfig = Field(default_factory=AdamConfig)
     outer_lr: Annotated[float, Field(gt=0)] = 1e-3
     schedule: Literal["constant", "halving", "cosine"] = "constant"
     halve_every: Annotated[int, Field(ge=1)] = 2000  # steps, for the halving schedule
@@ -117,11 +119,17 @@ class TrainingJob:
         """Those that are trained. A frozen one stays as it is."""
         return [parameter for parameter in self.objective.module.parameters() if parameter.requires_grad]
 
+    def new_optimizer(self) -> Optimizer:
+        """Raises ConfigError where its settings name a layer that is not trained."""
+        settings, module = self.settings.optimizer, self.objective.module
+        names = [layer_name(name) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        return Optimizer(self.parameters, settings, layer_rates(names, self.parameters, settings.layer_rates))
+
 
 def run_training(job: TrainingJob) -> Progress:
     """Train the objective's module in place and leave it with the weights that scored best.
 
-    Each step: the losses of this step's numbers -> their gradient, summed over workers -> Adam -> the next step.
+    Each step: the losses of this step's numbers -> their gradient, summed over workers -> the optimiser.
     Every worker takes the same numbers and learns from its share of them, so the weights are the same on all.
     Raises TrainingError on a loss or gradient that is not finite.
     """
@@ -132,7 +140,7 @@ def run_training(job: TrainingJob) -> Progress:
         raise TrainingError(
             "found no parameter that requires gradients; need at least one; next: freeze less, or set n_steps: 0"
         )
-    optimizer = Adam(job.parameters)
+    optimizer = job.new_optimizer()
     progress, best_weights = _resume(job, optimizer)
     saved_step = progress.step
     last_save = time.monotonic()
@@ -151,9 +159,10 @@ def run_training(job: TrainingJob) -> Progress:
         )
 
         if progress.step % settings.validate_every == 0 or progress.step == settings.n_steps:
-            progress = _after_validation(progress, settings, job.objective.score(workers, job.lines))
-            if progress.validations_since_best == 0:
-                best_weights = _copy(module.state_dict())
+            with optimizer.averaged():
+                progress = _after_validation(progress, settings, job.objective.score(workers, job.lines))
+                if progress.validations_since_best == 0:
+                    best_weights = _copy(module.state_dict())
             job.lines.log(_validation_line(progress, job))
         job.lines.log_sparingly(partial(_step_line, progress, job))
         if workers.is_first and now - last_save >= settings.checkpoint_every_s:
@@ -174,7 +183,7 @@ def _without_steps(job: TrainingJob) -> Progress:
     return Progress(best_accuracy=accuracy, history=(point,))
 
 
-def training_step(job: TrainingJob, optimizer: Adam, step: int) -> Tensor:
+def training_step(job: TrainingJob, optimizer: Optimizer, step: int) -> Tensor:
     """One step of the outer loop, number `step` from 0: losses, gradients, their sum over workers, update.
 
     Returns the mean loss over the step's numbers and the norm of its gradient, (2,) on the module's device.
@@ -184,7 +193,7 @@ def training_step(job: TrainingJob, optimizer: Adam, step: int) -> Tensor:
     return update(job, optimizer, step, gradient_and_loss(job, step, job.workers.share(numbers)))
 
 
-def update(job: TrainingJob, optimizer: Adam, step: int, of_worker: Tensor) -> Tensor:
+def update(job: TrainingJob, optimizer: Optimizer, step: int, of_worker: Tensor) -> Tensor:
     """The second half of `training_step`, from what `gradient_and_loss` gave each worker."""
     total = job.workers.sum(of_worker)
     gradient, loss = total[:-1], total[-1]
@@ -285,13 +294,13 @@ def _validation_line(progress: Progress, job: TrainingJob) -> str:
     )
 
 
-def _state(module: nn.Module, optimizer: Adam, progress: Progress, best_weights: Tensors) -> TrainingState:
+def _state(module: nn.Module, optimizer: Optimizer, progress: Progress, best_weights: Tensors) -> TrainingState:
     return TrainingState(
         progress=progress, weights=dict(module.state_dict()), optimizer=optimizer.state(), best_weights=best_weights
     )
 
 
-def _resume(job: TrainingJob, optimizer: Adam) -> tuple[Progress, Tensors]:
+def _resume(job: TrainingJob, optimizer: Optimizer) -> tuple[Progress, Tensors]:
     """Put the newest checkpoint into the module and the optimiser, where there is one."""
     state = job.checkpoints.latest()
     if state is None:

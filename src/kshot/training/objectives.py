@@ -4,23 +4,24 @@ Shapes: B numbers of episodes or of batches, I items, D features.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner, calibrate_learner, episodes_at_once
-from kshot.backbones.contract import calibrate, drawing
+from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
+from kshot.backbones.contract import Backbone, calibrate, drawing
 from kshot.data.batches import TrainItems
 from kshot.data.gather import Gather
+from kshot.episodes.augmentation import EpisodeAugmentation, augmented_batch, item_keys
+from kshot.episodes.episode import MixedLabels
 from kshot.episodes.loader import EpisodeLoader
 from kshot.episodes.pools import FrozenPool
 from kshot.evaluation.scoring import score_episodes
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import Workers
-from kshot.seeding import stream_key
 
 _CALIBRATION_EPISODES = 16
 _TRAINING_BYTES = 2**30  # of the largest activations of the episodes that are taken together
@@ -80,7 +81,7 @@ class Episodic:
     def score(self, workers: Workers, lines: LiveLines) -> float:
         self.learner.eval()
         if self.learner.needs_population_statistics:
-            episodes = self.train.load(range(_CALIBRATION_EPISODES))
+            episodes = self.train.load_plain(range(_CALIBRATION_EPISODES))
             calibrate(self.learner.backbone, torch.cat([episodes.support_x, episodes.query_x], dim=1))
         return episode_accuracy(self.learner, self.val_pool, self.train.gather, workers, lines)
 
@@ -97,6 +98,8 @@ class Supervised:
     train: TrainItems
     gather: Gather
     val_pool: FrozenPool
+    loss: EpisodeLoss = query_cross_entropy
+    augmentation: EpisodeAugmentation = field(default_factory=EpisodeAugmentation)
 
     @property
     def module(self) -> nn.Module:
@@ -120,12 +123,66 @@ class Supervised:
 
     def _loss(self, number: int) -> Tensor:
         rows = self.train.rows(number)
-        with drawing(int(stream_key(self.train.seed, "noise of a batch", number))):
-            logits = self.learner.class_logits(self.gather(self.train.items[rows]))
-        return F.cross_entropy(logits.float(), torch.from_numpy(self.train.labels[rows]).to(logits.device))
+        items = self.gather(self.train.items[rows])
+        labels = torch.from_numpy(self.train.labels[rows]).to(items.device)
+        items, mixed = augmented_batch(items, labels, self.train.key(number, "augmentation"), self.augmentation)
+        with drawing(self.train.key(number, "noise")):
+            logits = self.learner.class_logits(items)
+        return self.loss(logits.float()[None], _Labels(query_y=labels[None], mixed=mixed))[0]
 
     def _calibration(self) -> Iterator[Tensor]:
         return (self.gather(items) for items in self.train.calibration_batches())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Labels:
+    query_y: Tensor
+    mixed: MixedLabels | None
+
+
+class Pretext(Protocol):
+    """A task that items set by themselves, without labels."""
+
+    def head(self, n_features: int) -> nn.Module:
+        """What is trained on top of the backbone, and thrown away after."""
+        ...
+
+    def loss(self, backbone: nn.Module, head: nn.Module, items: Tensor, keys: Tensor) -> Tensor:
+        """Of items (I, *item), each with a key (I,) int64 of its draws."""
+        ...
+
+
+class SelfSupervised:
+    """A pretext task on the items of meta_train, one batch of items for each number; their labels are not used.
+
+    A model is selected by the accuracy of `learner`, which has the backbone, on the frozen meta_val episodes.
+    """
+
+    def __init__(
+        self, pretext: Pretext, learner: Learner[Any], train: TrainItems, gather: Gather, val_pool: FrozenPool
+    ) -> None:
+        assert isinstance(learner.backbone, Backbone)
+        self._pretext, self._backbone, self._learner = pretext, learner.backbone, learner
+        self._train, self._gather, self._val_pool = train, gather, val_pool
+        self._head = pretext.head(learner.backbone.n_features).to(next(learner.parameters()).device)
+        self.module: nn.Module = nn.ModuleDict({"learner": learner, "head": self._head})
+        self.at_once = 1
+        self.unit = "batches"
+
+    def losses(self, numbers: range, done: float) -> Tensor:
+        return torch.stack([self._loss(number) for number in numbers])
+
+    def score(self, workers: Workers, lines: LiveLines) -> float:
+        self._learner.eval()
+        batches = self._train.calibration_batches
+        calibrate_learner(self._learner, lambda: (self._gather(items) for items in batches()))
+        return episode_accuracy(self._learner, self._val_pool, self._gather, workers, lines)
+
+    def _loss(self, number: int) -> Tensor:
+        items = self._gather(self._train.items[self._train.rows(number)])
+        keys = item_keys(torch.tensor([self._train.key(number, "augmentation")], device=items.device), len(items))[0]
+        with drawing(self._train.key(number, "noise")):
+            return self._pretext.loss(self._backbone, self._head, items, keys)
 
 
 def episode_accuracy(
