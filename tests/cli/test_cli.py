@@ -124,6 +124,22 @@ def test_ingest_packs_photos_lists_damaged_files_and_says_what_to_do_next(
     assert "20 items (0 new)" in again.stdout, again.stderr
 
 
+def test_ingest_loads_no_library_that_it_does_not_need(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9), "red").save(tmp_path / "photos" / name / "1.png")
+    program = (
+        "import atexit, sys\n"
+        "from kshot.cli.app import main\n"
+        "atexit.register(lambda: print('loaded:', {'torch', 'pandas', 'scipy', 'matplotlib'} & sys.modules.keys()))\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", program, "ingest", "photos", "--name", "photos"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("loaded: set()\n")
+    assert "3 items (3 new)" in done.stdout
+
+
 def test_ingest_says_the_range_of_deep_pictures_and_takes_another(kshot: Kshot, tmp_path: Path) -> None:
     for number, name in enumerate(["scratch", "dent", "crack"]):
         (tmp_path / "scans" / name).mkdir(parents=True)

@@ -1,14 +1,16 @@
 """The classes of a split as arrays, for samplers to draw from."""
 
 from dataclasses import dataclass
-from typing import Generic
+from typing import TYPE_CHECKING, Generic
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kshot.seeding import Ints
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Int = NDArray[np.int64]
 
@@ -58,8 +60,10 @@ class ClassTable(Generic[Ints]):
             n_domains=0 if domains is None else int(domains.max(initial=-1)) + 1,
         )
 
-    def on(self, device: torch.device) -> "ClassTable[Tensor]":
+    def on(self, device: "torch.device") -> "ClassTable[Tensor]":
         """The same table as tensors on `device`, where its episodes are drawn."""
+        import torch
+
         return ClassTable(
             class_ids=torch.as_tensor(self.class_ids, device=device),
             items=torch.as_tensor(self.items, device=device),
@@ -79,4 +83,8 @@ class ClassTable(Generic[Ints]):
 
 
 def _numbers(start: int, stop: int, *, like: Ints) -> Ints:
-    return torch.arange(start, stop, device=like.device) if isinstance(like, Tensor) else np.arange(start, stop)
+    if isinstance(like, np.ndarray):
+        return np.arange(start, stop)
+    import torch
+
+    return torch.arange(start, stop, device=like.device)

@@ -17,16 +17,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings
-from torch import Tensor
 
 from kshot.data.class_table import ClassTable, Int
 from kshot.data.edits import Curation, DropItems, Edit, ItemList, Relabel, applied
@@ -34,6 +32,9 @@ from kshot.data.items import AnyItemKind
 from kshot.data.items.contract import ItemKind, Turnable, item_size_bytes
 from kshot.errors import DataError
 from kshot.settings import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rotations = tuple[Literal[0, 90, 180, 270], ...]  # degrees, counter-clockwise
 
@@ -366,8 +367,10 @@ class PackedDataset:
         return self._map_shards()
 
     @cached_property
-    def _resident(self) -> Tensor | None:
+    def _resident(self) -> "Tensor | None":
         """Every stored item, where they fit: torch gathers them on several cores."""
+        import torch
+
         size_bytes = self.info.n_items * item_size_bytes(self.item)
         return None if size_bytes > RESIDENT_LIMIT_BYTES else torch.from_numpy(np.concatenate(self._map_shards()))
 
@@ -375,6 +378,8 @@ class PackedDataset:
         if self.rows is not None:
             stored = self.rows[stored]
         if self._resident is not None:
+            import torch
+
             found: NDArray[Any] = self._resident.index_select(0, torch.from_numpy(stored)).numpy()
             return found
         shards = self._mapped

@@ -242,6 +242,8 @@ def undo(folder: Path, number: int | None = None, reason: str = "") -> CurateRep
 
 def rules_on_new_items(dataset: PackedDataset, n_new: int) -> tuple[str, ...]:
     """A line for every edit that changed any of the last `n_new` stored items, such as those just ingested."""
+    if not dataset.info.edits:
+        return ()
     lines = []
     before = dataset.stored_curation
     for number, after in steps(before, dataset.info.edits, dataset.rows_of):

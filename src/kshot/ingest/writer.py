@@ -85,7 +85,7 @@ class PackedWriter:
         self._item, self._rotations, self._source, self._licence = item, rotations, source, licence
         self._domain_level = domain_level
         self._items_per_shard = max(shard_limit_bytes // item_size_bytes(item), 1)
-        self._rows_before: pa.Table = manifest_schema(item).empty_table()
+        self._rows_before: pa.Table = pa.Table.from_batches([], schema=manifest_schema(item))  # no import of pandas
         self._columns = {field.name: _column(field.type) for field in manifest_schema(item)}  # of the new rows
         self._row: dict[str, int] = {}  # id -> its row, old or new
         self._shards: list[Shard] = []
