@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train emoji photos omniglot omniglot-maml rerun test check format ui s3-demo bench bench-avx2 bench-gpu bench-peers clean moved
+.PHONY: help setup demo train emoji photos omniglot omniglot-maml rerun test check format ui s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -91,6 +91,9 @@ bench-avx2: setup $(GLYPHS)  ## The same steps with everything held to AVX2, for
 
 bench-gpu: setup $(GLYPHS)  ## The training steps on a GPU, eager, in a CUDA graph and compiled
 	@$(BIN)/python -m bench.gpu
+
+bench-photos: setup  ## How fast photos are read, and each step from a folder of them to a scored model
+	@$(BIN)/python -m bench.photos
 
 bench-peers: setup  ## An environment for each peer that installs today
 	@$(BIN)/python -m bench.make_peers

@@ -9,12 +9,15 @@ from bench.drivers import DRIVERS, PEERS
 from bench.figures import GROWTH_AXES, growth_curves, measured, ratio_bars
 from bench.instructions import SHOWN
 from bench.measure import Measurement
-from bench.results import DISTURBED_SHARE, Growth, Machine, Ratio, Results, load
+from bench.photo_tables import TITLE, photo_section
+from bench.results import DISTURBED_SHARE, Growth, Photos, Ratio, Results, load
+from bench.tables import machine_line, markdown_table, rounded
 from bench.workloads import FLOOR_SIZES, WORKLOADS, Workload
 
 FOLDER = Path(".kshot/bench")
 GROWTH = FOLDER / "growth.json"
-DOCS = Path("docs")
+PHOTOS = FOLDER / "photos.json"
+DOCS, PAGE = Path("docs"), "benchmarks.md"
 
 _EPISODES_SCORED = 1000  # per setting, in the table of evaluation times
 
@@ -53,18 +56,29 @@ def saved_results(folder: Path = FOLDER) -> list[Results]:
     return [results for results in runs if results is not None]
 
 
-def write(runs: Sequence[Results], docs: Path = DOCS, growth_file: Path = GROWTH) -> None:
-    """The page and its pictures; growth is in it where it was measured."""
+def write(runs: Sequence[Results], docs: Path = DOCS, growth_file: Path = GROWTH, photos_file: Path = PHOTOS) -> None:
+    """The page and its pictures; growth and photos are in it where they were measured."""
     growth = load(Growth, growth_file)
     docs.mkdir(exist_ok=True)
-    (docs / "benchmarks.md").write_text(page(runs, growth), encoding="utf-8")
+    (docs / PAGE).write_text(page(runs, growth, load(Photos, photos_file)), encoding="utf-8")
     for results in runs:
         ratio_bars(results, _hardware(results)).savefig(docs / _picture(runs, results), dpi=120)
     if growth is not None:
         growth_curves(growth).savefig(docs / "growth.png", dpi=120)
 
 
-def page(runs: Sequence[Results], growth: Growth | None) -> str:
+def write_photos(photos: Photos, docs: Path = DOCS) -> None:
+    """The section on photos alone, in place of the one that the page has or at its end."""
+    docs.mkdir(exist_ok=True)
+    path = docs / PAGE
+    text = path.read_text(encoding="utf-8") if path.is_file() else "# Benchmarks\n"
+    before, there, old = text.partition(f"\n{TITLE}\n")
+    _, next_title, rest = old.partition("\n## ")
+    parts = [before.rstrip("\n"), photo_section(photos), *([f"## {rest}".rstrip("\n")] if there and next_title else [])]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def page(runs: Sequence[Results], growth: Growth | None, photos: Photos | None = None) -> str:
     """`runs` has one or more, each with its own set of instructions."""
     return (
         "\n\n".join(
@@ -79,6 +93,7 @@ def page(runs: Sequence[Results], growth: Growth | None) -> str:
                 "## How it is measured",
                 _METHOD,
                 *([] if growth is None else [growth_section(growth)]),
+                *([] if photos is None else [photo_section(photos)]),
             ]
         )
         + "\n"
@@ -167,15 +182,8 @@ _AGAIN = (
 def _introduction(results: Results) -> str:
     instructions = f"{SHOWN.get(results.instructions, results.instructions)} instructions"
     return (
-        f"{_machine_line(results.machine)} {instructions}, {results.rounds} rounds of {results.seconds:g} s per "
+        f"{machine_line(results.machine)} {instructions}, {results.rounds} rounds of {results.seconds:g} s per "
         f"measurement.\n\n```\n{results.command}\n```"
-    )
-
-
-def _machine_line(machine: Machine) -> str:
-    return (
-        f"Measured on {machine.date}: {machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, "
-        f"{machine.system}, Python {machine.python}, torch {machine.torch}."
     )
 
 
@@ -184,7 +192,7 @@ def _ratios_table(runs: Sequence[Results]) -> str:
     names = [name for name in WORKLOADS if any(workload.name == name for run in runs for workload in measured(run))]
     rows = [_ratios_row(run, WORKLOADS[name]) for name in names for run in runs if WORKLOADS[name] in measured(run)]
     titles = ["workload", "processor", "to the best peer", "which is", "to learn2learn", "torch alone", "bf16"]
-    return _table([*titles, "floor / step", "goal"], rows)
+    return markdown_table([*titles, "floor / step", "goal"], rows)
 
 
 def _ratios_row(results: Results, workload: Workload) -> list[str]:
@@ -215,21 +223,21 @@ def _speed_table(results: Results) -> str:
     workloads = [workload for workload in measured(results) if workload.name not in ("evaluate-protonet", "memory")]
     drivers = [name for name in DRIVERS if any(results.measurements(w.name, name) for w in workloads)]
     rows = [[w.name, *(_cell(results, w.name, name, lambda m: 1 / m.episode_s) for name in drivers)] for w in workloads]
-    return _table(["", *drivers], rows)
+    return markdown_table(["", *drivers], rows)
 
 
 def _memory_table(results: Results) -> str:
     drivers = [name for name in DRIVERS if results.measurements("memory", name)]
     before = [_cell(results, "memory", name, lambda m: m.idle_rss_mb) for name in drivers]
     peak = [_cell(results, "memory", name, lambda m: m.peak_rss_mb) for name in drivers]
-    return _table(["MB", *drivers], [["before the first step", *before], ["peak", *peak]] if drivers else [])
+    return markdown_table(["MB", *drivers], [["before the first step", *before], ["peak", *peak]] if drivers else [])
 
 
 def _cell(results: Results, workload: str, driver: str, value: Callable[[Measurement], float]) -> str:
     """The median over the rounds, marked where a measurement was disturbed; empty without one."""
     values = [value(measurement) for measurement in results.measurements(workload, driver).values()]
     mark = "*" if results.disturbed(workload, driver) else ""
-    return _figures(median(values)) + mark if values else ""
+    return rounded(median(values)) + mark if values else ""
 
 
 def _evaluation_table(results: Results) -> str:
@@ -242,7 +250,7 @@ def _evaluation_table(results: Results) -> str:
     values = [*map(seconds, range(len(shapes))), lambda m: m.episode_s * len(shapes) * _EPISODES_SCORED]
     drivers = [driver for driver in DRIVERS if results.measurements(name, driver)]
     rows = [[driver, *(_cell(results, name, driver, value) for value in values)] for driver in drivers]
-    return _table(["seconds", *map(str, shapes), "all four"], rows)
+    return markdown_table(["seconds", *map(str, shapes), "all four"], rows)
 
 
 def _floors_table(results: Results) -> str:
@@ -256,7 +264,7 @@ def _floors_table(results: Results) -> str:
         for name, title in floors.items()
         if results.measurements(name, "floor")
     ]
-    return _table(["ms", *(f"{n} images" for n in FLOOR_SIZES)], rows)
+    return markdown_table(["ms", *(f"{n} images" for n in FLOOR_SIZES)], rows)
 
 
 def _peers_table(runs: Sequence[Results]) -> str:
@@ -276,14 +284,14 @@ def _peers_table(runs: Sequence[Results]) -> str:
                 "; ".join(filter(None, map(_code, sorted(notes | errors)))),
             ]
         )
-    return _table(["library", "plain installation", "what it took", "ran", "what was mended or failed"], rows)
+    return markdown_table(["library", "plain installation", "what it took", "ran", "what was mended or failed"], rows)
 
 
 def growth_section(growth: Growth) -> str:
     """A table for each thing that grows."""
     parts = [
         "## Growth",
-        f"{_machine_line(growth.machine)} kshot alone, float32, on random images; where nothing else is said 5-way "
+        f"{machine_line(growth.machine)} kshot alone, float32, on random images; where nothing else is said 5-way "
         "1-shot with 15 queries, one episode per step for ProtoNet and four for MAML (second order, one inner step). "
         "Memory is the peak of a process.",
         f"```\n{growth.command}\n```",
@@ -294,9 +302,9 @@ def growth_section(growth: Growth) -> str:
             [
                 point.algorithm,
                 f"{point.value:,}",
-                _figures(1000 * point.measurement.timings[0].median_s),
-                _figures(1 / point.measurement.episode_s),
-                _figures(point.images / point.measurement.episode_s) if point.algorithm != "sampling" else "",
+                rounded(1000 * point.measurement.timings[0].median_s),
+                rounded(1 / point.measurement.episode_s),
+                rounded(point.images / point.measurement.episode_s) if point.algorithm != "sampling" else "",
                 f"{point.measurement.peak_rss_mb:,.0f}",
                 "*" if point.measurement.others_share > DISTURBED_SHARE else "",
             ]
@@ -305,7 +313,7 @@ def growth_section(growth: Growth) -> str:
         ]
         if rows:
             titles = ["", title, "ms per step", "episodes/s", "images/s", "MB", "disturbed"]
-            parts.append(f"### By {title}\n\n{_table(titles, rows)}")
+            parts.append(f"### By {title}\n\n{markdown_table(titles, rows)}")
     return "\n\n".join(parts)
 
 
@@ -318,22 +326,9 @@ def _times(results: Results, workload: Workload, driver: str, rival: str | None)
     return f"{ratio.median:.2f}x{mark} ({ratio.low:.2f}..{ratio.high:.2f})"
 
 
-def _figures(value: float) -> str:
-    """Three significant figures, with thousands separators."""
-    return f"{float(f'{value:.3g}'):,.10g}"
-
-
 def _code(text: str | None) -> str:
     """An error line as code that stays in one cell of a table."""
     return f"`{text.replace('|', '/').replace('`', chr(39))}`" if text else ""
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; empty without rows."""
-    if not rows:
-        return ""
-    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a run of the benchmarks leaves behind, and the statistics over its rounds."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -133,6 +133,50 @@ class Growth:
     points: tuple[GrowthPoint, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PhotoReading:
+    """All photos read once by one of the readers, to `size_px` where it resizes them."""
+
+    round: int
+    reader: str
+    size_px: int
+    seconds: float
+    cpu_s: float  # of all its processes
+    process_s: float  # of the whole process, its imports included
+    others_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineStep:
+    """One command on the way from a folder of photos to a scored model; its whole process."""
+
+    name: str
+    seconds: float
+    cpu_s: float
+    others_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photos:
+    """How fast photos are read, and what becomes of them step by step."""
+
+    command: str
+    machine: Machine
+    n_photos: int
+    mean_bytes: int
+    readings: tuple[PhotoReading, ...]
+    steps: tuple[PipelineStep, ...]
+
+    def of(self, reader: str, size_px: int) -> dict[int, PhotoReading]:
+        """By round."""
+        return {one.round: one for one in self.readings if (one.reader, one.size_px) == (reader, size_px)}
+
+    def ratio(self, size_px: int, rival: str, cost: Callable[[PhotoReading], float]) -> Ratio | None:
+        """What `rival` costs over what kshot costs, taken within each round."""
+        ours, theirs = self.of("kshot", size_px), self.of(rival, size_px)
+        return spread(cost(theirs[number]) / cost(ours[number]) for number in sorted(ours.keys() & theirs.keys()))
+
+
 def spread(values: Iterable[float]) -> Ratio | None:
     ordered = sorted(values)
     return Ratio(median=statistics.median(ordered), low=ordered[0], high=ordered[-1]) if ordered else None
@@ -142,7 +186,7 @@ def _cost(workload: str, measurement: Measurement) -> float:
     return measurement.peak_rss_mb if workload == "memory" else measurement.episode_s
 
 
-def save(value: Results | Growth | Installation, path: Path) -> None:
+def save(value: Results | Growth | Installation | Photos, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(TypeAdapter(type(value)).dump_json(value, indent=1) + b"\n")
 
