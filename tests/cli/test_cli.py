@@ -17,6 +17,8 @@ from PIL import Image
 
 from kshot.cli.app import app, main
 from kshot.config import load_params
+from kshot.data.items import ImageKind
+from kshot.data.packed import PackedDataset
 from kshot.runtime.error_file import error_file
 from kshot.stages import task_pool
 from kshot.workspace import Workspace
@@ -57,7 +59,17 @@ def test_commands_and_options_are_these() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     found = {name: sorted(p.name for p in command.params) for name, command in commands.items()}
     ingest = [
-        *("class_column", "dry_run", "group_column", "image_size", "images_in", "invert", "keep_masks", "layout"),
+        *(
+            "class_column",
+            "dry_run",
+            "fit",
+            "group_column",
+            "image_size",
+            "images_in",
+            "invert",
+            "keep_masks",
+            "layout",
+        ),
         *("licence", "min_images", "mode", "name", "names", "no_tables", "path_column", "rotations", "seed"),
         *("several_labels", "source", "split_by", "split_column", "splits", "value_range"),
     ]
@@ -138,6 +150,37 @@ def test_ingest_loads_no_library_that_it_does_not_need(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("loaded: set()\n")
     assert "3 items (3 new)" in done.stdout
+
+
+def test_ingest_fits_pictures_as_asked_and_keeps_to_it(kshot: Kshot, tmp_path: Path, photos: Path) -> None:
+    looked = kshot(tmp_path, "ingest", str(photos), "--fit", "pad", "--image-size", "16", "--dry-run")
+    assert f"next: kshot ingest {photos} --fit pad --image-size 16 --name photos" in looked.stdout
+    done = kshot(tmp_path, "ingest", str(photos), "--name", "defects", "--image-size", "16", "--fit", "pad")
+    assert done.returncode == 0, done.stderr
+    dataset = PackedDataset.open(tmp_path / "data" / "defects")
+    assert isinstance(dataset.item, ImageKind) and dataset.item.fit == "pad"
+    row = dataset.manifest["id"].to_pylist().index("dent/0.jpg")
+    assert np.array_equal(dataset.gather(np.array([row]))[0], dataset.item.read(photos / "dent" / "0.jpg").item)
+    for same in ((), ("--fit", "pad")):
+        again = kshot(tmp_path, "ingest", str(photos), "--name", "defects", *same)
+        assert "20 items (0 new)" in again.stdout, again.stderr
+    for other in ("crop", "stretch"):
+        refused = kshot(tmp_path, "ingest", str(photos), "--name", "defects", "--fit", other)
+        assert refused.returncode == 2
+        assert "holds colour items of 16 pixels (padded to squares, " in refused.stderr
+        assert "append with the same settings, or ingest under a new --name" in refused.stderr
+
+
+def test_ingest_makes_items_as_large_as_encoders_want_them_and_no_larger(
+    kshot: Kshot, tmp_path: Path, photos: Path
+) -> None:
+    for size in (224, 336, 518):
+        done = kshot(tmp_path, "ingest", str(photos), "--name", f"of-{size}", "--image-size", str(size))
+        assert done.returncode == 0, done.stderr
+        assert PackedDataset.open(tmp_path / "data" / f"of-{size}").item.shape == (size, size, 3)
+    for size in (7, 1025):
+        done = kshot(tmp_path, "ingest", str(photos), "--name", "wrong", "--image-size", str(size))
+        assert (done.returncode, f"--image-size {size}; need 8 to 1024 pixels" in done.stderr) == (2, True)
 
 
 def test_ingest_says_the_range_of_deep_pictures_and_takes_another(kshot: Kshot, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@ import csv
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -40,9 +42,40 @@ def test_a_folder_of_colour_photos_becomes_a_dataset(class_folders: Folders, tmp
         assert np.array_equal(dataset.gather(np.array([4]))[0], to_item(image, SMALL))
 
 
-def test_the_default_item_is_84_pixel_colour(class_folders: Folders, tmp_path: Path) -> None:
+def test_the_default_item_is_84_pixel_colour_of_jpegs_decoded_smaller(class_folders: Folders, tmp_path: Path) -> None:
     ingest(class_folders("photos", "a", "b", "c"), "defects", tmp_path / "data")
-    assert PackedDataset.open(tmp_path / "data" / "defects").item == ImageKind(image_size=84, channels=3)
+    expected = ImageKind(image_size=84, channels=3, jpeg="scaled")
+    assert PackedDataset.open(tmp_path / "data" / "defects").item == expected
+
+
+@pytest.mark.parametrize("jpeg", ["full", "scaled"])
+def test_large_jpegs_are_decoded_as_the_dataset_was_begun(tmp_path: Path, jpeg: Literal["full", "scaled"]) -> None:
+    for name in "abc":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        photo(ord(name), 201, 152).save(tmp_path / "photos" / name / "0.jpg")
+    item = ImageKind(image_size=12, channels=3, jpeg=jpeg)
+    first = ingest(tmp_path / "photos", "toy", tmp_path / "data", item=item)
+    photo(7, 201, 152).save(tmp_path / "photos" / "a" / "1.jpg")
+    second = ingest(tmp_path / "photos", "toy", tmp_path / "data")
+    assert (first.added, second.added, second.skipped) == (3, 1, 3)
+    stored = PackedDataset.open(second.folder)
+    assert np.array_equal(stored.gather(np.array([3]))[0], item.read(tmp_path / "photos" / "a" / "1.jpg").item)
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+def test_another_fit_than_that_of_the_dataset_is_refused(
+    class_folders: Folders, tmp_path: Path, fit: Literal["crop", "stretch"]
+) -> None:
+    folder = class_folders("photos", "a", "b", "c")
+    report = ingest(folder, "toy", tmp_path / "data", item=replace(SMALL, fit="pad"))
+    before = snapshot(report.folder)
+    message = (
+        r"holds colour items of 12 pixels \(padded to squares\).*, not .*; append with the same settings, or ingest"
+    )
+    with pytest.raises(DataError, match=message):
+        ingest(folder, "toy", tmp_path / "data", item=replace(SMALL, fit=fit))
+    assert snapshot(report.folder) == before
+    assert ingest(folder, "toy", tmp_path / "data").skipped == 9
 
 
 def test_bad_files_are_quarantined_with_their_reasons(class_folders: Folders, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -85,6 +86,14 @@ def test_images_are_inverted_where_the_model_was_trained_on_inverted_ones() -> N
     item = ImageKind(image_size=16, channels=1, invert=True)
     picture = images(1)
     assert (FewShotClassifier(saved_model(ProtoNetConfig(), item)).items(picture) == 255 - picture).all()
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_images_become_squares_as_those_that_the_model_was_trained_on(fit: Literal["crop", "pad", "stretch"]) -> None:
+    item = ImageKind(image_size=16, channels=1, fit=fit)
+    wide = images(1, (16, 48, 1))
+    served = FewShotClassifier(saved_model(ProtoNetConfig(), item)).items(wide)
+    assert np.array_equal(served[0], item.read(wide[0]).item)
 
 
 @pytest.mark.parametrize(

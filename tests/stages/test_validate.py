@@ -288,6 +288,19 @@ def test_odd_originals_are_told(tmp_path):
     assert told["original_size"].offenders == ("'train/c0/1.png' was 5 x 16",)
 
 
+def test_of_padded_originals_the_longer_side_counts(tmp_path):
+    tiny = tiny_dataset()
+    tiny.manifest.loc[[1, 2], "width"] = 5
+    tiny.manifest.loc[2, "height"] = 9
+    folder = tiny.write(tmp_path / "tiny")
+    info = json.loads((folder / "dataset.json").read_text())
+    info["item"]["fit"] = "pad"
+    (folder / "dataset.json").write_text(json.dumps(info))
+    result = failures_of(PackedDataset.open(folder), tiny_params())["original_size"]
+    assert result.offenders == ("'train/c0/2.png' was 5 x 9",)
+    assert result.needed == "originals of at least 16 pixels on the longer side"
+
+
 def test_faint_images_are_a_warning(tmp_path):
     tiny = tiny_dataset()
     tiny.pixels[4] = noise(1, seed=11, low=100, high=112)[0]

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -39,6 +40,10 @@ def ingest(
     ] = False,
     image_size: Annotated[int | None, typer.Option(help="Pixels on a side, 84 for a new dataset.")] = None,
     mode: Annotated[Literal["grey", "colour"] | None, typer.Option(help="Colour for a new dataset.")] = None,
+    fit: Annotated[
+        Literal["crop", "pad", "stretch"] | None,
+        typer.Option(help="How a picture that is not square becomes one; a new dataset crops to the middle."),
+    ] = None,
     invert: Annotated[bool, typer.Option("--invert", help="Dark ink on light paper becomes light on dark.")] = False,
     value_range: Annotated[
         str,
@@ -103,7 +108,7 @@ def ingest(
     if splits and split_by:
         raise ConfigError("--splits gives the splits and --split-by draws them; needed one of both")
     request = _split_request(splits, split_by, seed)
-    item = _item_spec(data / name, image_size, mode, invert, _value_range(value_range)) if name else None
+    item = _item_spec(data / name, image_size, mode, fit, invert, _value_range(value_range)) if name else None
     with open_source(Path(source), reading) as opened:
         for line in _understood(opened, request, data / name if name else None, min_images):
             say(line)
@@ -251,6 +256,7 @@ def _item_spec(
     folder: Path,
     image_size: int | None,
     mode: Literal["grey", "colour"] | None,
+    fit: Literal["crop", "pad", "stretch"] | None,
     invert: bool,
     value_range: tuple[float, float] | None,
 ) -> "AnyItemKind | None":
@@ -259,16 +265,18 @@ def _item_spec(
     from kshot.data.packed import PackedDataset
     from kshot.ingest.pack import DEFAULT_ITEM
 
-    if image_size is None and mode is None and not invert and value_range is None:
+    if image_size is None and mode is None and fit is None and not invert and value_range is None:
         return None
     known = PackedDataset.open(folder).item if (folder / "dataset.json").exists() else DEFAULT_ITEM
     if not isinstance(known, ImageKind):
-        raise ConfigError(f"{folder} holds {known}; --image-size, --mode, --invert and --range are for images")
+        raise ConfigError(f"{folder} holds {known}; --image-size, --mode, --fit, --invert and --range are for images")
     channels: dict[str | None, Literal[1, 3]] = {"grey": 1, "colour": 3, None: known.channels}
     try:
-        return ImageKind(
+        return replace(
+            known,
             image_size=known.image_size if image_size is None else image_size,
             channels=channels[mode],
+            fit=fit or known.fit,
             invert=invert or known.invert,
             value_range=value_range or known.value_range,
         )

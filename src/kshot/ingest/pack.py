@@ -22,7 +22,7 @@ from kshot.ingest.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_a
 OnProgress = Callable[[int, int], None]  # items done, items in all
 
 QUARANTINE_FILE, LEFT_OUT_FILE = "quarantine.csv", "left_out.csv"
-DEFAULT_ITEM = ImageKind(image_size=84, channels=3)
+DEFAULT_ITEM = ImageKind(image_size=84, channels=3, jpeg="scaled")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,11 +96,13 @@ class Drop:
 
 
 def dropped_or_smaller(drop: Drop, items: pd.DataFrame, rows: pd.DataFrame) -> Remedy:
-    """Of items that were enlarged: left out, or all of them smaller where they are most."""
+    """Of items that were enlarged: left out, or all of them smaller where they are most.
+
+    `original_px` of an item is the side of its original that has to fill it.
+    """
     if 2 * len(rows) <= len(items):
         return drop.warned("original_size")(rows)
-    sides = items[["width", "height"]].min(axis=1)
-    size = max(int(sides.quantile(_FEW)), 8)
+    size = max(int(items["original_px"].quantile(_FEW)), 8)
     return Remedy(command=f"ingest the source again under another name with --image-size {size}")
 
 

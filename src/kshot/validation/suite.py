@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from kshot.data.items import AnyItemKind, ImageKind
 from kshot.data.packed import SPLITS, PackedDataset, manifest_schema
 from kshot.printing import counted
 from kshot.validation.facts import Facts
@@ -172,7 +173,7 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         remedy=restored_items,
     )
     if {"width", "height", "mode"} <= measured:
-        yield from _original_checks(gxe, items, min(item.shape[:2]), drop)
+        yield from _original_checks(gxe, items, item, drop)
     if {"std", "min", "max"} <= measured:
         yield from _grey_level_checks(gxe, items, limits, drop)
     if "not_finite" in measured:
@@ -201,8 +202,12 @@ def _item_checks(gxe: ModuleType, dataset: PackedDataset, facts: Facts, limits: 
         )
 
 
-def _original_checks(gxe: ModuleType, items: pd.DataFrame, size: int, drop: Drop) -> Iterable[Check]:
-    """Of the pictures that the items were made of; `size` is the shorter side of an item."""
+def _original_checks(gxe: ModuleType, items: pd.DataFrame, item: AnyItemKind, drop: Drop) -> Iterable[Check]:
+    """Of the pictures that the items were made of."""
+    size = min(item.shape[:2])
+    sides = items[["width", "height"]]
+    is_padded = isinstance(item, ImageKind) and item.fit == "pad"
+    sized = items.assign(original_px=sides.max(axis=1) if is_padded else sides.min(axis=1))
     yield Check(
         name="original_mode",
         needed="an image mode that Pillow knows",
@@ -214,12 +219,14 @@ def _original_checks(gxe: ModuleType, items: pd.DataFrame, size: int, drop: Drop
     )
     yield Check(
         name="original_size",
-        needed=f"originals of at least {size} x {size} pixels",
+        needed=f"originals of at least {size} pixels on the longer side"
+        if is_padded
+        else f"originals of at least {size} x {size} pixels",
         expectation=gxe.ExpectColumnValuesToBeBetween(column="original_px", min_value=size, severity="warning"),
-        table=items.assign(original_px=items[["width", "height"]].min(axis=1)),
+        table=sized,
         wrong="enlarged from a smaller original",
         describe=lambda rows: [f"{row.id!r} was {row.width} x {row.height}" for row in rows.itertuples()],
-        remedy=lambda rows: dropped_or_smaller(drop, items, rows),
+        remedy=lambda rows: dropped_or_smaller(drop, sized, rows),
     )
 
 

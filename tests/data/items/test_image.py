@@ -4,12 +4,13 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
+from pydantic import TypeAdapter
 
 from kshot.data.items import ImageKind
 from kshot.data.items.formats import open_checked
@@ -19,6 +20,9 @@ from tests.ingest.toys import encoded, photo
 
 COLOUR = ImageKind(image_size=16, channels=3)
 GREY = ImageKind(image_size=16, channels=1)
+
+Fit = Literal["crop", "pad", "stretch"]
+every_fit = pytest.mark.parametrize("fit", get_args(Fit))
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -102,10 +106,134 @@ def test_small_images_are_enlarged() -> None:
     assert (to_item(Image.new("L", (3, 2), 90), GREY) == 90).all()
 
 
-def test_inversion_is_the_last_step() -> None:
-    inverted = ImageKind(image_size=16, channels=3, invert=True)
+@every_fit
+def test_inversion_is_the_last_step(fit: Fit) -> None:
+    plain, inverted = (ImageKind(image_size=16, channels=3, fit=fit, invert=invert) for invert in (False, True))
     image = photo(5)
-    assert np.array_equal(to_item(image, inverted), 255 - to_item(image, COLOUR))
+    assert np.array_equal(to_item(image, inverted), 255 - to_item(image, plain))
+
+
+@pytest.mark.parametrize("size", [(40, 30), (31, 47), (500, 375), (1, 90), (16, 17)], ids=str)
+def test_a_crop_is_that_of_pillow(size: tuple[int, int]) -> None:
+    image = photo(1, *size)
+    expected = ImageOps.fit(image, (16, 16), Image.Resampling.LANCZOS)
+    assert np.array_equal(to_item(image, COLOUR), np.asarray(expected))
+
+
+def test_padding_keeps_the_whole_picture_and_repeats_its_edges_evenly() -> None:
+    item = ImageKind(image_size=16, channels=1, fit="pad")
+    rows = np.repeat(np.array([10, 90, 130, 250], dtype=np.uint8), 16).reshape(4, 16)
+    expected = np.repeat(rows, [7, 1, 1, 7], axis=0)[:, :, None]
+    assert np.array_equal(to_item(Image.fromarray(rows), item), expected)
+    assert np.array_equal(to_item(Image.fromarray(rows.T), item), expected.transpose(1, 0, 2))
+    odd = to_item(Image.fromarray(rows[:3]), item)[:, 0, 0].tolist()
+    assert [odd.count(level) for level in (10, 90, 130)] == [7, 1, 8]
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_a_blank_picture_is_blank_when_it_is_padded(invert: bool) -> None:
+    item = ImageKind(image_size=16, channels=3, fit="pad", invert=invert)
+    assert np.unique(to_item(Image.new("RGB", (40, 12), "white"), item)).tolist() == [0 if invert else 255]
+
+
+def test_stretching_keeps_the_whole_picture_and_fills_the_square() -> None:
+    item = ImageKind(image_size=16, channels=3, fit="stretch")
+    expected = photo(1).resize((16, 16), Image.Resampling.LANCZOS)
+    assert np.array_equal(to_item(photo(1), item), np.asarray(expected))
+
+
+@every_fit
+@pytest.mark.parametrize("size", [(3, 2), (1, 5000), (5000, 1), (17, 16)], ids=str)
+def test_every_shape_of_picture_fits(fit: Fit, size: tuple[int, int]) -> None:
+    item = ImageKind(image_size=16, channels=3, fit=fit)
+    assert (to_item(Image.new("RGB", size, (9, 80, 200)), item) == (9, 80, 200)).all()
+
+
+@every_fit
+def test_a_square_picture_is_the_same_by_every_fit(fit: Fit) -> None:
+    square = photo(1, 40, 40)
+    assert np.array_equal(to_item(square, ImageKind(image_size=16, channels=3, fit=fit)), to_item(square, COLOUR))
+
+
+@every_fit
+@pytest.mark.parametrize("image_size", [224, 336, 518, 1024])
+def test_items_may_be_as_large_as_encoders_of_photos_want_them(fit: Fit, image_size: int) -> None:
+    item = ImageKind(image_size=image_size, channels=3, fit=fit)
+    assert item.read(encoded(photo(1))).item.shape == (image_size, image_size, 3)
+
+
+def test_a_fit_and_a_way_to_decode_are_stored_only_where_they_are_not_the_default() -> None:
+    kinds = TypeAdapter(ImageKind)
+    assert kinds.dump_python(COLOUR, mode="json") == {"image_size": 16, "channels": 3, "invert": False}
+    other = ImageKind(image_size=16, channels=3, fit="pad", jpeg="scaled")
+    assert kinds.dump_python(other, mode="json").items() >= {"fit": "pad", "jpeg": "scaled"}.items()
+    assert kinds.validate_json(kinds.dump_json(other)) == other
+    assert str(other) == "colour items of 16 pixels (padded to squares, large JPEGs decoded smaller)"
+
+
+def smooth_photo(mode: str, width: int, height: int) -> Image.Image:
+    """A picture of large shapes that no turn leaves as it is."""
+    levels = np.random.default_rng(3).integers(0, 256, (5, 5, 4), dtype=np.uint8)
+    planes = [
+        Image.fromarray(levels[:, :, number]).resize((width, height), Image.Resampling.BICUBIC) for number in range(4)
+    ]
+    return Image.merge(mode, planes[: len(Image.new(mode, (1, 1)).getbands())])
+
+
+def full_and_scaled(content: bytes, **settings: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    full, scaled = (ImageKind(image_size=16, **settings, jpeg=jpeg).read(content) for jpeg in ("full", "scaled"))
+    assert full.original == scaled.original
+    return full.item, scaled.item
+
+
+def assert_close(full: NDArray[np.uint8], scaled: NDArray[np.uint8]) -> None:
+    """Close in grey levels, and yet not the same, so that a decoder which ignores the request is noticed."""
+    difference = np.abs(full.astype(int) - scaled)
+    assert 0 < difference.max() <= 4
+    assert difference.mean() < 1
+
+
+@every_fit
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("size", [(64, 96), (501, 375), (259, 523)], ids=str)
+def test_a_jpeg_that_is_decoded_smaller_is_nearly_the_same(
+    fit: Fit, channels: int, mode: str, size: tuple[int, int]
+) -> None:
+    content = encoded(smooth_photo(mode, *size), "JPEG", quality=95)
+    assert_close(*full_and_scaled(content, channels=channels, fit=fit))
+
+
+@every_fit
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_that_is_decoded_smaller_is_turned_upright_like_others(fit: Fit, orientation: int) -> None:
+    """Of a size whose eighth has a last column and a last row that lie for the most part beyond the picture."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(smooth_photo("RGB", 265, 257), "JPEG", quality=95, exif=exif)
+    assert_close(*full_and_scaled(content, channels=3, fit=fit))
+
+
+def test_the_first_picture_of_a_phone_photo_is_decoded_smaller() -> None:
+    first, second = smooth_photo("RGB", 400, 300), photo(2)
+    content = encoded(first, "MPO", save_all=True, append_images=[second], quality=95)
+    assert_close(*full_and_scaled(content, channels=3))
+
+
+@pytest.mark.parametrize(
+    ("file_format", "size"), [("JPEG", (63, 400)), ("PNG", (400, 300)), ("WEBP", (400, 300)), ("TIFF", (400, 300))]
+)
+def test_small_jpegs_and_other_formats_are_decoded_in_full(file_format: str, size: tuple[int, int]) -> None:
+    full, scaled = full_and_scaled(encoded(smooth_photo("RGB", *size), file_format), channels=3)
+    assert np.array_equal(full, scaled)
+
+
+def test_a_jpeg_that_is_decoded_smaller_is_refused_where_pixels_are_missing_and_not_for_its_end() -> None:
+    item = ImageKind(image_size=16, channels=3, jpeg="scaled")
+    content = encoded(smooth_photo("RGB", 400, 300), "JPEG")
+    assert np.array_equal(item.read(content[:-2]).item, item.read(content).item)
+    with pytest.raises(DataError, match="damaged JPEG"):
+        item.read(content[: len(content) // 2])
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
