@@ -28,7 +28,7 @@ from kshot.settings import STRICT
 Float = NDArray[np.float64]
 
 _EPISODES_AT_ONCE = 64  # scored together from features, within this many numbers
-_NUMBERS_AT_ONCE = 32_000_000
+_NUMBERS_AT_ONCE = 8_000_000
 _SCORING_BYTES = 2**30  # of the largest activations of the episodes that are taken together
 
 
@@ -83,17 +83,21 @@ def score_episodes(
     lines: LiveLines | None = None,
 ) -> EpisodeScores:
     """`classify(adapt(support), query)` on every episode, with progress reported on `lines`."""
-    predicted, confidence, tempered = [], [], []
-    for logits in episode_logits(learner, indices, gather, lines or silent_lines()):
-        predicted.append(logits.argmax(2).cpu().numpy())
-        confidence.append(logits.softmax(2).amax(2).double().cpu().numpy())
-        tempered.append((logits / temperature).softmax(2).amax(2).double().cpu().numpy())
     per_class = indices.query.shape
+    flat = (per_class[0], per_class[1] * per_class[2])
+    # made before the loop: small arrays among large ones that come and go would split the memory that a process keeps
+    predicted, confidence, tempered = np.empty(flat, np.int64), np.empty(flat), np.empty(flat)
+    start = 0
+    for logits in episode_logits(learner, indices, gather, lines or silent_lines()):
+        part = slice(start, start := start + len(logits))
+        predicted[part] = logits.argmax(2).cpu()
+        confidence[part] = logits.softmax(2).amax(2).cpu()
+        tempered[part] = (logits / temperature).softmax(2).amax(2).cpu()
     return EpisodeScores(
-        predicted=np.concatenate(predicted).reshape(per_class),
+        predicted=predicted.reshape(per_class),
         class_ids=indices.class_ids,
-        confidence=np.concatenate(confidence).reshape(per_class),
-        tempered=np.concatenate(tempered).reshape(per_class),
+        confidence=confidence.reshape(per_class),
+        tempered=tempered.reshape(per_class),
     )
 
 
@@ -130,21 +134,28 @@ class _Features:
     def __init__(self, backbone: nn.Module, gather: Gather) -> None:
         self._backbone, self._at_once, self._gather = backbone, items_at_once(backbone), gather
         self._row_of_item = np.full(0, -1)
-        self._features: Tensor | None = None  # (I, D)
+        self._n_known = 0
+        self._features: Tensor | None = None  # (at least n_known, D); it doubles, so that memory is seldom asked for
 
     @torch.no_grad()
     def __call__(self, items: Int) -> Tensor:
         n_more = int(items.max(initial=-1)) + 1 - len(self._row_of_item)
         self._row_of_item = np.pad(self._row_of_item, (0, max(n_more, 0)), constant_values=-1)
         new = np.unique(items[self._row_of_item[items] < 0])
-        if len(new):
-            known = [] if self._features is None else [self._features]
-            self._row_of_item[new] = np.arange(len(new)) + (len(known[0]) if known else 0)
-            self._features = torch.cat(
-                [*known, *(self._backbone(self._gather(chunk), None) for chunk in self._chunks(new))]
-            )
+        for chunk in self._chunks(new):
+            self._keep(chunk, self._backbone(self._gather(chunk), None))
         assert self._features is not None
         return self._features[torch.from_numpy(self._row_of_item[items])]
+
+    def _keep(self, items: Int, features: Tensor) -> None:
+        rows = range(self._n_known, self._n_known + len(items))
+        if self._features is None or len(self._features) < rows.stop:
+            grown = features.new_empty(2 * rows.stop, features.shape[1])
+            if self._features is not None:
+                grown[: rows.start] = self._features[: rows.start]
+            self._features = grown
+        self._features[rows.start : rows.stop] = features
+        self._row_of_item[items], self._n_known = rows, rows.stop
 
     def _chunks(self, items: Int) -> list[Int]:
         return [items[start : start + self._at_once] for start in range(0, len(items), self._at_once)]
