@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from kshot.backbones.layers.native import build_native
 from kshot.config import load_params
-from kshot.errors import ConfigError, DataError, EpisodeError
+from kshot.errors import ConfigError, DataError, EpisodeError, TrainingError
 from kshot.stages import meta_train, task_pool
 from kshot.workspace import Workspace
 from tests.processes import wait_until_gone
@@ -100,6 +100,37 @@ def test_the_stage_writes_model_history_and_metrics(unbroken: Path) -> None:
     folder = unbroken / "artifacts/meta_train"
     written = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
     assert written == {"model/model.json", "model/weights.safetensors", "history.parquet", "metrics.json"}
+
+
+def test_augmentation_is_the_same_in_one_process_and_in_two(tmp_path: Path) -> None:
+    found = []
+    for n_processes in (1, 2):
+        params = tiny_params()
+        params["meta_train"]["augment"] = {
+            "support": [{"name": "randaugment"}, {"name": "noise"}],
+            "query": [{"name": "crop"}, {"name": "cutout"}],
+            "mix": {"name": "cutmix"},
+        }
+        params["process"]["n_processes"] = n_processes
+        root = write_project(tmp_path / str(n_processes), params)
+        task_pool.run(load_params(root / "params.yaml"), Workspace(root))
+        subprocess.run([sys.executable, "-m", "kshot", "train"], cwd=root, env=ENVIRONMENT, check=True)
+        found.append(root)
+    assert_same_weights(*found)
+
+
+def test_a_step_that_does_not_fit_into_memory_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kshot.training.loop.free_bytes", lambda device: 1000)
+    with pytest.raises(
+        TrainingError, match=r"a step needs about \d.* GiB of memory; 0.0 GiB are free; next: set fewer"
+    ):
+        meta_train.run(load_params(project(tmp_path / "one") / "params.yaml"), Workspace(tmp_path / "one"))
+    assert not (tmp_path / "one/artifacts/meta_train/model").exists()
+    anyway = project(tmp_path / "other", check_memory=False)
+    meta_train.run(load_params(anyway / "params.yaml"), Workspace(anyway))
+    assert "a step needs" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("n_processes", [2, 4])

@@ -95,6 +95,18 @@ class EpisodeBatch:
     def support(self) -> Support:
         return Support(x=self.support_x, y=self.support_y, n_way=self.n_way, keys=self.keys)
 
+    def first_classes(self, n_way: int) -> "EpisodeBatch":
+        """The same without the classes from label `n_way` on, where all episodes have their items in class order."""
+        n_support, n_query = (int((labels[0] < n_way).sum()) for labels in (self.support_y, self.query_y))
+        return EpisodeBatch(
+            support_x=self.support_x[:, :n_support],
+            support_y=self.support_y[:, :n_support],
+            query_x=self.query_x[:, :n_query],
+            query_y=self.query_y[:, :n_query],
+            n_way=min(n_way, self.n_way),
+            keys=self.keys,
+        )
+
     def one_by_one(self) -> Iterator["EpisodeBatch"]:
         """The same episodes as batches of one."""
         for i in range(len(self)):

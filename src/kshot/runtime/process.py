@@ -20,6 +20,7 @@ class ProcessSettings:
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
     n_processes: Annotated[int, Field(ge=1)] = 1  # of a training
     keep_freed_memory: bool = True  # glibc: do not give freed memory back between steps
+    check_memory: bool = True  # of a training step, before the first
     force_precision: bool = False  # bfloat16 also where no instructions of the processor carry it
     native_kernels: bool = True  # where `kshot kernels` has built them; else, and where there are none, torch alone
 

@@ -96,6 +96,11 @@ def in_worker() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def local_world_size() -> int:
+    """How many workers of this job run on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 @contextmanager
 def joined_workers(device: torch.device) -> Iterator[Workers]:
     """The group that torchrun started this process in, or a group of one."""

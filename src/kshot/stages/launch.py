@@ -103,6 +103,7 @@ def train(
                 checkpoints=checkpoints,
                 workers=workers,
                 lines=LiveLines(_print_line) if workers.is_first else silent_lines(),
+                check_memory=params.process.check_memory,
             )
     except KshotError as error:
         if not in_worker():

@@ -74,6 +74,7 @@ def fit(
     checkpoints: Path,
     workers: Workers,
     lines: LiveLines,
+    check_memory: bool = False,
 ) -> Trained:
     """One worker's part. The learner's kind says what is minimised: the losses of episodes, or of classification."""
     learner = build_learner(training.config, training.loss.build(), init_seed=training.init_seed)
@@ -92,6 +93,7 @@ def fit(
         checkpoints=CheckpointFolder(checkpoints),
         workers=workers,
         lines=lines,
+        check_memory=check_memory,
     )
     progress = run_training(job)
     peak = peak_memory_bytes(device)

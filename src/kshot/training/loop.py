@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from kshot.backbones.contract import layer_name
 from kshot.errors import TrainingError
 from kshot.runtime.lines import LiveLines
-from kshot.runtime.workers import PairwiseSum, Workers
+from kshot.runtime.memory import free_bytes
+from kshot.runtime.workers import PairwiseSum, Workers, local_world_size
 from kshot.settings import STRICT
 from kshot.training.objectives import Objective
 from kshot.training.optimizers import AdamConfig, Optimizer, OptimizerConfig, cosine_decay, flat, layer_rates
 
 _STEPS_QUEUED = 16  # on a GPU, which runs behind the host
+_OF_KEPT, _OF_PARAMETERS = 2, 8  # of memory in a step: see _check_memory
 
 Tensors = dict[str, Tensor]
 
@@ -109,6 +111,7 @@ class TrainingJob:
     checkpoints: CheckpointStore
     workers: Workers = field(default_factory=Workers)
     lines: LiveLines = field(default_factory=lambda: LiveLines(print))
+    check_memory: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +144,7 @@ def run_training(job: TrainingJob) -> Progress:
             "found no parameter that requires gradients; need at least one; next: freeze less, or set n_steps: 0"
         )
     optimizer = job.new_optimizer()
+    _check_memory(job)
     progress, best_weights = _resume(job, optimizer)
     saved_step = progress.step
     last_save = time.monotonic()
@@ -173,6 +177,33 @@ def run_training(job: TrainingJob) -> Progress:
         job.checkpoints.save(_state(module, optimizer, progress, best_weights))
     module.load_state_dict(best_weights)
     return progress
+
+
+def _check_memory(job: TrainingJob) -> None:
+    """Say what a step will need, and raise TrainingError where it is not there.
+
+    That is twice what autograd keeps (the backward pass, and what the allocator cannot use again), and eight vectors of
+    all parameters: gradients, moments, the best weights and sums. Measured for six networks, within 11 %.
+    """
+    if not job.check_memory:
+        return
+    job.objective.module.train()
+    share = len(job.workers.share(range(job.settings.episodes_per_step)))
+    kept = job.objective.kept_bytes(max(1, min(job.objective.at_once, share)))
+    of_parameters = sum(parameter.numel() * parameter.element_size() for parameter in job.parameters)
+    needed = _OF_KEPT * kept + _OF_PARAMETERS * of_parameters
+    free = free_bytes(job.device)
+    if free is None:
+        return
+    n_here = local_world_size() if job.device.type == "cpu" else 1
+    line = f"a step needs about {needed / 2**30:.1f} GiB of memory" + (f" in each of {n_here} processes" * (n_here > 1))
+    if needed * n_here > free:
+        raise TrainingError(
+            f"{line}; {free / 2**30:.1f} GiB are free; next: set fewer classes or queries in "
+            "task_pool.meta_train.shape (or a smaller batch_size), a smaller backbone or part of it in "
+            "backbone.freeze, fewer processes, or process.check_memory: false to try all the same"
+        )
+    job.lines.log(f"{line}, {free / 2**30:.1f} GiB are free")
 
 
 def _without_steps(job: TrainingJob) -> Progress:

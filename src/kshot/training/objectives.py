@@ -14,6 +14,7 @@ from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner, cali
 from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
 from kshot.backbones.contract import Backbone, calibrate, drawing
 from kshot.data.batches import TrainItems
+from kshot.data.class_table import Int
 from kshot.data.gather import Gather
 from kshot.episodes.augmentation import EpisodeAugmentation, augmented_batch, item_keys
 from kshot.episodes.episode import MixedLabels
@@ -22,6 +23,7 @@ from kshot.episodes.pools import FrozenPool
 from kshot.evaluation.scoring import score_episodes
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import Workers
+from kshot.training.memory import followed
 
 _CALIBRATION_EPISODES = 16
 _TRAINING_BYTES = 2**30  # of the largest activations of the episodes that are taken together
@@ -47,6 +49,10 @@ class Objective(Protocol):
 
     def losses(self, numbers: range, done: float) -> Tensor:
         """(B,) for consecutive numbers, differentiable. `done`: the part of the training that is over, 0 to 1."""
+        ...
+
+    def kept_bytes(self, n_together: int) -> int:
+        """About how much autograd keeps of the losses of `n_together` numbers, from smaller ones."""
         ...
 
     def score(self, workers: Workers, lines: LiveLines) -> float:
@@ -77,6 +83,10 @@ class Episodic:
 
     def losses(self, numbers: range, done: float) -> Tensor:
         return self.learner.meta_loss(self.train.load(numbers), done)
+
+    def kept_bytes(self, n_together: int) -> int:
+        episode = self.train.load_plain(range(1))
+        return n_together * followed(lambda n: self.learner.meta_loss(episode.first_classes(n)), episode.n_way)
 
     def score(self, workers: Workers, lines: LiveLines) -> float:
         self.learner.eval()
@@ -115,6 +125,11 @@ class Supervised:
 
     def losses(self, numbers: range, done: float) -> Tensor:
         return torch.stack([self._loss(number) for number in numbers])
+
+    def kept_bytes(self, n_together: int) -> int:
+        rows = self.train.rows(0)
+        items = self.gather(self.train.items[rows[:3]])
+        return n_together * followed(lambda n: self.learner.class_logits(items[:n]), len(rows))
 
     def score(self, workers: Workers, lines: LiveLines) -> float:
         self.learner.eval()
@@ -172,6 +187,10 @@ class SelfSupervised:
     def losses(self, numbers: range, done: float) -> Tensor:
         return torch.stack([self._loss(number) for number in numbers])
 
+    def kept_bytes(self, n_together: int) -> int:
+        rows = self._train.rows(0)
+        return n_together * followed(lambda n: self._loss_of(rows[:n], 0), len(rows))
+
     def score(self, workers: Workers, lines: LiveLines) -> float:
         self._learner.eval()
         batches = self._train.calibration_batches
@@ -179,7 +198,10 @@ class SelfSupervised:
         return episode_accuracy(self._learner, self._val_pool, self._gather, workers, lines)
 
     def _loss(self, number: int) -> Tensor:
-        items = self._gather(self._train.items[self._train.rows(number)])
+        return self._loss_of(self._train.rows(number), number)
+
+    def _loss_of(self, rows: Int, number: int) -> Tensor:
+        items = self._gather(self._train.items[rows])
         keys = item_keys(torch.tensor([self._train.key(number, "augmentation")], device=items.device), len(items))[0]
         with drawing(self._train.key(number, "noise")):
             return self._pretext.loss(self._backbone, self._head, items, keys)
