@@ -196,14 +196,18 @@ def _check_memory(job: TrainingJob) -> None:
     if free is None:
         return
     n_here = local_world_size() if job.device.type == "cpu" else 1
-    line = f"a step needs about {needed / 2**30:.1f} GiB of memory" + (f" in each of {n_here} processes" * (n_here > 1))
+    line = f"a step needs about {_size(needed)} of memory" + (f" in each of {n_here} processes" * (n_here > 1))
     if needed * n_here > free:
         raise TrainingError(
-            f"{line}; {free / 2**30:.1f} GiB are free; next: set fewer classes or queries in "
+            f"{line}; {_size(free)} are free; next: set fewer classes or queries in "
             "task_pool.meta_train.shape (or a smaller batch_size), a smaller backbone or part of it in "
             "backbone.freeze, fewer processes, or process.check_memory: false to try all the same"
         )
-    job.lines.log(f"{line}, {free / 2**30:.1f} GiB are free")
+    job.lines.log(f"{line}, {_size(free)} are free")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.1f} GiB"
 
 
 def _without_steps(job: TrainingJob) -> Progress:
