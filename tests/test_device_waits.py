@@ -59,7 +59,7 @@ def job(
     table = dataset.class_table("meta_train")
     pool = SampledPool.of_split(table, shape, sampler or Uniform(), seed=1, split="meta_train")
     gather = ResidentItems(dataset, CPU) if beside else item_gather(dataset, CPU)
-    loader = EpisodeLoader.of_training(pool, gather)
+    loader = EpisodeLoader.of_training([pool], gather)
     return TrainingJob(
         objective=Episodic(
             learner=config.build(backbone, Problem(train_shape=shape, n_train_classes=None)),

@@ -49,7 +49,7 @@ class Data:
         return SampledPool.of_split(self.table, _episode_shape(shape), Uniform(), seed=1, split="meta_train")
 
     def loader(self, shape: Shape) -> EpisodeLoader:
-        return EpisodeLoader.of_training(self.pool(shape), self.gather)
+        return EpisodeLoader.of_training([self.pool(shape)], self.gather)
 
 
 class NoiseImages:

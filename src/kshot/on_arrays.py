@@ -76,7 +76,7 @@ def train(
     n_stored = len(gather.items)
     both = _Items(torch.cat([gather.items, _gather(val_x, learner).items]))
     val_pool = _pool(val_y, shape, seed=seed, split="meta_val", first_item=n_stored).freeze(_VAL_EPISODES)
-    loader = EpisodeLoader.of_training(_pool(y, shape, seed=seed, split="meta_train"), both)
+    loader = EpisodeLoader.of_training([_pool(y, shape, seed=seed, split="meta_train")], both)
     job = TrainingJob(
         objective=Episodic(learner=learner, train=loader, val_pool=val_pool),
         settings=TrainingSettings(

@@ -1,6 +1,6 @@
 """The classes of a split as arrays, for samplers to draw from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic
 
 import numpy as np
@@ -58,6 +58,23 @@ class ClassTable(Generic[Ints]):
             largest_group=int(group_sizes.max(initial=0)),
             domains=None if domains is None else np.where(present, domains[items], 0),
             n_domains=0 if domains is None else int(domains.max(initial=-1)) + 1,
+        )
+
+    def with_views(self: "ClassTable[Int]", n_views: int, n_items: int, n_classes: int) -> "ClassTable[Int]":
+        """The classes `n_views` times, of a dataset of these numbers: view v of item i is item v * n_items + i."""
+        if n_views == 1:
+            return self
+        views = np.arange(n_views)
+        items = np.where(self.items < 0, -1, views[:, None, None] * n_items + self.items)
+        return replace(
+            self,
+            class_ids=(views[:, None] * n_classes + self.class_ids).ravel(),
+            items=items.reshape(-1, self.items.shape[1]),
+            counts=np.tile(self.counts, n_views),
+            groups=np.tile(self.groups, n_views),
+            group_sizes=self.group_sizes * n_views,
+            largest_group=self.largest_group * n_views,
+            domains=None if self.domains is None else np.tile(self.domains, (n_views, 1)),
         )
 
     def on(self, device: "torch.device") -> "ClassTable[Tensor]":

@@ -33,10 +33,14 @@ class FrozenPools:
         return {_VAL_POOL: self.val} | {f"{_TEST_POOL}{setting}": pool for setting, pool in self.test.items()}
 
 
-def train_pool(dataset: PackedDataset, settings: TaskPoolSettings, *, seed: int) -> SampledPool:
-    """The endless pool of the meta_train classes."""
-    (kind,) = settings.kinds()["meta_train"]
-    return _pool(dataset, "meta_train", kind, seed=seed)
+def train_pools(dataset: PackedDataset, settings: TaskPoolSettings, *, seed: int) -> list[SampledPool]:
+    """The endless pool of the meta_train classes and their views, for each shape."""
+    n_views = len(settings.meta_train.views) + 1
+    table = dataset.class_table("meta_train").with_views(n_views, len(dataset.labels), len(dataset.classes))
+    return [
+        SampledPool.of_split(table, kind.shape, kind.sampler, seed=seed, split="meta_train")
+        for kind in settings.meta_train.kinds
+    ]
 
 
 def freeze_pools(dataset: PackedDataset, settings: TaskPoolSettings) -> FrozenPools:

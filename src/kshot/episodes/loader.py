@@ -1,5 +1,6 @@
 """Episodes by number -> tensors on the device that learns from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from kshot.data.class_table import Int
 from kshot.data.gather import Gather, ResidentItems
 from kshot.episodes.augmentation import EpisodeAugmentation, augmented_episodes
 from kshot.episodes.episode import EpisodeBatch
-from kshot.episodes.pools import ReadAhead, SampledPool, TaskPool
+from kshot.episodes.pools import MixedShapes, ReadAhead, SampledPool, TaskPool
 from kshot.episodes.sampling import EpisodeIndices
 
 
@@ -25,11 +26,18 @@ class EpisodeLoader:
 
     @classmethod
     def of_training(
-        cls, pool: SampledPool, gather: Gather, augmentation: EpisodeAugmentation | None = None
+        cls,
+        pools: Sequence[SampledPool],
+        gather: Gather,
+        augmentation: EpisodeAugmentation | None = None,
+        *,
+        per_step: int = 1,
     ) -> "EpisodeLoader":
-        """Episodes drawn a block ahead, where the items lie that they point at."""
-        on_device = pool.on(gather.device) if isinstance(gather, ResidentItems) else pool
-        return cls(pool=ReadAhead(on_device), gather=gather, augmentation=augmentation or EpisodeAugmentation())
+        """Episodes drawn a block ahead, where the items lie that they point at; of several pools one for each step."""
+        device = gather.device if isinstance(gather, ResidentItems) else None
+        ahead = [ReadAhead(pool if device is None else pool.on(device)) for pool in pools]
+        pool = ahead[0] if len(ahead) == 1 else MixedShapes(ahead, per_step, pools[0].key)
+        return cls(pool=pool, gather=gather, augmentation=augmentation or EpisodeAugmentation())
 
     def load(self, numbers: range) -> EpisodeBatch:
         """The episodes numbered `numbers`, in class order within each episode, augmented."""

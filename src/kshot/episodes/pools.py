@@ -1,7 +1,7 @@
 """Task pools: sequences of episodes by index, generated on the fly or frozen to disk with a hash."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +16,11 @@ from safetensors.numpy import save as safetensors_bytes
 from torch import Tensor
 
 from kshot.data.class_table import ClassTable, Int
+from kshot.data.views import Views
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.sampling import EpisodeIndices, EpisodeKind, SamplerConfig, Uniform, sample_episodes
 from kshot.errors import DataError
-from kshot.seeding import Ints, random_words, stream_key
+from kshot.seeding import Ints, random_bits, random_words, stream_key
 from kshot.settings import STRICT
 
 _FREEZE_AT_ONCE = 256  # episodes drawn together: bounds the size of the random keys in memory
@@ -27,10 +28,20 @@ _FREEZE_AT_ONCE = 256  # episodes drawn together: bounds the size of the random 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class TrainPoolSettings:
-    """Episodes drawn on the fly from the meta_train classes."""
+    """Episodes drawn on the fly from the meta_train classes.
+
+    With `more_shapes` every step of the training draws its shape, each as likely as `shape`. With `views` every class
+    has further ones beside it, of its items turned by that many degrees or mirrored.
+    """
 
     shape: EpisodeShape
+    more_shapes: tuple[EpisodeShape, ...] = ()
+    views: Views = ()
     sampler: SamplerConfig = Field(default_factory=Uniform)
+
+    @property
+    def kinds(self) -> tuple[EpisodeKind, ...]:
+        return tuple(EpisodeKind(shape=shape, sampler=self.sampler) for shape in (self.shape, *self.more_shapes))
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -97,7 +108,7 @@ class TaskPoolSettings:
     def kinds(self) -> dict[str, tuple[EpisodeKind, ...]]:
         """Every configured kind of episode, by split."""
         return {
-            "meta_train": (EpisodeKind(shape=self.meta_train.shape, sampler=self.meta_train.sampler),),
+            "meta_train": self.meta_train.kinds,
             "meta_val": (EpisodeKind(shape=self.meta_val.shape, sampler=self.meta_val.sampler),),
             "meta_test": tuple(self.meta_test.kinds().values()),
         }
@@ -171,6 +182,23 @@ class ReadAhead:
             self._held = range(numbers.start, numbers.start + self._n_block)
             self._block = self._pool.episodes(self._held)
         return self._block[numbers.start - self._held.start : numbers.stop - self._held.start]
+
+
+class MixedShapes:
+    """Pools of several shapes as one: every step of `per_step` episodes draws one of them, by `key` and its number."""
+
+    def __init__(self, pools: Sequence[TaskPool], per_step: int, key: np.uint64) -> None:
+        self._pools, self._per_step, self._key = pools, per_step, key
+
+    @property
+    def shape(self) -> EpisodeShape:
+        """The largest."""
+        return max((pool.shape for pool in self._pools), key=lambda shape: shape.n_way * shape.items_per_class)
+
+    def episodes(self, numbers: range) -> EpisodeIndices[Any]:
+        """Of the shape of the step that the first number is in."""
+        drawn = int(random_bits(self._key, numbers.start // self._per_step))
+        return self._pools[drawn % len(self._pools)].episodes(numbers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,8 @@ def train(
     if params.process.native_kernels and native_compiler() is None:
         _print_line("native kernels: not built here for this processor; training without; next: kshot kernels")
     gather = item_gather(dataset, device)
-    keeps_features = params.backbone.freeze == "all" and training.augmentation.changes_nothing
+    changes_items = params.task_pool.meta_train.views or not training.augmentation.changes_nothing
+    keeps_features = params.backbone.freeze == "all" and not changes_items
     checkpoints = workspace.checkpoints / _training_key(stage, training, params, workspace, dataset, val_pool.hash)
     try:
         with joined_workers(device) as workers:

@@ -15,9 +15,10 @@ from kshot.backbones.layers.adopted import start_from
 from kshot.data.batches import TrainItems
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
+from kshot.data.views import ViewedItems
 from kshot.data.weights import PretrainedWeights
 from kshot.episodes.augmentation import EpisodeAugmentation
-from kshot.episodes.frozen import train_pool
+from kshot.episodes.frozen import train_pools
 from kshot.episodes.loader import EpisodeLoader
 from kshot.episodes.pools import FrozenPool, TaskPoolSettings
 from kshot.episodes.sampling import EpisodeKind
@@ -120,6 +121,11 @@ def _objective(
     if training.pretext is not None:
         return SelfSupervised(training.pretext, learner, items, gather, val_pool)
     if isinstance(learner, TransferLearner):
+        if training.task_pool.meta_train.views:
+            raise ConfigError(
+                f"task_pool.meta_train.views is given, and {training.config.algorithm.name} is trained on batches of "
+                "the classes as they are; next: take views out"
+            )
         if training.augmentation.query is not None:
             raise ConfigError(
                 f"meta_train.augment.query is given, and {training.config.algorithm.name} is trained on batches "
@@ -146,10 +152,14 @@ def _objective(
                 f"meta_train.loss is class_weighted; {training.config.algorithm.name} is trained on episodes, whose "
                 "classes have the same number of queries; next: set meta_train.loss: {name: cross_entropy}"
             )
-        pool = train_pool(dataset, training.task_pool, seed=training.seed)
-        return Episodic(
-            learner=learner, train=EpisodeLoader.of_training(pool, gather, training.augmentation), val_pool=val_pool
+        views = training.task_pool.meta_train.views
+        train = EpisodeLoader.of_training(
+            train_pools(dataset, training.task_pool, seed=training.seed),
+            ViewedItems(gather, len(dataset.labels), views) if views else gather,
+            training.augmentation,
+            per_step=training.settings.episodes_per_step,
         )
+        return Episodic(learner=learner, train=train, val_pool=val_pool)
     raise TrainingError(
         f"{training.config.algorithm.name} is neither a MetaLearner nor a TransferLearner; need one to train it"
     )
