@@ -56,6 +56,8 @@ def test_only_the_adapter_is_trained_and_the_model_answers_for_items(tmp_path: P
     assert not torch.allclose(gram, torch.eye(len(gram)), atol=1e-5)  # as it was before the training
 
     evaluate.run(load_params(workspace.params), workspace)
+    assert json.loads((workspace.output("evaluate") / "metrics.json").read_text())["adapter"] == "linear"
+    assert "with a linear adapter" in (workspace.output("evaluate") / "report.html").read_text()
     kept = [np.load(folder / "known.npy") for folder in workspace.features.iterdir()]
     assert len(kept) == 2 and all(known.any() for known in kept)  # of the untrained one, too
     model = load_model(workspace.model)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kshot.algorithms.learner import Learner, Stepwise, normalization_modes, served
+from kshot.backbones.layers.adapter import NoAdapter
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import FrozenPools
@@ -113,11 +114,12 @@ def _score_settings(
 
 
 def _summary(grid: Grid, saved: SavedModel) -> dict[str, Any]:
-    shape = saved.config.train_shape
+    shape, adapter = saved.config.train_shape, saved.config.adapter
     return {
         "dataset": grid.dataset.name,
         "algorithm": saved.config.algorithm.name,
         "backbone": saved.config.backbone.name,
+        **({} if isinstance(adapter, NoAdapter) else {"adapter": adapter.name}),
         "seed": grid.seed,
         "train_shape": {"n_way": shape.n_way, "k_shot": shape.k_shot, "n_query": shape.n_query},
     }
