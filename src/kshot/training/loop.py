@@ -197,7 +197,8 @@ def _check_memory(job: TrainingJob) -> None:
         return
     n_here = local_world_size() if job.device.type == "cpu" else 1
     line = f"a step needs about {_size(needed)} of memory" + (f" in each of {n_here} processes" * (n_here > 1))
-    if needed * n_here > free:
+    too_much = torch.tensor(int(needed * n_here > free), device=job.device)
+    if int(job.workers.sum(too_much)):  # for any worker: nobody is to wait for one that left
         raise TrainingError(
             f"{line}; {_size(free)} are free; next: set fewer classes or queries in "
             "task_pool.meta_train.shape (or a smaller batch_size), a smaller backbone or part of it in "
