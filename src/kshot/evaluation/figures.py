@@ -1,5 +1,6 @@
 """Pictures of a run: how training went, and how well held-out classes are recognised."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ def accuracy_bars(results: list[dict[str, Any]]) -> Figure:
             capsize=3,
             label=name,
         )
-    axes.set_xticks(positions, [f"{r['title'].replace(' within', chr(10) + 'within')}\n{r['mode']}" for r in results])
+    titles = [re.sub("-shot,? ", "-shot\n", result["title"]) for result in results]  # the sampler on its own line
+    axes.set_xticks(positions, [f"{title}\n{r['mode']}" for title, r in zip(titles, results, strict=True)])
     axes.set(ylabel="accuracy on held-out classes, %", ylim=(0, 105))
     figure.legend(loc="outside upper center", ncols=2)
     return figure
