@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,10 +44,9 @@ Read = Callable[[], int]
 @contextmanager
 def _kshot(folder: Path, size_px: int) -> Iterator[Read]:
     """An ingest, as the command does it: checked, resized, hashed and written to the disk."""
-    from kshot.data.items import ImageKind
-    from kshot.ingest.pack import ingest
+    from kshot.ingest.pack import DEFAULT_ITEM, ingest
 
-    item = ImageKind(image_size=size_px, channels=3)
+    item = replace(DEFAULT_ITEM, image_size=size_px)
     with TemporaryDirectory(prefix="kshot-bench-") as data:
         yield lambda: ingest(folder, "photos", Path(data), item=item).added
 
