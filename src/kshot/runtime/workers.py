@@ -107,7 +107,7 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
     if not in_worker():
         yield Workers()
         return
-    one_gpu_each = device.type == "cuda" and int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count()
+    one_gpu_each = device.type == "cuda" and local_world_size() <= torch.cuda.device_count()
     backend = "nccl" if one_gpu_each else "gloo"  # NCCL refuses two workers on one GPU
     distributed.init_process_group(backend, timeout=timedelta(seconds=_GROUP_TIMEOUT_S))
     try:

@@ -119,7 +119,7 @@ def _objective(
 ) -> Objective:
     items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
     if training.pretext is not None:
-        return SelfSupervised(training.pretext, learner, items, gather, val_pool)
+        return SelfSupervised(training.pretext, learner, items, gather, val_pool, init_seed=training.init_seed)
     if isinstance(learner, TransferLearner):
         if training.task_pool.meta_train.views:
             raise ConfigError(

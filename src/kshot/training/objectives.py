@@ -170,16 +170,27 @@ class Pretext(Protocol):
 class SelfSupervised:
     """A pretext task on the items of meta_train, one batch of items for each number; their labels are not used.
 
-    A model is selected by the accuracy of `learner`, which has the backbone, on the frozen meta_val episodes.
+    `init_seed` draws the weights of the task's head. A model is selected by the accuracy of `learner`, which has the
+    backbone, on the frozen meta_val episodes.
     """
 
     def __init__(
-        self, pretext: Pretext, learner: Learner[Any], train: TrainItems, gather: Gather, val_pool: FrozenPool
+        self,
+        pretext: Pretext,
+        learner: Learner[Any],
+        train: TrainItems,
+        gather: Gather,
+        val_pool: FrozenPool,
+        *,
+        init_seed: int,
     ) -> None:
         assert isinstance(learner.backbone, Backbone)
         self._pretext, self._backbone, self._learner = pretext, learner.backbone, learner
         self._train, self._gather, self._val_pool = train, gather, val_pool
-        self._head = pretext.head(learner.backbone.n_features).to(next(learner.parameters()).device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(init_seed)
+            head = pretext.head(learner.backbone.n_features)
+        self._head = head.to(next(learner.parameters()).device)
         self.module: nn.Module = nn.ModuleDict({"learner": learner, "head": self._head})
         self.at_once = 1
         self.unit = "batches"
