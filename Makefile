@@ -92,8 +92,10 @@ bench-avx2: setup $(GLYPHS)  ## The same steps with everything held to AVX2, for
 bench-gpu: setup $(GLYPHS)  ## The training steps on a GPU, eager, in a CUDA graph and compiled
 	@$(BIN)/python -m bench.gpu
 
-bench-photos: setup  ## How fast photos are read, and each step from a folder of them to a scored model
+bench-photos: setup  ## How fast photos are read, each step from a folder to a scored model, frozen encoders, memory
 	@$(BIN)/python -m bench.photos
+	@$(BIN)/python -m bench.frozen
+	@$(BIN)/python -m bench.memory
 
 bench-peers: setup  ## An environment for each peer that installs today
 	@$(BIN)/python -m bench.make_peers

@@ -7,16 +7,18 @@ from statistics import median
 
 from bench.drivers import DRIVERS, PEERS
 from bench.figures import GROWTH_AXES, growth_curves, measured, ratio_bars
+from bench.frozen_tables import frozen_section
 from bench.instructions import SHOWN
 from bench.measure import Measurement
-from bench.photo_tables import TITLE, photo_section
-from bench.results import DISTURBED_SHARE, Growth, Photos, Ratio, Results, load
+from bench.memory_tables import memory_section
+from bench.photo_tables import photo_section
+from bench.results import DISTURBED_SHARE, Frozen, Growth, Memory, Photos, Ratio, Results, load
 from bench.tables import machine_line, markdown_table, rounded
 from bench.workloads import FLOOR_SIZES, WORKLOADS, Workload
 
 FOLDER = Path(".kshot/bench")
 GROWTH = FOLDER / "growth.json"
-PHOTOS = FOLDER / "photos.json"
+PHOTOS, FROZEN, MEMORY = (FOLDER / f"{name}.json" for name in ("photos", "frozen", "memory"))
 DOCS, PAGE = Path("docs"), "benchmarks.md"
 
 _EPISODES_SCORED = 1000  # per setting, in the table of evaluation times
@@ -56,29 +58,41 @@ def saved_results(folder: Path = FOLDER) -> list[Results]:
     return [results for results in runs if results is not None]
 
 
-def write(runs: Sequence[Results], docs: Path = DOCS, growth_file: Path = GROWTH, photos_file: Path = PHOTOS) -> None:
-    """The page and its pictures; growth and photos are in it where they were measured."""
-    growth = load(Growth, growth_file)
+def write(runs: Sequence[Results], docs: Path = DOCS, folder: Path = FOLDER) -> None:
+    """The page and its pictures; what else was measured, and lies in `folder`, has its sections there."""
+    growth = load(Growth, folder / GROWTH.name)
     docs.mkdir(exist_ok=True)
-    (docs / PAGE).write_text(page(runs, growth, load(Photos, photos_file)), encoding="utf-8")
+    (docs / PAGE).write_text(page(runs, growth, saved_sections(folder)), encoding="utf-8")
     for results in runs:
         ratio_bars(results, _hardware(results)).savefig(docs / _picture(runs, results), dpi=120)
     if growth is not None:
         growth_curves(growth).savefig(docs / "growth.png", dpi=120)
 
 
-def write_photos(photos: Photos, docs: Path = DOCS) -> None:
-    """The section on photos alone, in place of the one that the page has or at its end."""
+def saved_sections(folder: Path = FOLDER) -> list[str]:
+    """Those of the measurements that have a command of their own."""
+    photos, frozen = load(Photos, folder / PHOTOS.name), load(Frozen, folder / FROZEN.name)
+    memory = load(Memory, folder / MEMORY.name)
+    return [
+        *([] if photos is None else [photo_section(photos)]),
+        *([] if frozen is None else [frozen_section(frozen)]),
+        *([] if memory is None else [memory_section(memory)]),
+    ]
+
+
+def write_section(section: str, docs: Path = DOCS) -> None:
+    """One section of the page alone, in place of the one that has its title or at the end."""
     docs.mkdir(exist_ok=True)
     path = docs / PAGE
     text = path.read_text(encoding="utf-8") if path.is_file() else "# Benchmarks\n"
-    before, there, old = text.partition(f"\n{TITLE}\n")
+    title = section.partition("\n")[0]
+    before, there, old = text.partition(f"\n{title}\n")
     _, next_title, rest = old.partition("\n## ")
-    parts = [before.rstrip("\n"), photo_section(photos), *([f"## {rest}".rstrip("\n")] if there and next_title else [])]
+    parts = [before.rstrip("\n"), section, *([f"## {rest}".rstrip("\n")] if there and next_title else [])]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def page(runs: Sequence[Results], growth: Growth | None, photos: Photos | None = None) -> str:
+def page(runs: Sequence[Results], growth: Growth | None, sections: Sequence[str] = ()) -> str:
     """`runs` has one or more, each with its own set of instructions."""
     return (
         "\n\n".join(
@@ -93,7 +107,7 @@ def page(runs: Sequence[Results], growth: Growth | None, photos: Photos | None =
                 "## How it is measured",
                 _METHOD,
                 *([] if growth is None else [growth_section(growth)]),
-                *([] if photos is None else [photo_section(photos)]),
+                *sections,
             ]
         )
         + "\n"

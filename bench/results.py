@@ -177,6 +177,56 @@ class Photos:
         return spread(cost(theirs[number]) / cost(ours[number]) for number in sorted(ours.keys() & theirs.keys()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryUse:
+    """A training, in bytes: held before its first step, said to be needed for one, and the most it then held."""
+
+    title: str
+    held: int
+    needed: int
+    peak: int
+
+    @property
+    def predicted(self) -> int:
+        return self.held + self.needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What trainings said they would need, and what they took."""
+
+    command: str
+    machine: Machine
+    n_steps: int
+    uses: tuple[MemoryUse, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenTiming:
+    """One thing done on the features of a frozen encoder, once in each round."""
+
+    round: int
+    name: str
+    seconds: float
+    others_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """What a frozen encoder costs: to embed items once, to train on what is kept of them, and to score heads."""
+
+    command: str
+    machine: Machine
+    encoder: str
+    n_items: int
+    n_episodes: int  # scored with each head
+    timings: tuple[FrozenTiming, ...]
+
+    def of(self, name: str) -> dict[int, FrozenTiming]:
+        """By round."""
+        return {one.round: one for one in self.timings if one.name == name}
+
+
 def spread(values: Iterable[float]) -> Ratio | None:
     ordered = sorted(values)
     return Ratio(median=statistics.median(ordered), low=ordered[0], high=ordered[-1]) if ordered else None
@@ -186,7 +236,7 @@ def _cost(workload: str, measurement: Measurement) -> float:
     return measurement.peak_rss_mb if workload == "memory" else measurement.episode_s
 
 
-def save(value: Results | Growth | Installation | Photos, path: Path) -> None:
+def save(value: Results | Growth | Installation | Photos | Memory | Frozen, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(TypeAdapter(type(value)).dump_json(value, indent=1) + b"\n")
 

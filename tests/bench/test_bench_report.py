@@ -63,7 +63,7 @@ def test_the_page_names_the_machine_the_command_and_the_day(run: FakeRun) -> Non
 
 def test_the_files_are_made_again_from_the_results_alone(run: FakeRun, tmp_path: Path) -> None:
     save(fake_growth(measurement(0.5)), tmp_path / "growth.json")
-    report.write([run.results()], docs=tmp_path / "docs", growth_file=tmp_path / "growth.json")
+    report.write([run.results()], docs=tmp_path / "docs", folder=tmp_path)
     assert {path.name for path in (tmp_path / "docs").iterdir()} == {"benchmarks.md", "benchmarks.png", "growth.png"}
     assert "| sampling | 1,000,000 | 1,000 | 2 |" in (tmp_path / "docs" / "benchmarks.md").read_text()
 
@@ -75,7 +75,7 @@ def test_the_runs_with_each_set_of_instructions_stand_side_by_side(run: FakeRun,
     for made in (slower.results("avx2"), run.results("avx512")):
         save(made, report.results_file(made.instructions, tmp_path))
     runs = report.saved_results(tmp_path)
-    report.write(runs, docs=tmp_path / "docs", growth_file=tmp_path / "none")
+    report.write(runs, docs=tmp_path / "docs", folder=tmp_path / "none")
     text = (tmp_path / "docs" / "benchmarks.md").read_text()
     rows = [row for row in text.splitlines() if row.startswith("| protonet-5w1s15q | Abacus")]
     assert [row.split(" | ")[1:3] for row in rows] == [

@@ -9,6 +9,7 @@ from bench import photos, report
 from bench.photo_files import jpeg, write_photos
 from bench.photo_readers import READERS
 from bench.photo_tables import photo_section
+from bench.project import CommandError, prepare_project
 from bench.results import PhotoReading, Photos, PipelineStep, load
 from kshot.data.packed import PackedDataset
 from kshot.stages import STAGES
@@ -72,12 +73,12 @@ def test_every_reader_reads_every_photo_in_each_round_and_size(
 
 def test_the_steps_are_run_in_a_project_with_a_source_of_its_own(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", n_photos=12, per_class=4)
-    photos.prepare_project(tmp_path / "project")
+    prepare_project(tmp_path / "project")
     (step,) = photos.run_steps(tmp_path / "project", tmp_path / "photos", ["ingest"])
     assert step.name == "ingest"
     dataset = PackedDataset.open(tmp_path / "project" / "data" / "photos")
     assert (dataset.n_stored, len(dataset.splits.by_class())) == (12, 3)
-    with pytest.raises(photos.CommandError, match="kshot stage validate: error: photos fails .* checks"):
+    with pytest.raises(CommandError, match="kshot stage validate: error: photos fails .* checks"):
         list(photos.run_steps(tmp_path / "project", tmp_path / "photos", ["validate"]))
 
 
@@ -109,11 +110,11 @@ def test_the_section_takes_the_place_of_the_old_one_and_leaves_the_rest_of_the_p
     page = tmp_path / "benchmarks.md"
     page.write_text("# Benchmarks\n\n## Reading photos\n\nold\n\n### Old\n\n## Growth\n\nkept\n")
     for _ in range(2):
-        report.write_photos(measured, docs=tmp_path)
+        report.write_section(photo_section(measured), docs=tmp_path)
         assert page.read_text() == f"# Benchmarks\n\n{photo_section(measured)}\n\n## Growth\n\nkept\n"
     page.write_text("# Benchmarks\n\n## Growth\n\nkept\n")
     for _ in range(2):
-        report.write_photos(measured, docs=tmp_path)
+        report.write_section(photo_section(measured), docs=tmp_path)
         assert page.read_text() == f"# Benchmarks\n\n## Growth\n\nkept\n\n{photo_section(measured)}\n"
 
 
