@@ -76,7 +76,7 @@ COMBINATIONS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        measured = measure(COMBINATIONS[: options.first], _PHOTOS)
+        measured = measure(COMBINATIONS[: options.first], _PHOTOS, _PER_CLASS)
     except CommandError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -88,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(combinations: Sequence[Combination], n_photos: int) -> Memory:
+def measure(combinations: Sequence[Combination], n_photos: int, per_class: int) -> Memory:
     with TemporaryDirectory(prefix="kshot-bench-") as folder:
         photos, project = Path(folder, "photos"), Path(folder, "project")
-        write_photos(photos, n_photos, _PER_CLASS)
+        write_photos(photos, n_photos, per_class)
         prepare_project(project)
         return Memory(
             command=" ".join(["python -m bench.memory", *sys.argv[1:]]),
@@ -139,16 +139,16 @@ def _train(project: Path, title: str) -> MemoryUse:
         text=True,
     )
     assert process.stdout is not None
-    held = needed = 0
-    for line in process.stdout:
-        if found := _NEEDS.search(line):
-            held = _resident_bytes(process.pid)
-            needed = int(float(found[1].replace(",", "")) * _UNITS[found[2]])
+    said = None
+    with process.stdout:
+        for line in process.stdout:
+            if found := _NEEDS.search(line):
+                said = _resident_bytes(process.pid), int(float(found[1].replace(",", "")) * _UNITS[found[2]])
     _, status, used = os.wait4(process.pid, 0)  # what the kernel counted of this process alone
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode or not needed:
+    if process.returncode or said is None:
         raise CommandError(f"kshot stage meta_train for {title}: exit code {process.returncode}, see above")
-    return MemoryUse(title=title, held=held, needed=needed, peak=used.ru_maxrss * 1024)
+    return MemoryUse(title=title, held=said[0], needed=said[1], peak=used.ru_maxrss * 1024)
 
 
 def _resident_bytes(pid: int) -> int:
