@@ -168,7 +168,7 @@ def test_a_fit_and_a_way_to_decode_are_stored_only_where_they_are_not_the_defaul
     other = ImageKind(image_size=16, channels=3, fit="pad", jpeg="scaled")
     assert kinds.dump_python(other, mode="json").items() >= {"fit": "pad", "jpeg": "scaled"}.items()
     assert kinds.validate_json(kinds.dump_json(other)) == other
-    assert str(other) == "colour items of 16 pixels (padded to squares, large JPEGs decoded smaller)"
+    assert str(other) == "colour items of 16 pixels (padded to squares, JPEGs read quickly)"
 
 
 def smooth_photo(mode: str, width: int, height: int) -> Image.Image:
@@ -187,10 +187,10 @@ def full_and_scaled(content: bytes, **settings: Any) -> tuple[NDArray[np.uint8],
 
 
 def assert_close(full: NDArray[np.uint8], scaled: NDArray[np.uint8]) -> None:
-    """Close in grey levels, and yet not the same, so that a decoder which ignores the request is noticed."""
+    """Close, of 255 grey levels, and yet not the same, so that a decoder which ignores the request is noticed."""
     difference = np.abs(full.astype(int) - scaled)
-    assert 0 < difference.max() <= 4
-    assert difference.mean() < 1
+    assert 0 < difference.max() <= 20
+    assert difference.mean() < 4
 
 
 @every_fit
@@ -220,11 +220,16 @@ def test_the_first_picture_of_a_phone_photo_is_decoded_smaller() -> None:
     assert_close(*full_and_scaled(content, channels=3))
 
 
-@pytest.mark.parametrize(
-    ("file_format", "size"), [("JPEG", (63, 400)), ("PNG", (400, 300)), ("WEBP", (400, 300)), ("TIFF", (400, 300))]
-)
-def test_small_jpegs_and_other_formats_are_decoded_in_full(file_format: str, size: tuple[int, int]) -> None:
-    full, scaled = full_and_scaled(encoded(smooth_photo("RGB", *size), file_format), channels=3)
+def test_a_jpeg_too_small_to_be_decoded_smaller_is_resized_by_the_shorter_filter() -> None:
+    content = encoded(smooth_photo("RGB", 31, 31), "JPEG")
+    scaled = ImageKind(image_size=16, channels=3, jpeg="scaled").read(content).item
+    with Image.open(io.BytesIO(content)) as image:
+        assert np.array_equal(scaled, np.asarray(image.resize((16, 16), Image.Resampling.HAMMING)))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+def test_other_formats_are_read_as_ever(file_format: str) -> None:
+    full, scaled = full_and_scaled(encoded(smooth_photo("RGB", 400, 300), file_format), channels=3)
     assert np.array_equal(full, scaled)
 
 
