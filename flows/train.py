@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime, task
@@ -38,6 +39,9 @@ from kshot.project.dvc import StageRun, stage_order
 from kshot.project.lock import hold_workspace
 from kshot.project.remote import check_default_remote
 from kshot.workspace import Workspace
+
+if TYPE_CHECKING:
+    from kshot.config import DatasetSettings
 
 
 @flow(name="train", persist_result=False)
@@ -179,9 +183,25 @@ def _check(root: Path) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         remote = pool.submit(check_default_remote, root)  # DVC starts for as long as the imports take
-        check_before_run(load_params(Workspace(root).params), Workspace(root))
+        params = load_params(Workspace(root).params)
+        _unite(params.dataset, Workspace(root))
+        check_before_run(params, Workspace(root))
         check_server()
         remote.result()
+
+
+def _unite(settings: "DatasetSettings", workspace: Workspace) -> None:
+    """Make the union that the settings name, or bring it up to date."""
+    if not settings.of:
+        return
+    from kshot.ingest.union import unite
+    from kshot.project.data_pointer import track_data
+
+    log = get_run_logger()
+    report = unite(settings.of, settings.name, workspace.data, progress=lambda done, total: None)
+    if report is not None:
+        track_data(workspace, log.warning)
+        log.info(f"{settings.name}: {report.added:,} items of {', '.join(settings.of)} added")
 
 
 def _register(root: Path) -> Registered:

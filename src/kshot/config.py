@@ -50,7 +50,16 @@ ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), Befor
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class DatasetSettings:
+    """`of` are the datasets that the one called `name` is the union of; without, it is one of its own."""
+
     name: DatasetName
+    of: tuple[DatasetName, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_members(self) -> Self:
+        if self.of and (len(set(self.of)) < max(len(self.of), 2) or self.name in self.of):
+            raise ValueError("dataset.of lists two or more datasets, each once, and dataset.name is another name")
+        return self
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)

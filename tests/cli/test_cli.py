@@ -75,6 +75,7 @@ def test_commands_and_options_are_these() -> None:
     ]
     assert found == {
         "ingest": ingest,
+        "unite": [],
         "stage": ["item", "name"],
         "validate": [],
         "pool": [],

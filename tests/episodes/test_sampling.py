@@ -10,6 +10,7 @@ from kshot.episodes.sampling import (
     AcrossDomains,
     ClassWeighted,
     Uniform,
+    WithinDomain,
     WithinGroup,
     _surely_enough,
     sample_episodes,
@@ -18,14 +19,17 @@ from kshot.errors import EpisodeError
 from kshot.seeding import stream_key
 
 KEY = stream_key(1, "test")
+NAMES = ("ink", "oil", "pen", "wax", "wood")
 SAMPLERS = [Uniform(), ClassWeighted(), WithinGroup(), AcrossDomains()]
+WITHIN = WithinDomain(weights=(("ink", 3.0),))
 
 
 def table(counts: list[int], groups: list[int] | None = None, n_domains: int = 3) -> ClassTable:
     labels = np.repeat(np.arange(len(counts)), counts)
     shuffled = np.random.default_rng(0).permutation(labels)
     domains = np.random.default_rng(1).integers(0, n_domains, len(labels))
-    return ClassTable.from_labels(shuffled, np.arange(len(counts)), np.array(groups or [0] * len(counts)), domains)
+    of_classes = np.array(groups or [0] * len(counts))
+    return ClassTable.from_labels(shuffled, np.arange(len(counts)), of_classes, domains, NAMES[:n_domains])
 
 
 def test_the_table_lists_every_item_under_its_class() -> None:
@@ -74,7 +78,9 @@ def test_support_is_of_one_domain_and_queries_of_others_where_the_items_allow(
     k_shot, n_query = min(k_shot, n_items - 1), min(n_query, n_items - min(k_shot, n_items - 1))
     domains = np.tile(np.repeat(np.arange(n_domains), per_domain), n_classes)
     labels = np.repeat(np.arange(n_classes), n_items)
-    classes = ClassTable.from_labels(labels, np.arange(n_classes), np.zeros(n_classes, dtype=np.int64), domains)
+    classes = ClassTable.from_labels(
+        labels, np.arange(n_classes), np.zeros(n_classes, dtype=np.int64), domains, NAMES[:n_domains]
+    )
     shape = EpisodeShape(n_way=4, k_shot=k_shot, n_query=n_query)
     episodes = sample_episodes(classes, shape, AcrossDomains(), stream_key(seed, "x"), np.arange(8))
     for support, query in zip(domains[episodes.support], domains[episodes.query], strict=True):
@@ -86,7 +92,9 @@ def test_support_is_of_one_domain_and_queries_of_others_where_the_items_allow(
 
 def test_every_domain_has_its_turn_as_that_of_the_support() -> None:
     domains = np.tile(np.arange(4), 5)
-    classes = ClassTable.from_labels(np.repeat(np.arange(5), 4), np.arange(5), np.zeros(5, dtype=np.int64), domains)
+    classes = ClassTable.from_labels(
+        np.repeat(np.arange(5), 4), np.arange(5), np.zeros(5, dtype=np.int64), domains, NAMES[:4]
+    )
     shape = EpisodeShape(n_way=2, k_shot=1, n_query=1)
     support = domains[sample_episodes(classes, shape, AcrossDomains(), KEY, np.arange(4_000)).support[:, 0, 0]]
     assert np.bincount(support).min() > 900
@@ -100,9 +108,69 @@ def test_episodes_across_domains_need_domains() -> None:
         sample_episodes(classes, EpisodeShape(n_way=2, k_shot=1, n_query=1), AcrossDomains(), KEY, np.arange(1))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
+def of_domains(counts: list[list[int]]) -> ClassTable:
+    """Of so many items for each class and domain, in the order of the classes and in each of the domains."""
+    labels = np.repeat(np.arange(len(counts)), [sum(row) for row in counts])
+    domains = np.concatenate([np.repeat(np.arange(len(row)), row) for row in counts])
+    groups = np.zeros(len(counts), dtype=np.int64)
+    return ClassTable.from_labels(labels, np.arange(len(counts)), groups, domains, NAMES[: len(counts[0])])
+
+
+def domains_of(classes: ClassTable, items: np.ndarray) -> np.ndarray:
+    assert classes.domains is not None
+    of_item = dict(zip(classes.items.ravel().tolist(), classes.domains.ravel().tolist(), strict=True))
+    return np.vectorize(of_item.__getitem__)(items)
+
+
+def test_all_items_of_an_episode_are_of_one_domain_drawn_by_weight() -> None:
+    classes = of_domains([[4, 5, 9]] * 8)
+    shape = EpisodeShape(n_way=3, k_shot=1, n_query=3)
+    sampler = WithinDomain(weights=(("ink", 3.0), ("pen", 0.0)))
+    episodes = sample_episodes(classes, shape, sampler, KEY, np.arange(4_000))
+    items = np.concatenate([episodes.support, episodes.query], axis=2)
+    found = domains_of(classes, items).reshape(4_000, -1)
+    assert (found == found[:, :1]).all()
+    shares = np.bincount(found[:, 0], minlength=3) / 4_000
+    assert shares[2] == 0 and abs(shares[0] - 0.75) < 0.03
+    assert all(len(set(row.ravel().tolist())) == row.size for row in items[:200])
+
+
+def test_classes_without_enough_items_in_the_domain_are_passed_over_and_so_are_domains_without_enough_classes() -> None:
+    classes = of_domains([[4, 0, 9], [4, 4, 9], [4, 4, 0], [1, 4, 0]])
+    shape = EpisodeShape(n_way=3, k_shot=1, n_query=3)
+    episodes = sample_episodes(classes, shape, WithinDomain(), KEY, np.arange(400))
+    found = domains_of(classes, episodes.support)[:, 0, 0]
+    assert set(found.tolist()) == {0, 1}
+    assert {tuple(sorted(row)) for row in episodes.class_ids[found == 0].tolist()} == {(0, 1, 2)}
+    assert {tuple(sorted(row)) for row in episodes.class_ids[found == 1].tolist()} == {(1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights", "message"),
+    [
+        ([[9, 9]] * 4, {"oyl": 2.0}, r"names the domain 'oyl'; needed one of 'ink', 'oil'$"),
+        ([[9, 1]] * 4, {"oil": 2.0}, r"'oil' has 0 classes of at least 4 items; 3-way 1-shot with 3 queries.*needs 3;"),
+        ([[9, 1]] * 2 + [[1, 1]], {}, r"'ink' has 2 classes of at least 4 items; .* next: fewer classes"),
+        ([[9, 9]] * 4, {"ink": 0.0, "oil": 0.0}, r"next: .* or weight 0"),
+    ],
+)
+def test_episodes_within_a_domain_are_refused_where_there_are_none(
+    counts: list[list[int]], weights: dict[str, float], message: str
+) -> None:
+    sampler = WithinDomain(weights=tuple(weights.items()))
+    with pytest.raises(EpisodeError, match=message):
+        sample_episodes(of_domains(counts), EpisodeShape(n_way=3, k_shot=1, n_query=3), sampler, KEY, np.arange(1))
+
+
+def test_episodes_within_a_domain_need_domains() -> None:
+    classes = ClassTable.from_labels(np.repeat(np.arange(4), 5), np.arange(4), np.zeros(4, dtype=np.int64))
+    with pytest.raises(EpisodeError, match="found no domains; episodes within a domain need them; next: ingest with"):
+        sample_episodes(classes, EpisodeShape(n_way=2, k_shot=1, n_query=1), WithinDomain(), KEY, np.arange(1))
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, WITHIN], ids=lambda s: s.name)
 def test_an_episode_is_the_same_alone_in_a_batch_and_in_another_order(sampler: Uniform) -> None:
-    classes, shape = table([8] * 30, [0] * 15 + [1] * 15), EpisodeShape(n_way=5, k_shot=2, n_query=3)
+    classes, shape = table([40] * 30, [0] * 15 + [1] * 15), EpisodeShape(n_way=5, k_shot=2, n_query=3)
     batch = sample_episodes(classes, shape, sampler, KEY, np.arange(50))
     backwards = sample_episodes(classes, shape, sampler, KEY, np.arange(50)[::-1])
     alone = sample_episodes(classes, shape, sampler, KEY, np.array([17]))
@@ -112,15 +180,15 @@ def test_an_episode_is_the_same_alone_in_a_batch_and_in_another_order(sampler: U
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
 TABLES = {
-    "few": ([8] * 12, [0] * 6 + [1] * 6),
-    "many classes": ([8] * 400, [0, 1, 2, 3] * 100),
+    "few": ([24] * 12, [0] * 6 + [1] * 6),
+    "many classes": ([14] * 400, [0, 1, 2, 3] * 100),
     "many items": ([90] * 30, [0] * 30),
     "unequal": ([5, 200, 6, 60] * 10, [0, 0, 1, 1] * 10),
 }
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, WITHIN], ids=lambda s: s.name)
 @pytest.mark.parametrize("name", TABLES)
 def test_a_device_draws_the_episodes_that_the_host_draws(name: str, sampler: Uniform, device: str) -> None:
     classes, shape = table(*TABLES[name]), EpisodeShape(n_way=5, k_shot=2, n_query=3)

@@ -295,7 +295,7 @@ def test_domains_are_a_level_of_the_ids_and_stay_when_more_is_appended(class_fol
     dataset = PackedDataset.open(tmp_path / "data" / "defects")
     assert (sorted(dataset.splits.by_class()), dataset.domain_names) == (["a", "b", "c"], ("phone", "scanner"))
     table = dataset.class_table("meta_train")
-    assert table.n_domains == 2 and table.domains is not None
+    assert len(table.domain_names) == 2 and table.domains is not None
     for items, domains in zip(table.items.tolist(), table.domains.tolist(), strict=True):
         names = [dataset.manifest["id"][item].as_py().split("/")[0] for item in items]
         assert names == [dataset.domain_names[number] for number in domains]

@@ -19,6 +19,7 @@ from kshot.runtime.error_file import leave_error
 
 _COMMANDS = (
     data.ingest,
+    data.unite,
     data.preset,
     stages.stage,
     stages.validate,

@@ -148,6 +148,27 @@ def _ingest_built_in(context: typer.Context, source: str, workspace: Workspace) 
     _tell(report, workspace)
 
 
+def unite() -> None:
+    """Make the union of the datasets in dataset.of of params.yaml, or bring it up to date."""
+    from kshot.config import load_params
+    from kshot.ingest.union import unite
+
+    workspace = Workspace.find()
+    settings = load_params(workspace.params).dataset
+    if not settings.of:
+        raise ConfigError(
+            f"dataset.of is empty: {settings.name} is no union; next: set dataset: {{name: both, of: [ONE, OTHER]}} in "
+            "params.yaml"
+        )
+    fetch_data(workspace)
+    with _progress(f"unite {settings.name}") as show:
+        report = unite(settings.of, settings.name, workspace.data, progress=show)
+    if report is None:
+        say(f"data/{settings.name} is up to date")
+        return
+    _tell(report, workspace)
+
+
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:

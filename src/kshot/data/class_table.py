@@ -21,7 +21,8 @@ class ClassTable(Generic[Ints]):
 
     class_ids (C,) numbers of the classes in the dataset, items (C, M) item indices padded with -1, counts (C,)
     items per class, groups (C,) position of each class's group in group_sizes, group_sizes (G,) classes per group.
-    domains (C, M) number of each item's domain, of `n_domains`; None where items have none.
+    domains (C, M) number of each item's domain in `domain_names`, domain_counts (D, C) items of each class in each
+    domain; None and no names where items have none.
     """
 
     class_ids: Ints
@@ -32,11 +33,17 @@ class ClassTable(Generic[Ints]):
     smallest_class: int
     largest_group: int
     domains: Ints | None = None
-    n_domains: int = 0
+    domain_counts: Ints | None = None
+    domain_names: tuple[str, ...] = ()
 
     @classmethod
     def from_labels(
-        cls, labels: Int, class_ids: Int, class_groups: Int, domains: Int | None = None
+        cls,
+        labels: Int,
+        class_ids: Int,
+        class_groups: Int,
+        domains: Int | None = None,
+        domain_names: tuple[str, ...] = (),
     ) -> "ClassTable[Int]":
         """From the class of every item (items,), the classes to use (C,), the group of every class, and domains."""
         class_ids = np.asarray(class_ids, dtype=np.int64)
@@ -47,6 +54,10 @@ class ClassTable(Generic[Ints]):
         present = columns < counts[:, None]
         positions = np.where(present, starts[:, None] + columns, 0)
         items = np.where(present, order[positions] if len(order) else 0, -1)
+        of_items = None if domains is None else np.where(present, domains[items], -1)
+        counts_of = (
+            [] if of_items is None else [(of_items == number).sum(axis=1) for number in range(len(domain_names))]
+        )
         _, groups, group_sizes = np.unique(np.asarray(class_groups)[class_ids], return_inverse=True, return_counts=True)
         return ClassTable(
             class_ids=class_ids,
@@ -56,8 +67,9 @@ class ClassTable(Generic[Ints]):
             group_sizes=group_sizes.astype(np.int64),
             smallest_class=int(counts.min(initial=len(order))),
             largest_group=int(group_sizes.max(initial=0)),
-            domains=None if domains is None else np.where(present, domains[items], 0),
-            n_domains=0 if domains is None else int(domains.max(initial=-1)) + 1,
+            domains=of_items,
+            domain_counts=np.stack(counts_of) if counts_of else None,
+            domain_names=domain_names,
         )
 
     def with_views(self: "ClassTable[Int]", n_views: int, n_items: int, n_classes: int) -> "ClassTable[Int]":
@@ -75,6 +87,7 @@ class ClassTable(Generic[Ints]):
             group_sizes=self.group_sizes * n_views,
             largest_group=self.largest_group * n_views,
             domains=None if self.domains is None else np.tile(self.domains, (n_views, 1)),
+            domain_counts=None if self.domain_counts is None else np.tile(self.domain_counts, (1, n_views)),
         )
 
     def on(self, device: "torch.device") -> "ClassTable[Tensor]":
@@ -90,7 +103,8 @@ class ClassTable(Generic[Ints]):
             smallest_class=self.smallest_class,
             largest_group=self.largest_group,
             domains=None if self.domains is None else torch.as_tensor(self.domains, device=device),
-            n_domains=self.n_domains,
+            domain_counts=None if self.domain_counts is None else torch.as_tensor(self.domain_counts, device=device),
+            domain_names=self.domain_names,
         )
 
     def numbers(self, numbers: range) -> Ints:

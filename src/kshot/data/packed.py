@@ -63,6 +63,14 @@ class Quarantined:
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
+class Member:
+    """A dataset that a union was made of, and its content hash then."""
+
+    name: str
+    content_hash: str
+
+
+@settings(frozen=True, kw_only=True, config=STRICT)
 class Splits:
     """Base class names of each split; a class is in exactly one."""
 
@@ -100,6 +108,7 @@ class DatasetInfo:
     manifest: Annotated[str, Field(exclude_if=lambda file: file == MANIFEST_FILE)] = MANIFEST_FILE
     domain_level: Annotated[int | None, Field(ge=0, exclude_if=lambda level: level is None)] = None
     """Which part of an id, from 0, names the domain of the item, such as the style or the camera; None without."""
+    members: Annotated[tuple[Member, ...], Field(exclude_if=lambda members: not members)] = ()
     format_version: Literal[1] = 1
 
     @property
@@ -285,7 +294,9 @@ class PackedDataset:
         return np.sort((base[:, None] * n_rotations + np.arange(n_rotations)).ravel())
 
     def class_table(self, split: str) -> ClassTable:
-        return ClassTable.from_labels(self.labels, self.class_ids(split), self.class_groups, self.domains)
+        return ClassTable.from_labels(
+            self.labels, self.class_ids(split), self.class_groups, self.domains, self.domain_names
+        )
 
     @cached_property
     def domain_names(self) -> tuple[str, ...]:

@@ -18,7 +18,14 @@ from torch import Tensor
 from kshot.data.class_table import ClassTable, Int
 from kshot.data.views import Views
 from kshot.episodes.episode import EpisodeShape
-from kshot.episodes.sampling import EpisodeIndices, EpisodeKind, SamplerConfig, Uniform, sample_episodes
+from kshot.episodes.sampling import (
+    EpisodeIndices,
+    EpisodeKind,
+    SamplerConfig,
+    Uniform,
+    check_feasible,
+    sample_episodes,
+)
 from kshot.errors import DataError
 from kshot.seeding import Ints, random_bits, random_words, stream_key
 from kshot.settings import STRICT
@@ -143,7 +150,8 @@ class SampledPool(Generic[Ints]):
         return cls(table=table, shape=shape, sampler=sampler, key=key)
 
     def on(self, device: torch.device) -> "SampledPool[Tensor]":
-        """The same episodes, drawn on `device`."""
+        """The same episodes, drawn on `device`. Raises EpisodeError where the table allows none."""
+        check_feasible(self.table, self.shape, self.sampler)
         return SampledPool(table=self.table.on(device), shape=self.shape, sampler=self.sampler, key=self.key)
 
     def episodes(self, numbers: range) -> EpisodeIndices[Ints]:

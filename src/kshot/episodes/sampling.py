@@ -16,13 +16,14 @@ from typing import Annotated, Any, Generic, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor
 
 from kshot.data.class_table import ClassTable, Int, _numbers
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import EpisodeError
+from kshot.printing import counted, listed
 from kshot.seeding import Ints, random_bits, random_words
 from kshot.settings import STRICT
 
@@ -32,6 +33,15 @@ _PLACE_BITS, _NUMBER_BITS = 22, 40  # of a place in a sequence and of the number
 _KEY_BITS = 53
 _DOMAIN_BITS = 12  # of a rank, taken from the key of an item
 _USUAL_EXPONENT = 0.5
+_OF_WEIGHT = 2**20  # weights of domains are whole numbers of this part, whose sums are the same everywhere
+
+
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+def _pairs(weights: Any) -> Any:
+    """A mapping as pairs in the order of their names, so that what holds it can be hashed."""
+    return tuple(sorted(weights.items())) if isinstance(weights, dict) else weights
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -103,7 +113,28 @@ class AcrossDomains:
         return " across domains"
 
 
-AnySampler = Uniform | ClassWeighted | WithinGroup | AcrossDomains
+@settings(frozen=True, kw_only=True, config=STRICT)
+class WithinDomain:
+    """All items of an episode are of one domain, such as one dataset of a union; its classes are equally likely.
+
+    A domain is drawn with its weight, 1 where none is given. One that no weight is given for, and that allows no such
+    episode, is passed over.
+    """
+
+    name: Literal["within_domain"] = "within_domain"
+    weights: Annotated[tuple[tuple[str, Weight], ...], BeforeValidator(_pairs), PlainSerializer(dict)] = ()
+
+    @property
+    def key_name(self) -> str:
+        """As for `Uniform`, with the weights."""
+        return "_".join(["within_domain", *(f"{name}_{weight!r}" for name, weight in self.weights)])
+
+    def __str__(self) -> str:
+        weights = " and ".join(f"{name} {weight:g}" for name, weight in self.weights)
+        return " within a domain" + (f", by weight {weights}" if weights else "")
+
+
+AnySampler = Uniform | ClassWeighted | WithinGroup | AcrossDomains | WithinDomain
 SamplerConfig = Annotated[AnySampler, Field(discriminator="name")]
 
 
@@ -156,11 +187,14 @@ def sample_episodes(
     few classes, or too few items in a class.
     """
     check_feasible(table, shape, sampler)
-    chosen = _draw_classes(table, shape, sampler, key, episodes)  # (E, N)
+    domain = _draw_domain(table, shape, sampler, key, episodes) if isinstance(sampler, WithinDomain) else None
+    chosen = _draw_classes(table, shape, sampler, key, episodes, domain)  # (E, N)
     class_ids = table.class_ids[chosen]
     keys = random_words(_draw_key(key, _ITEMS), episodes[:, None], class_ids)
     if isinstance(sampler, AcrossDomains):
         columns = _draw_across_domains(table, shape, chosen, keys, _domain_ranks(table, key, episodes))
+    elif domain is not None:
+        columns = _draw_within_domain(table, shape, chosen, keys, domain)
     else:
         columns = _draw_items(table, shape.items_per_class, chosen, keys)
     items = table.items[chosen[:, :, None], columns]
@@ -173,7 +207,14 @@ def sample_episodes(
 
 
 def check_feasible(table: ClassTable[Ints], shape: EpisodeShape, sampler: AnySampler) -> None:
-    """Raise EpisodeError unless every class has K+Q items and N classes can be drawn together."""
+    """Raise EpisodeError unless every class has K+Q items and N classes can be drawn together.
+
+    What can only be seen in the arrays of a table is checked before it goes to a device.
+    """
+    if isinstance(sampler, WithinDomain):
+        if not isinstance(table.items, Tensor):
+            _domain_weights(table, shape, sampler)
+        return
     if table.smallest_class < shape.items_per_class:
         raise EpisodeError(
             f"{int((table.counts < shape.items_per_class).sum())} classes have fewer than {shape.items_per_class} "
@@ -185,12 +226,51 @@ def check_feasible(table: ClassTable[Ints], shape: EpisodeShape, sampler: AnySam
         raise EpisodeError(
             f"the largest group has {table.largest_group} classes; {shape} within a group needs {shape.n_way}"
         )
-
-    if isinstance(sampler, AcrossDomains) and table.n_domains < 2:
+    if isinstance(sampler, AcrossDomains) and len(table.domain_names) < 2:
         raise EpisodeError(
-            f"found {table.n_domains or 'no'} domain{'s' * (table.n_domains != 1)}; episodes across domains need at "
-            "least 2; next: ingest with --layout domain/class, or another sampler"
+            f"found {counted(len(table.domain_names), 'domain')}; episodes across domains need at least 2; "
+            "next: ingest with --layout domain/class, or another sampler"
         )
+
+
+def _domain_weights(table: ClassTable[Any], shape: EpisodeShape, sampler: WithinDomain) -> list[float]:
+    """(D,) how likely each domain is, in proportion; 0 where it allows no such episode."""
+    given, names = dict(sampler.weights), table.domain_names
+    if table.domain_counts is None:
+        raise EpisodeError(
+            "found no domains; episodes within a domain need them; next: ingest with --layout domain/class, or "
+            "another sampler"
+        )
+    unknown = next((name for name in given if name not in names), None)
+    if unknown is not None:
+        raise EpisodeError(f"sampler.weights names the domain {unknown!r}; needed one of {listed(names, len(names))}")
+    n_classes = (table.domain_counts >= shape.items_per_class).sum(1).tolist()
+    short = [name for name, n in zip(names, n_classes, strict=True) if n < shape.n_way]
+    wanted = next((name for name in short if given.get(name)), None)
+    weights = [0.0 if name in short else given.get(name, 1.0) for name in names]
+    if wanted is not None or not any(weights):
+        name = wanted or names[int(np.argmax(n_classes))]
+        raise EpisodeError(
+            f"the domain {name!r} has {counted(n_classes[names.index(name)], 'class')} of at least "
+            f"{shape.items_per_class} items; {shape} with {shape.n_query} queries within a domain needs {shape.n_way}; "
+            "next: fewer classes or queries, or weight 0 for it"
+        )
+    return weights
+
+
+def _draw_domain(
+    table: ClassTable[Ints], shape: EpisodeShape, sampler: WithinDomain, key: np.uint64, episodes: Ints
+) -> Ints:
+    """The domain (E,) of each episode."""
+    counts = table.domain_counts
+    assert counts is not None, "a sampler within a domain is checked against the table"
+    given = dict(sampler.weights)
+    weights = [round(given.get(name, 1.0) * _OF_WEIGHT) for name in table.domain_names]
+    allowed = (counts >= shape.items_per_class).sum(1) >= shape.n_way  # (D,)
+    reached = (allowed * _like(weights, counts)).cumsum(0)
+    draw = _below(reached[-1], random_words(_draw_key(key, _DOMAINS), episodes))
+    domain: Ints = _library(counts).searchsorted(reached, draw, side="right")
+    return domain
 
 
 def _draw_key(key: np.uint64, draw: int) -> int:
@@ -203,8 +283,9 @@ def _draw_classes(
     sampler: AnySampler,
     key: np.uint64,
     episodes: Ints,
+    domain: Ints | None,
 ) -> Ints:
-    """Rows of the table (E, N), distinct within an episode."""
+    """Rows of the table (E, N), distinct within an episode; of those that `domain` (E,) has enough items of, if any."""
     n_classes, classes_key = len(table.class_ids), _draw_key(key, _CLASSES)
     if isinstance(sampler, Uniform | AcrossDomains) and n_classes > _MANY * shape.n_way:
         return _first_distinct(random_words(classes_key, episodes), n_classes, shape.n_way, smallest=n_classes)
@@ -221,6 +302,10 @@ def _draw_classes(
             draw = _below(sizes.sum(), random_words(_draw_key(key, _GROUPS), episodes))
             group = library.searchsorted(sizes.cumsum(0), draw, side="right")
             keys = library.where(table.groups == group[:, None], keys, 1 << _KEY_BITS)
+        case WithinDomain():
+            assert table.domain_counts is not None, "a sampler within a domain is checked against the table"
+            enough = table.domain_counts[domain] >= shape.items_per_class
+            keys = library.where(enough, keys, 1 << _KEY_BITS)
     return _smallest(keys, shape.n_way)
 
 
@@ -241,9 +326,10 @@ def _draw_items(table: ClassTable[Ints], count: int, chosen: Ints, keys: Ints) -
 
 def _domain_ranks(table: ClassTable[Ints], key: np.uint64, episodes: Ints) -> Ints:
     """The rank (E, domains) of each domain in the order that each episode puts them in."""
-    domains = _numbers(0, table.n_domains, like=episodes)
+    n_domains = len(table.domain_names)
+    domains = _numbers(0, n_domains, like=episodes)
     keys = _sort_keys(random_words(random_words(_draw_key(key, _DOMAINS), episodes)[:, None], domains))
-    return _smallest(_smallest(keys, table.n_domains), table.n_domains)  # the inverse of the order
+    return _smallest(_smallest(keys, n_domains), n_domains)  # the inverse of the order
 
 
 def _draw_across_domains(table: ClassTable[Ints], shape: EpisodeShape, chosen: Ints, keys: Ints, ranks: Ints) -> Ints:
@@ -260,6 +346,16 @@ def _draw_across_domains(table: ClassTable[Ints], shape: EpisodeShape, chosen: I
     library = _library(keys)
     at: Ints = library.concatenate([library.broadcast_to(first, (*chosen.shape, shape.k_shot)), last], -1)
     return _taken(places, at)
+
+
+def _draw_within_domain(table: ClassTable[Ints], shape: EpisodeShape, chosen: Ints, keys: Ints, domain: Ints) -> Ints:
+    """Columns of the table (E, N, K + Q), of items of the episode's domain (E,)."""
+    assert table.domains is not None, "a sampler within a domain is checked against the table"
+    columns = _numbers(0, table.items.shape[1], like=keys)
+    others = table.domains[chosen] != domain[:, None, None]
+    item_keys: Ints = _sort_keys(random_words(keys[:, :, None], columns))
+    item_keys = _library(keys).where(others, 1 << _KEY_BITS, item_keys)
+    return _smallest(item_keys, shape.items_per_class)
 
 
 def _taken(values: Ints, at: Ints) -> Ints:
@@ -321,6 +417,13 @@ def _below(size: Any, words: Ints) -> Ints:
 def _sort_keys(words: Ints) -> Ints:
     """Below 2**_KEY_BITS, so that a key above all others and a float64 of each have room."""
     return words >> 64 - _KEY_BITS & (1 << _KEY_BITS) - 1
+
+
+def _like(numbers: list[int], array: Ints) -> Ints:
+    """As an array where `array` lies."""
+    if isinstance(array, Tensor):
+        return torch.tensor(numbers, device=array.device)
+    return np.array(numbers)
 
 
 def _library(array: Ints) -> Any:

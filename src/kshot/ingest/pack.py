@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kshot.data.items import AnyItemKind, ImageKind
 from kshot.data.items.contract import ItemKind, Read
-from kshot.data.packed import INFO_FILE, PackedDataset, Quarantined, Rotations, Splits, read_info
+from kshot.data.packed import INFO_FILE, Member, PackedDataset, Quarantined, Rotations, Splits, read_info
 from kshot.errors import DataError
 from kshot.ingest.built_in import BuiltIn
 from kshot.ingest.decoding import RangeRule, read_in_order, with_value_range
@@ -158,9 +158,13 @@ def ingest_built_in(
     data_folder: Path,
     *,
     progress: OnProgress = _no_progress,
+    members: tuple[Member, ...] = (),
     shard_limit_bytes: int = SHARD_LIMIT_BYTES,
 ) -> IngestReport:
-    """Make or fetch a built-in dataset into data_folder/name. Raise DataError when it cannot be had."""
+    """Make or fetch a built-in dataset into data_folder/name. Raise DataError when it cannot be had.
+
+    `members` are those of a union.
+    """
     with PackedWriter(
         dataset_folder(data_folder, name),
         item=built_in.item,
@@ -168,6 +172,7 @@ def ingest_built_in(
         licence=built_in.licence,
         rotations=built_in.rotations,
         domain_level=built_in.domain_level,
+        members=members,
         shard_limit_bytes=shard_limit_bytes,
     ) as writer:
         for done, record in enumerate(built_in.records(), start=1):

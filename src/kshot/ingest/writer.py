@@ -26,6 +26,7 @@ from kshot.data.packed import (
     INFO_FILE,
     MANIFEST_FILE,
     DatasetInfo,
+    Member,
     PackedDataset,
     Quarantined,
     Rotations,
@@ -75,6 +76,7 @@ class PackedWriter:
         licence: str,
         rotations: Rotations = (0,),
         domain_level: int | None = None,
+        members: tuple[Member, ...] = (),
         shard_limit_bytes: int = SHARD_LIMIT_BYTES,
     ) -> None:
         check_rotations(item, rotations)
@@ -83,7 +85,7 @@ class PackedWriter:
         self.before: DatasetInfo | None = None  # as published when this writer took the folder
         self.added = self.skipped = 0
         self._item, self._rotations, self._source, self._licence = item, rotations, source, licence
-        self._domain_level = domain_level
+        self._domain_level, self._members = domain_level, members
         self._items_per_shard = max(shard_limit_bytes // item_size_bytes(item), 1)
         self._rows_before: pa.Table = pa.Table.from_batches([], schema=manifest_schema(item))  # no import of pandas
         self._columns = {field.name: _column(field.type) for field in manifest_schema(item)}  # of the new rows
@@ -164,6 +166,7 @@ class PackedWriter:
             edits=self.before.edits if self.before else (),
             manifest=self.before.manifest if self.before else MANIFEST_FILE,
             domain_level=self._domain_level,
+            members=self._members,
         )
         if self.added or self._manifest_is_ahead(info):
             write_atomically(self.folder / info.manifest, manifest_parquet(self._all_rows(), self._item))
@@ -184,12 +187,14 @@ class PackedWriter:
                 f"{self.folder} was ingested with {_domains(before.domain_level)}, and this source has "
                 f"{_domains(self._domain_level)}; append with the same layout, or ingest under a new --name"
             )
+        self._members = self._members or before.members
         rows = self._rows_before = read_manifest(self.folder, before)
         self.before = before
         self.class_groups = dict(zip(rows["class"].to_pylist(), rows["group"].to_pylist(), strict=True))
         self._row = {name: row for row, name in enumerate(rows["id"].to_pylist())}
         self._version = max(rows["version"].to_pylist()) + 1
-        self._source, self._licence = _joined(before.source, self._source), _joined(before.licence, self._licence)
+        if not self._members:  # a union says what it is now
+            self._source, self._licence = _joined(before.source, self._source), _joined(before.licence, self._licence)
 
     def _manifest_is_ahead(self, info: DatasetInfo) -> bool:
         """Whether the manifest holds rows of an ingest that ended before it wrote dataset.json."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kshot.config import Params
 from kshot.data.packed import PackedDataset
+from kshot.data.union import check_united
 from kshot.errors import ValidationError
 from kshot.printing import counted
 from kshot.validation.facts import collect_facts
@@ -26,6 +27,8 @@ def run(params: Params, workspace: Workspace) -> None:
 
     On a critical failure keep them in .kshot only and raise ValidationError.
     """
+    if params.dataset.of:
+        check_united(params.dataset.of, params.dataset.name, workspace.data)
     dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     print(f"{dataset.name}: measuring {dataset.n_stored:,} items", flush=True)
     facts = collect_facts(dataset, params.task_pool.kinds(), params.validate, params.seed)

@@ -1,0 +1,22 @@
+"""Whether a union of datasets is that of its members as they are now."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kshot.data.packed import INFO_FILE, Member, PackedDataset, read_info
+from kshot.errors import DataError
+from kshot.printing import listed
+
+
+def check_united(members: Sequence[str], name: str, data_folder: Path) -> None:
+    """Raise DataError unless data_folder/name is the union of `members` as they are now."""
+    folder = data_folder / name
+    found = read_info(folder).members if (folder / INFO_FILE).is_file() else ()
+    if found != tuple(as_member(PackedDataset.open(data_folder / member)) for member in members):
+        raise DataError(
+            f"{folder} is not the union of {listed(members, len(members))} as they are now; next: kshot unite"
+        )
+
+
+def as_member(dataset: PackedDataset) -> Member:
+    return Member(name=dataset.name, content_hash=dataset.content_hash)
