@@ -76,6 +76,7 @@ def test_commands_and_options_are_these() -> None:
     assert found == {
         "ingest": ingest,
         "unite": [],
+        "difficulty": ["name"],
         "stage": ["item", "name"],
         "validate": [],
         "pool": [],

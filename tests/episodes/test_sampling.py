@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.sampling import (
     AcrossDomains,
     ClassWeighted,
+    HardClasses,
     Uniform,
     WithinDomain,
     WithinGroup,
@@ -22,6 +25,7 @@ KEY = stream_key(1, "test")
 NAMES = ("ink", "oil", "pen", "wax", "wood")
 SAMPLERS = [Uniform(), ClassWeighted(), WithinGroup(), AcrossDomains()]
 WITHIN = WithinDomain(weights=(("ink", 3.0),))
+HARD = HardClasses(difficulty="x", exponent=2.0)
 
 
 def table(counts: list[int], groups: list[int] | None = None, n_domains: int = 3) -> ClassTable:
@@ -29,7 +33,8 @@ def table(counts: list[int], groups: list[int] | None = None, n_domains: int = 3
     shuffled = np.random.default_rng(0).permutation(labels)
     domains = np.random.default_rng(1).integers(0, n_domains, len(labels))
     of_classes = np.array(groups or [0] * len(counts))
-    return ClassTable.from_labels(shuffled, np.arange(len(counts)), of_classes, domains, NAMES[:n_domains])
+    found = ClassTable.from_labels(shuffled, np.arange(len(counts)), of_classes, domains, NAMES[:n_domains])
+    return replace(found, error_rates=np.random.default_rng(2).uniform(0.05, 0.9, len(counts)))
 
 
 def test_the_table_lists_every_item_under_its_class() -> None:
@@ -162,13 +167,24 @@ def test_episodes_within_a_domain_are_refused_where_there_are_none(
         sample_episodes(of_domains(counts), EpisodeShape(n_way=3, k_shot=1, n_query=3), sampler, KEY, np.arange(1))
 
 
+def test_hard_classes_are_drawn_by_their_error_rates() -> None:
+    classes = replace(table([6] * 4), error_rates=np.array([0.1, 0.2, 0.3, 0.4]))
+    shape = EpisodeShape(n_way=2, k_shot=1, n_query=1)
+    drawn = sample_episodes(classes, shape, HardClasses(difficulty="x"), KEY, np.arange(20_000)).class_ids
+    first = [0.1, 0.2, 0.3, 0.4]
+    expected = [p + sum(q * p / (1 - q) for q in first if q != p) for p in first]  # drawn first, or after another
+    assert np.bincount(drawn.ravel()) / 20_000 == pytest.approx(expected, abs=0.02)
+    cubed = sample_episodes(classes, shape, HardClasses(difficulty="x", exponent=3.0), KEY, np.arange(20_000)).class_ids
+    assert (cubed == 3).sum() > (drawn == 3).sum() and (cubed == 0).sum() > 0
+
+
 def test_episodes_within_a_domain_need_domains() -> None:
     classes = ClassTable.from_labels(np.repeat(np.arange(4), 5), np.arange(4), np.zeros(4, dtype=np.int64))
     with pytest.raises(EpisodeError, match="found no domains; episodes within a domain need them; next: ingest with"):
         sample_episodes(classes, EpisodeShape(n_way=2, k_shot=1, n_query=1), WithinDomain(), KEY, np.arange(1))
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS, WITHIN], ids=lambda s: s.name)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, WITHIN, HARD], ids=lambda s: s.name)
 def test_an_episode_is_the_same_alone_in_a_batch_and_in_another_order(sampler: Uniform) -> None:
     classes, shape = table([40] * 30, [0] * 15 + [1] * 15), EpisodeShape(n_way=5, k_shot=2, n_query=3)
     batch = sample_episodes(classes, shape, sampler, KEY, np.arange(50))
@@ -188,7 +204,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("sampler", [*SAMPLERS, WITHIN], ids=lambda s: s.name)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, WITHIN, HARD], ids=lambda s: s.name)
 @pytest.mark.parametrize("name", TABLES)
 def test_a_device_draws_the_episodes_that_the_host_draws(name: str, sampler: Uniform, device: str) -> None:
     classes, shape = table(*TABLES[name]), EpisodeShape(n_way=5, k_shot=2, n_query=3)

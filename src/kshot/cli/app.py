@@ -20,6 +20,7 @@ from kshot.runtime.error_file import leave_error
 _COMMANDS = (
     data.ingest,
     data.unite,
+    data.difficulty,
     data.preset,
     stages.stage,
     stages.validate,

@@ -22,7 +22,8 @@ class ClassTable(Generic[Ints]):
     class_ids (C,) numbers of the classes in the dataset, items (C, M) item indices padded with -1, counts (C,)
     items per class, groups (C,) position of each class's group in group_sizes, group_sizes (G,) classes per group.
     domains (C, M) number of each item's domain in `domain_names`, domain_counts (D, C) items of each class in each
-    domain; None and no names where items have none.
+    domain; None and no names where items have none. error_rates (C,) how often each class is confused, float64; None
+    where nobody asked.
     """
 
     class_ids: Ints
@@ -35,6 +36,7 @@ class ClassTable(Generic[Ints]):
     domains: Ints | None = None
     domain_counts: Ints | None = None
     domain_names: tuple[str, ...] = ()
+    error_rates: "NDArray[np.float64] | Tensor | None" = None
 
     @classmethod
     def from_labels(
@@ -88,6 +90,7 @@ class ClassTable(Generic[Ints]):
             largest_group=self.largest_group * n_views,
             domains=None if self.domains is None else np.tile(self.domains, (n_views, 1)),
             domain_counts=None if self.domain_counts is None else np.tile(self.domain_counts, (1, n_views)),
+            error_rates=None if self.error_rates is None else np.tile(self.error_rates, n_views),
         )
 
     def on(self, device: "torch.device") -> "ClassTable[Tensor]":
@@ -105,6 +108,7 @@ class ClassTable(Generic[Ints]):
             domains=None if self.domains is None else torch.as_tensor(self.domains, device=device),
             domain_counts=None if self.domain_counts is None else torch.as_tensor(self.domain_counts, device=device),
             domain_names=self.domain_names,
+            error_rates=None if self.error_rates is None else torch.as_tensor(self.error_rates, device=device),
         )
 
     def numbers(self, numbers: range) -> Ints:

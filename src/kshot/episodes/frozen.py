@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from kshot.data.class_table import Int
+from kshot.data.difficulty import read_difficulty
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.pools import FrozenPool, SampledPool, TaskPoolSettings
-from kshot.episodes.sampling import EpisodeKind, SamplerConfig
+from kshot.episodes.sampling import EpisodeKind, HardClasses, TrainSamplerConfig
 from kshot.errors import DataError
 from kshot.runtime.files import json_bytes
 
@@ -34,13 +38,25 @@ class FrozenPools:
 
 
 def train_pools(dataset: PackedDataset, settings: TaskPoolSettings, *, seed: int) -> list[SampledPool]:
-    """The endless pool of the meta_train classes and their views, for each shape."""
+    """The endless pool of the meta_train classes and their views, for each shape.
+
+    Raises DataError where the sampler asks for hard classes and nobody has said which are.
+    """
     n_views = len(settings.meta_train.views) + 1
-    table = dataset.class_table("meta_train").with_views(n_views, len(dataset.labels), len(dataset.classes))
+    table, sampler = dataset.class_table("meta_train"), settings.meta_train.sampler
+    if isinstance(sampler, HardClasses):
+        table = replace(table, error_rates=_error_rates(dataset, table.class_ids, sampler.difficulty))
+    table = table.with_views(n_views, len(dataset.labels), len(dataset.classes))
     return [
         SampledPool.of_split(table, kind.shape, kind.sampler, seed=seed, split="meta_train")
         for kind in settings.meta_train.kinds
     ]
+
+
+def _error_rates(dataset: PackedDataset, class_ids: Int, name: str) -> NDArray[np.float64]:
+    difficulty = read_difficulty(dataset.folder.parent, name, dataset.name)
+    row_of = {dataset.classes[number]: row for row, number in enumerate(class_ids.tolist())}
+    return difficulty.error_rates(row_of, len(class_ids))
 
 
 def freeze_pools(dataset: PackedDataset, settings: TaskPoolSettings) -> FrozenPools:
@@ -71,7 +87,7 @@ def write_frozen(
         "meta_train": {
             "seed": train_seed,
             "shape": _plain(EpisodeShape, settings.meta_train.shape),
-            "sampler": _plain(SamplerConfig, settings.meta_train.sampler),
+            "sampler": _plain(TrainSamplerConfig, settings.meta_train.sampler),
             "n_classes": len(dataset.class_ids("meta_train")),
         },
     }

@@ -19,9 +19,11 @@ from kshot.data.class_table import ClassTable, Int
 from kshot.data.views import Views
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.sampling import (
+    AnySampler,
     EpisodeIndices,
     EpisodeKind,
     SamplerConfig,
+    TrainSamplerConfig,
     Uniform,
     check_feasible,
     sample_episodes,
@@ -44,7 +46,7 @@ class TrainPoolSettings:
     shape: EpisodeShape
     more_shapes: tuple[EpisodeShape, ...] = ()
     views: Views = ()
-    sampler: SamplerConfig = Field(default_factory=Uniform)
+    sampler: TrainSamplerConfig = Field(default_factory=Uniform)
 
     @property
     def kinds(self) -> tuple[EpisodeKind, ...]:
@@ -138,12 +140,12 @@ class SampledPool(Generic[Ints]):
 
     table: ClassTable[Ints]
     shape: EpisodeShape
-    sampler: SamplerConfig
+    sampler: AnySampler
     key: np.uint64
 
     @classmethod
     def of_split(
-        cls, table: ClassTable[Ints], shape: EpisodeShape, sampler: SamplerConfig, *, seed: int, split: str
+        cls, table: ClassTable[Ints], shape: EpisodeShape, sampler: AnySampler, *, seed: int, split: str
     ) -> "SampledPool[Ints]":
         how = () if isinstance(sampler, Uniform) else (sampler.key_name,)  # so that no two settings share their draws
         key = stream_key(seed, "task_pool", split, shape.key_name, *how)

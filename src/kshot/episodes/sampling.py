@@ -134,8 +134,30 @@ class WithinDomain:
         return " within a domain" + (f", by weight {weights}" if weights else "")
 
 
-AnySampler = Uniform | ClassWeighted | WithinGroup | AcrossDomains | WithinDomain
-SamplerConfig = Annotated[AnySampler, Field(discriminator="name")]
+@settings(frozen=True, kw_only=True, config=STRICT)
+class HardClasses:
+    """Classes are drawn without replacement with weight (error rate) ** exponent, as data/difficulty/NAME.json has it.
+
+    `difficulty` is the NAME: what `kshot difficulty NAME` kept of the errors of an earlier model.
+    """
+
+    name: Literal["hard_classes"] = "hard_classes"
+    difficulty: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+    exponent: Annotated[float, Field(gt=0, le=4)] = 1.0
+
+    @property
+    def key_name(self) -> str:
+        """As for `Uniform`."""
+        return f"hard_classes_{self.difficulty}_{self.exponent!r}"
+
+    def __str__(self) -> str:
+        return f", hard classes by {self.difficulty}, weight {self.exponent:g}"
+
+
+OfAnyClasses = Uniform | ClassWeighted | WithinGroup | AcrossDomains | WithinDomain
+AnySampler = OfAnyClasses | HardClasses
+SamplerConfig = Annotated[OfAnyClasses, Field(discriminator="name")]
+TrainSamplerConfig = Annotated[AnySampler, Field(discriminator="name")]  # of classes that an earlier model learned from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +165,7 @@ class EpisodeKind:
     """What the episodes of a pool are like: their shape, and how their classes are drawn."""
 
     shape: EpisodeShape
-    sampler: SamplerConfig
+    sampler: AnySampler
 
     def __str__(self) -> str:
         return f"{self.shape}{self.sampler}"
@@ -295,8 +317,10 @@ def _draw_classes(
         case Uniform() | AcrossDomains():
             pass
         case ClassWeighted():
-            weights = library.asarray(table.counts, dtype=library.float64) ** sampler.exponent
-            keys = -library.log((library.asarray(keys, dtype=library.float64) + 0.5) * 2.0**-_KEY_BITS) / weights
+            keys = _weighted(keys, library.asarray(table.counts, dtype=library.float64) ** sampler.exponent)
+        case HardClasses():
+            assert table.error_rates is not None, "the table of a sampler of hard classes has them"
+            keys = _weighted(keys, table.error_rates**sampler.exponent)
         case WithinGroup():
             sizes = library.where(table.group_sizes >= shape.n_way, table.group_sizes, 0)
             draw = _below(sizes.sum(), random_words(_draw_key(key, _GROUPS), episodes))
@@ -307,6 +331,12 @@ def _draw_classes(
             enough = table.domain_counts[domain] >= shape.items_per_class
             keys = library.where(enough, keys, 1 << _KEY_BITS)
     return _smallest(keys, shape.n_way)
+
+
+def _weighted(keys: Any, weights: Any) -> Any:
+    """Keys of which the smallest belong to classes drawn without replacement by weight, see `ClassWeighted`."""
+    library = _library(keys)
+    return -library.log((library.asarray(keys, dtype=library.float64) + 0.5) * 2.0**-_KEY_BITS) / weights
 
 
 def _draw_items(table: ClassTable[Ints], count: int, chosen: Ints, keys: Ints) -> Ints:

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kshot.data.difficulty import FOLDER as DIFFICULTY
 from kshot.data.items import AnyItemKind, ImageKind
 from kshot.data.items.contract import ItemKind, Read
 from kshot.data.packed import INFO_FILE, Member, PackedDataset, Quarantined, Rotations, Splits, read_info
@@ -22,6 +23,7 @@ from kshot.ingest.writer import SHARD_LIMIT_BYTES, PackedWriter, Record, write_a
 OnProgress = Callable[[int, int], None]  # items done, items in all
 
 QUARANTINE_FILE, LEFT_OUT_FILE = "quarantine.csv", "left_out.csv"
+_OTHERS = {"weights": "pretrained weights", DIFFICULTY: "the errors of models"}  # beside the datasets
 DEFAULT_ITEM = ImageKind(image_size=84, channels=3, jpeg="scaled")
 
 
@@ -184,8 +186,8 @@ def ingest_built_in(
 def dataset_folder(data_folder: Path, name: str) -> Path:
     """data_folder/name; DataError for a name that no dataset may have."""
     check_name(name)
-    if name == "weights":
-        raise DataError("found dataset name 'weights', where pretrained weights lie; needed another name")
+    if name in _OTHERS:
+        raise DataError(f"found dataset name {name!r}, where {_OTHERS[name]} lie; needed another name")
     return data_folder / name
 
 
