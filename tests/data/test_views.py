@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from kshot.config import params_from
+from kshot.config import load_params, params_from
+from kshot.data.batches import TrainItems
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.data.views import ViewedItems, Views
 from kshot.episodes.frozen import train_pools
 from kshot.episodes.loader import EpisodeLoader
 from kshot.errors import ConfigError
+from kshot.model import load_model
+from kshot.stages import meta_train, task_pool, validate
+from kshot.workspace import Workspace
 from tests.tiny_dataset import tiny_dataset
-from tests.tiny_project import tiny_params
+from tests.tiny_project import tiny_params, write_project
 
 VIEWS: Views = ("90", "mirrored", "mirrored 180")
 
@@ -47,6 +51,32 @@ def test_every_view_of_a_class_is_a_class_of_its_own_and_episodes_stay_within_it
     assert (labels == labels[:, :, :1]).all()
     pairs = labels[:, :, 0] * 4 + items[:, :, 0] // n
     assert all(len(set(row.tolist())) == 12 for row in pairs)
+
+
+def test_batches_have_the_views_as_classes_too(dataset: PackedDataset) -> None:
+    items = TrainItems.of(dataset, batch_size=8, seed=1, n_views=4)
+    n_train, n = len(dataset.class_ids("meta_train")), len(dataset.labels)
+    assert len(items.items) == 4 * 6 * n_train and np.bincount(items.labels).tolist() == 4 * n_train * [6]
+    view, item = np.divmod(items.items, n)
+    seen = 4 * dataset.labels[item] + view
+    assert all(len(set(seen[items.labels == label].tolist())) == 1 for label in range(4 * n_train))
+
+
+@pytest.mark.parametrize("algorithm", ["linear_probe", "ridge"])
+def test_a_learner_of_batches_is_trained_on_every_view_and_validated_on_items_as_they_are(
+    tmp_path: Path, algorithm: str
+) -> None:
+    torch.set_num_threads(1)
+    raw = tiny_params()
+    raw["task_pool"]["meta_train"] |= {"views": list(VIEWS), "shape": {"n_way": 12, "k_shot": 1, "n_query": 2}}
+    raw["meta_train"]["algorithm"] = {"name": algorithm}
+    params, workspace = load_params(write_project(tmp_path, raw) / "params.yaml"), Workspace(tmp_path)
+    for stage in (validate, task_pool, meta_train):
+        stage.run(params, workspace)
+    saved = load_model(workspace.model)
+    assert saved.config.n_train_classes == 4 * 5
+    if algorithm == "linear_probe":
+        assert {tuple(t.shape) for name, t in saved.learner.named_parameters() if "head" in name} >= {(20,)}
 
 
 def test_every_step_draws_one_of_the_shapes(dataset: PackedDataset) -> None:

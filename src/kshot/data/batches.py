@@ -29,8 +29,9 @@ class TrainItems:
     seed: int
 
     @classmethod
-    def of(cls, dataset: PackedDataset, *, batch_size: int, seed: int) -> "TrainItems":
-        table = dataset.class_table("meta_train")
+    def of(cls, dataset: PackedDataset, *, batch_size: int, seed: int, n_views: int = 1) -> "TrainItems":
+        """`n_views` times the items and classes, as `ClassTable.with_views` numbers them."""
+        table = dataset.class_table("meta_train").with_views(n_views, len(dataset.labels), len(dataset.classes))
         present = np.arange(table.items.shape[1]) < table.counts[:, None]
         return cls(items=table.items[present], labels=np.nonzero(present)[0], batch_size=batch_size, seed=seed)
 

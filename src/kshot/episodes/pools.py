@@ -50,7 +50,9 @@ class TrainPoolSettings:
 
     @property
     def kinds(self) -> tuple[EpisodeKind, ...]:
-        return tuple(EpisodeKind(shape=shape, sampler=self.sampler) for shape in (self.shape, *self.more_shapes))
+        n_views = len(self.views) + 1
+        shapes = (self.shape, *self.more_shapes)
+        return tuple(EpisodeKind(shape=shape, sampler=self.sampler, n_views=n_views) for shape in shapes)
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)

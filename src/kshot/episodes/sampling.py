@@ -162,10 +162,11 @@ TrainSamplerConfig = Annotated[AnySampler, Field(discriminator="name")]  # of cl
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeKind:
-    """What the episodes of a pool are like: their shape, and how their classes are drawn."""
+    """What the episodes of a pool are like: their shape, how their classes are drawn, and how many views each has."""
 
     shape: EpisodeShape
     sampler: AnySampler
+    n_views: int = 1
 
     def __str__(self) -> str:
         return f"{self.shape}{self.sampler}"

@@ -66,7 +66,7 @@ def model_config(params: Params, dataset: PackedDataset, algorithm: AlgorithmCon
         backbone=params.backbone,
         item=dataset.item,
         train_shape=params.task_pool.meta_train.shape,
-        n_train_classes=len(dataset.class_ids("meta_train")),
+        n_train_classes=len(dataset.class_ids("meta_train")) * (len(params.task_pool.meta_train.views) + 1),
     )
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kshot.algorithms.learner import Choosing, Learner, MetaLearner, TransferLearner
@@ -117,25 +119,23 @@ def check_ways(learner: Learner[Any], kinds: Mapping[str, tuple[EpisodeKind, ...
 def _objective(
     training: ModelTraining, learner: Learner[Any], dataset: PackedDataset, gather: Gather, val_pool: FrozenPool
 ) -> Objective:
-    items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
-    if training.pretext is not None:
-        return SelfSupervised(training.pretext, learner, items, gather, val_pool, init_seed=training.init_seed)
+    views = training.task_pool.meta_train.views
+    viewed = ViewedItems(gather, len(dataset.labels), views) if views else gather
+    of_batches = partial(TrainItems.of, dataset, batch_size=training.settings.batch_size, seed=training.seed)
+    if training.pretext is not None:  # which needs no classes
+        return SelfSupervised(training.pretext, learner, of_batches(), gather, val_pool, init_seed=training.init_seed)
     if isinstance(learner, TransferLearner):
-        if training.task_pool.meta_train.views:
-            raise ConfigError(
-                f"task_pool.meta_train.views is given, and {training.config.algorithm.name} is trained on batches of "
-                "the classes as they are; next: take views out"
-            )
         if training.augmentation.query is not None:
             raise ConfigError(
                 f"meta_train.augment.query is given, and {training.config.algorithm.name} is trained on batches "
                 "without queries; next: set meta_train.augment.support alone"
             )
-        counts = torch.from_numpy(dataset.class_table("meta_train").counts).to(next(learner.parameters()).device)
+        items = of_batches(n_views=len(views) + 1)
+        counts = torch.from_numpy(np.bincount(items.labels)).to(next(learner.parameters()).device)
         return Supervised(
             learner=learner,
             train=items,
-            gather=gather,
+            gather=viewed,
             val_pool=val_pool,
             loss=training.loss.build(counts),
             augmentation=training.augmentation,
@@ -152,10 +152,9 @@ def _objective(
                 f"meta_train.loss is class_weighted; {training.config.algorithm.name} is trained on episodes, whose "
                 "classes have the same number of queries; next: set meta_train.loss: {name: cross_entropy}"
             )
-        views = training.task_pool.meta_train.views
         train = EpisodeLoader.of_training(
             train_pools(dataset, training.task_pool, seed=training.seed),
-            ViewedItems(gather, len(dataset.labels), views) if views else gather,
+            viewed,
             training.augmentation,
             per_step=training.settings.episodes_per_step,
         )

@@ -298,7 +298,7 @@ def _split_shapes(
         largest_group = int(held["group"].value_counts().max()) if len(held) else 0
         for kind in kinds.get(split, ()):
             within = isinstance(kind.sampler, WithinGroup)
-            n_classes = (largest_group if within else len(held)) * len(dataset.info.rotations)
+            n_classes = (largest_group if within else len(held)) * len(dataset.info.rotations) * kind.n_views
             where = "in its largest group" if within else "in the split"
             rows.append((split, str(kind.shape), where, n_classes, kind.shape.n_way))
     return pd.DataFrame(rows, columns=["split", "shape", "where", "classes_found", "classes_needed"])
