@@ -10,9 +10,9 @@ import pytest
 from kshot.data.folders import read_tree
 from kshot.data.names import Reason
 from kshot.errors import DataError
+from kshot.ingest.columns import Columns
 from kshot.ingest.source import Reading, Source
 from kshot.ingest.sources import check_class_names, nothing_usable, open_source
-from kshot.ingest.tables import Columns
 
 
 def lay(folder: Path, *names: str, content: bytes = b"x") -> Path:

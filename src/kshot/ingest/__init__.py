@@ -2,11 +2,11 @@
 
 from kshot.ingest import emoji, glyphs, omniglot
 from kshot.ingest.built_in import BuiltIn
+from kshot.ingest.columns import Columns
 from kshot.ingest.layout import read_layout
 from kshot.ingest.pack import IngestReport, ingest, ingest_built_in, pack
 from kshot.ingest.source import Reading
 from kshot.ingest.splits import SplitRequest
-from kshot.ingest.tables import Columns
 
 BUILT_IN: dict[str, BuiltIn] = {
     "emoji": emoji.BUILT_IN,

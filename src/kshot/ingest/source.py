@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kshot.data.folders import LeftOut, Refused
+from kshot.ingest.columns import Columns
 from kshot.ingest.layout import Layout
-from kshot.ingest.tables import Columns, SeveralLabels
+from kshot.ingest.tables import SeveralLabels
 
 
 @dataclass(frozen=True, kw_only=True)
