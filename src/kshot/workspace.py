@@ -129,6 +129,11 @@ class Workspace:
         return self.state / "features"
 
     @property
+    def packages(self) -> Path:
+        """Packages that built-in datasets are made from, as they were fetched."""
+        return self.state / "packages"
+
+    @property
     def logs(self) -> Path:
         return self.state / "logs"
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 
 from kshot.data.packed import PackedDataset
-from kshot.errors import DataError
-from kshot.ingest import emoji
+from kshot.ingest import BUILT_IN, emoji
+from kshot.ingest.npm import Package
 from kshot.ingest.pack import ingest_built_in
 
 STYLES = tuple(emoji._STYLES)
@@ -61,10 +62,10 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     styles = {}
     for number, style in enumerate(STYLES):
-        package = emoji._Package(name=f"@iconify-json/{style}", version="1.0.0", sha256="")
+        package = Package(name=f"@iconify-json/{style}", version="1.0.0", sha256="")
         sha256 = write(folder, package.file, {"icons.json": icons(number)})
-        styles[style] = emoji._Package(name=package.name, version="1.0.0", sha256=sha256)
-    names = emoji._Package(name="emojibase-data", version="1.0.0", sha256="")
+        styles[style] = Package(name=package.name, version="1.0.0", sha256=sha256)
+    names = Package(name="emojibase-data", version="1.0.0", sha256="")
     groups = list(dict.fromkeys(group for group in NAMES.values() if group))
     sha256 = write(
         folder,
@@ -79,7 +80,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         },
     )
     monkeypatch.setattr(emoji, "_STYLES", styles)
-    monkeypatch.setattr(emoji, "_NAMES", emoji._Package(name="emojibase-data", version="1.0.0", sha256=sha256))
+    monkeypatch.setattr(emoji, "_NAMES", Package(name="emojibase-data", version="1.0.0", sha256=sha256))
     monkeypatch.setenv(emoji.FOLDER_VARIABLE, str(folder))
     emoji._classes.cache_clear()
     return folder
@@ -116,21 +117,30 @@ def test_drawings_that_two_names_share_are_of_neither(packages: Path) -> None:
     assert not any("up" in name for name in emoji._classes())
 
 
-def test_a_package_that_is_another_or_missing_is_named_with_what_to_bring(packages: Path, tmp_path: Path) -> None:
-    first = emoji._STYLES[STYLES[0]]
-    (packages / first.file).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"iconify-json-emojione-1.0.0.tgz has SHA-256 .*; either set KSHOT_EMOJI to"):
-        emoji._classes()
-    (packages / first.file).unlink()
-    with pytest.raises(DataError, match=r"has no iconify-json-emojione-1.0.0.tgz; either set KSHOT_EMOJI .*npm pack"):
-        emoji._classes()
+def test_held_out_styles_are_a_dataset_and_the_rest_another_with_the_same_split_of_classes(
+    packages: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for name in ("emoji", "emoji-seen", "emoji-unseen"):
+        ingest_built_in(BUILT_IN[name], name, tmp_path / "data")
+        found[name] = PackedDataset.open(tmp_path / "data" / name)
+    assert found["emoji-unseen"].domain_names == tuple(sorted(emoji.UNSEEN_STYLES))
+    assert found["emoji-seen"].domain_names == tuple(sorted({*STYLES} - {*emoji.UNSEEN_STYLES}))
+    ids = {name: set(dataset.manifest["id"].to_pylist()) for name, dataset in found.items()}
+    assert ids["emoji-seen"] | ids["emoji-unseen"] == ids["emoji"]
+    assert not ids["emoji-seen"] & ids["emoji-unseen"]
+    splits = [dataset.splits.by_class() for dataset in found.values()]
+    assert splits[0] == splits[1] == splits[2]
 
 
-def test_without_npm_it_says_what_to_bring(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_fetched_is_kept_in_the_project_folder(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(emoji.FOLDER_VARIABLE)
-    monkeypatch.setenv("PATH", str(packages))
-    with pytest.raises(DataError, match=r"npm cannot be run \(No such file.*\); either set KSHOT_EMOJI to a folder"):
-        emoji._classes()
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(packages, tmp_path / ".kshot" / "packages")
+    monkeypatch.setenv("PATH", "")  # so that nothing can be fetched
+    assert len(emoji._classes()) == 3
 
 
 def test_the_real_packages_are_named_by_version_and_hash() -> None:

@@ -10,6 +10,8 @@ from kshot.ingest.splits import SplitRequest
 
 BUILT_IN: dict[str, BuiltIn] = {
     "emoji": emoji.BUILT_IN,
+    "emoji-seen": emoji.SEEN,
+    "emoji-unseen": emoji.UNSEEN,
     "glyphs": glyphs.BUILT_IN,
     "omniglot": omniglot.BUILT_IN,
 }

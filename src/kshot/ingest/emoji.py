@@ -5,23 +5,18 @@ domain: the id of an item is GROUP/NAME/STYLE. Left out are clock faces, squares
 a hand or a colour alone, a star that one style draws as the asterisk, and drawings that two names share in a style. No
 skin tone is drawn by nine styles.
 
-The drawings are SVG in packages of npm, by their version and SHA-256. The style of Mozilla has names of its own, and so
-is in few classes. Nothing of the packages is run.
+The drawings are SVG in packages of npm. The style of Mozilla has names of its own, and so is in few classes.
+
+Two more datasets hold styles out: `emoji-unseen` has the drawings in two styles alone, `emoji-seen` those in the rest.
+Both have the splits of the whole, so the held-out classes of `emoji-unseen` are new in class and in style to what is
+trained on `emoji-seen`.
 """
 
-import hashlib
 import io
-import json
-import os
 import re
-import subprocess
-import tarfile
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +26,17 @@ from kshot.data.items.image import ImageKind, to_item
 from kshot.data.packed import Splits
 from kshot.errors import DataError
 from kshot.ingest.built_in import BuiltIn
+from kshot.ingest.npm import Package, folder_with
 from kshot.ingest.splits import SeededSplits, assign_splits
 from kshot.ingest.writer import Record
-from kshot.printing import one_line
+from kshot.workspace import Workspace
 
 ITEM = ImageKind(image_size=84, channels=3)
 FOLDER_VARIABLE = "KSHOT_EMOJI"
 LEAST_STYLES = 9
 N_ITEMS = 7_803
+UNSEEN_STYLES = ("openmoji", "twemoji")  # every class has both, and no other is of the same project
+N_UNSEEN = 2 * 842
 SOURCE = "emoji of ten styles, npm packages @iconify-json/*"
 LICENCE = (
     "fluent-emoji-flat, fluent-emoji-high-contrast: MIT; noto, noto-v1, fxemoji: Apache-2.0; twemoji, emojione, "
@@ -49,20 +47,8 @@ _LEFT_OUT = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Package:
-    name: str
-    version: str
-    sha256: str
-
-    @property
-    def file(self) -> str:
-        """As `npm pack` calls it."""
-        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
-
-
 _STYLES = {
-    style: _Package(name=f"@iconify-json/{style}", version=version, sha256=sha256)
+    style: Package(name=f"@iconify-json/{style}", version=version, sha256=sha256)
     for style, version, sha256 in (
         ("emojione", "1.2.3", "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"),
         ("emojione-monotone", "1.2.1", "40b90004bafb406b59266155ef9b7e1dd67bf2947fc8db8d07388776f4d0d04e"),
@@ -76,30 +62,32 @@ _STYLES = {
         ("twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
     )
 }
-_NAMES = _Package(
+_NAMES = Package(
     name="emojibase-data",
     version="17.0.0",
     sha256="d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
 )
 
 
-def records() -> Iterator[Record]:
-    """Every drawing, by group, name and style. Raise DataError when the packages cannot be had."""
+def records(styles: Collection[str] = tuple(_STYLES)) -> Iterator[Record]:
+    """Every drawing in `styles`, by group, name and style. Raise DataError when the packages cannot be had."""
     for class_name, drawn in _classes().items():
         for style, svg in drawn.items():
-            yield _record(class_name, style, svg)
+            if style in styles:
+                yield _record(class_name, style, svg)
 
 
 def splits() -> Splits:
-    """Drawn by class, from seed 1."""
+    """Drawn by class, from seed 1: a class is in one split, whatever the styles."""
     return assign_splits({name: name.split("/")[0] for name in _classes()}, given={}, plan=SeededSplits())
 
 
 @cache
 def _classes() -> dict[str, dict[str, str]]:
-    with packages() as folder:
-        styles = {style: drawings(read_json(folder, package, "icons.json")) for style, package in _STYLES.items()}
-        return classes(styles, groups(folder))
+    packages = (*_STYLES.values(), _NAMES)
+    folder = folder_with(packages, kept=Workspace.nearest().packages, variable=FOLDER_VARIABLE)
+    styles = {style: drawings(package.read_json(folder, "icons.json")) for style, package in _STYLES.items()}
+    return classes(styles, groups(folder))
 
 
 def classes(styles: Mapping[str, Mapping[str, str]], group_of: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -123,8 +111,8 @@ def classes(styles: Mapping[str, Mapping[str, str]], group_of: Mapping[str, str]
 
 def groups(folder: Path) -> dict[str, str]:
     """The Unicode subgroup of each emoji, by its name as Iconify writes it: face-with-tears-of-joy."""
-    emoji = read_json(folder, _NAMES, "en/data.json")
-    subgroups = {row["order"]: row["key"] for row in read_json(folder, _NAMES, "en/messages.json")["subgroups"]}
+    emoji = _NAMES.read_json(folder, "en/data.json")
+    subgroups = {row["order"]: row["key"] for row in _NAMES.read_json(folder, "en/messages.json")["subgroups"]}
     return {_written(one["label"]): subgroups[one["subgroup"]] for one in emoji if "subgroup" in one}
 
 
@@ -170,62 +158,26 @@ def rendered(svg: str, side: int) -> Image.Image:
         return image.convert("RGB")
 
 
-@contextmanager
-def packages() -> Iterator[Path]:
-    """A folder with the packages: the one that KSHOT_EMOJI names, else a temporary one into which npm loads them."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named:
-        missing = [one.file for one in (*_STYLES.values(), _NAMES) if not (Path(named) / one.file).is_file()]
-        if missing:
-            raise DataError(f"{FOLDER_VARIABLE} is {named!r}, which has no {' and no '.join(missing)}; {_ways()}")
-        yield Path(named)
-        return
-    with tempfile.TemporaryDirectory(prefix="kshot-emoji-") as temporary:
-        _download(Path(temporary))
-        yield Path(temporary)
-
-
-def _download(folder: Path) -> None:
-    wanted = [f"{one.name}@{one.version}" for one in (*_STYLES.values(), _NAMES)]
-    command = ["npm", "pack", "--loglevel=error", *wanted]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise DataError(f"npm cannot be run ({error.strerror}); {_ways()}") from error
-    if done.returncode != 0:
-        raise DataError(f"npm could not load the packages ({one_line(done.stderr)[:200]}); {_ways()}")
-
-
-def read_json(folder: Path, package: _Package, name: str) -> Any:
-    """A file of a package. Raise DataError for one that is not the package of that version."""
-    content = (folder / package.file).read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != package.sha256:
-        raise DataError(f"{package.file} has SHA-256 {found[:12]}; needed {package.sha256[:12]}; {_ways()}")
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        file = archive.extractfile(f"package/{name}")
-        assert file is not None, "the package of this hash has the file"
-        return json.load(file)
-
-
 def _written(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"['\u2019]", "", label.lower())).strip("-")
 
 
-def _ways() -> str:
-    return (
-        f"either set {FOLDER_VARIABLE} to a folder with what `npm pack` gives for "
-        f"{', '.join(f'{one.name}@{one.version}' for one in (*_STYLES.values(), _NAMES))}, "
-        "or leave it unset, with npm here and its registry reachable"
+def _built_in(styles: Collection[str], *, source: str, n_items: int) -> BuiltIn:
+    return BuiltIn(
+        item=ITEM,
+        domain_level=2,
+        source=source,
+        licence=LICENCE,
+        n_items=n_items,
+        records=partial(records, styles),
+        splits=splits,
     )
 
 
-BUILT_IN = BuiltIn(
-    item=ITEM,
-    domain_level=2,
-    source=SOURCE,
-    licence=LICENCE,
-    n_items=N_ITEMS,
-    records=records,
-    splits=splits,
+BUILT_IN = _built_in(_STYLES, source=SOURCE, n_items=N_ITEMS)
+SEEN = _built_in(
+    _STYLES.keys() - UNSEEN_STYLES,
+    source=f"{SOURCE}, without {' and '.join(UNSEEN_STYLES)}",
+    n_items=N_ITEMS - N_UNSEEN,
 )
+UNSEEN = _built_in(UNSEEN_STYLES, source=f"{SOURCE}, {' and '.join(UNSEEN_STYLES)} alone", n_items=N_UNSEEN)
