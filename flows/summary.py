@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kshot.errors import StageError
+from kshot.evaluation.scorecard import lead_in
 from kshot.printing import escape_missing_letters, unstyled
 from kshot.project.dvc import StageRun
 from kshot.workspace import Workspace
@@ -32,11 +33,15 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """Scores by row (a normalisation mode, or the baseline) and by column (an episode shape)."""
+    """Scores by row (a normalisation mode, or the baseline) and by column (an episode shape).
+
+    `lead` says how the model stands to the best head on the pretrained backbone, "" where there is none.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: dict[str, dict[str, Score]]
+    lead: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +100,12 @@ def read_scores(root: Path) -> ScoreTable:
             for name, score in result["baselines"].items():
                 baselines.setdefault(name, {})[column] = Score(accuracy=score["accuracy"], ci95=score["ci95"])
         episodes = max(result["episodes"] for result in metrics["results"])
+        lead = lead_in(metrics)
+        words = lead.words(metrics["algorithm"]) if lead else ""
         title = f"Accuracy on held-out classes of {metrics['dataset']}, % ± 95% interval, {episodes:,} episodes each"
     except (OSError, ValueError, KeyError) as error:
         raise StageError(f"cannot read the scores in {path}: {error!r}; next: dvc repro --force evaluate") from error
-    return ScoreTable(title=title, columns=tuple(columns), rows={**rows, **baselines})
+    return ScoreTable(title=title, columns=tuple(columns), rows={**rows, **baselines}, lead=words)
 
 
 def to_markdown(summary: Summary) -> str:
@@ -109,6 +116,7 @@ def to_markdown(summary: Summary) -> str:
         [
             f"**{table.title}**",
             _markdown_table(["", *table.columns], scores),
+            *([table.lead] if table.lead else []),
             f"Registered model: {summary.registered}; {summary.promotion}",
             _markdown_table(["stage", "outcome", "seconds"], stages),
             "\n".join(f"- [{path}]({path.as_uri()})" for path in summary.reports),
@@ -125,6 +133,8 @@ def to_terminal(summary: Summary, root: Path) -> RenderableType:
     for row in table.rows:
         scores.add_row(row, *_cells(table, row))
     facts = Table.grid(padding=(0, 2))
+    if table.lead:
+        facts.add_row("heads", table.lead)
     facts.add_row("stages", ", ".join(f"{run.stage} {run.outcome} ({run.seconds:.1f} s)" for run in summary.stages))
     alias = " (champion)" if summary.promotion.is_champion else ""
     facts.add_row("registered", f"{summary.registered}{alias}")

@@ -3,33 +3,48 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from kshot.algorithms import AlgorithmConfig, FinetuneConfig, LinearProbeConfig, ProtoNetConfig, RidgeConfig
+from kshot.algorithms import (
+    AlgorithmConfig,
+    FinetuneConfig,
+    Learner,
+    LinearProbeConfig,
+    ProtoNetConfig,
+    RidgeConfig,
+    TipAdapterConfig,
+)
 from kshot.algorithms.linear_probe import LinearProbe
 from kshot.algorithms.protonet import ProtoNet
 from kshot.backbones import Conv4Config
 from kshot.backbones.contract import Flatten
+from kshot.backbones.layers.adapter import LinearAdapter
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.errors import EpisodeError
 from kshot.evaluation.baselines import (
+    LDA_HEAD,
     LINEAR_HEAD,
     LOGISTIC,
     PIXELS,
+    PROTOTYPES,
     RIDGE,
     SIMPLESHOT,
     UNTRAINED,
     pretrained_baselines,
     untrained_baselines,
 )
+from kshot.evaluation.features import is_head
 from kshot.evaluation.scoring import score_episodes
 from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from tests.tiny_dataset import tiny_dataset
 from tests.toy_episodes import point_pools
+
+HEADS = {PROTOTYPES, SIMPLESHOT, LINEAR_HEAD, RIDGE, LOGISTIC, LDA_HEAD}
 
 
 @pytest.fixture(autouse=True)
@@ -64,25 +79,37 @@ def test_heads_stand_on_what_the_pretrain_stage_left(tmp_path: Path) -> None:
     assert heads(beside=ProtoNet(Flatten())) == {}
     save_model(tmp_path / "model", SavedModel(learner=learner, config=config))
     found = heads(beside=ProtoNet(Flatten()))
-    assert list(found) == [LINEAR_HEAD, SIMPLESHOT, RIDGE, LOGISTIC]
+    assert list(found) == [PROTOTYPES, SIMPLESHOT, LINEAR_HEAD, RIDGE, LOGISTIC, LDA_HEAD]
     (backbone,) = {head.backbone for head in found.values()}
     weights = backbone.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in learner.backbone.state_dict().items())
     assert float(found[SIMPLESHOT].get_buffer("centre").abs().sum()) > 0
 
 
-@pytest.mark.parametrize("config", [LinearProbeConfig(), RidgeConfig(), FinetuneConfig()], ids=lambda it: it.name)
-def test_a_head_on_such_a_backbone_has_no_heads_to_beat_and_what_changes_the_backbone_has(
-    tmp_path: Path, config: AlgorithmConfig
-) -> None:
-    tiny_dataset(n_images=6).write(tmp_path / "tiny")
-    dataset = PackedDataset.open(tmp_path / "tiny")
+@pytest.mark.parametrize(
+    ("config", "own"),
+    [(RidgeConfig(), RIDGE), (LinearProbeConfig(), LINEAR_HEAD), (TipAdapterConfig(), None), (FinetuneConfig(), None)],
+    ids=lambda it: getattr(it, "name", ""),
+)
+def test_beside_a_head_stand_the_other_kinds_of_head(tmp_path: Path, config: AlgorithmConfig, own: str | None) -> None:
+    beside, found = heads_beside(tmp_path, config)
+    assert HEADS - found == ({own} if own else set())
+    assert is_head(beside) == (config.name != "finetune")
+
+
+def test_a_head_on_an_adapter_is_held_against_its_kind_without_one(tmp_path: Path) -> None:
+    beside, found = heads_beside(tmp_path, RidgeConfig(), adapter=LinearAdapter(width=4))
+    assert found == HEADS and not is_head(beside)
+
+
+def heads_beside(folder: Path, config: AlgorithmConfig, **settings: Any) -> tuple[Learner[Any], set[str]]:
+    tiny_dataset(n_images=6).write(folder / "tiny")
+    dataset = PackedDataset.open(folder / "tiny")
     of_model = model_config(dataset)
-    save_model(tmp_path / "model", SavedModel(learner=build_learner(of_model), config=of_model))
-    beside = build_learner(replace(of_model, algorithm=config))
+    save_model(folder / "model", SavedModel(learner=build_learner(of_model), config=of_model))
+    beside = build_learner(replace(of_model, algorithm=config, **settings))
     gather = item_gather(dataset, torch.device("cpu"))
-    found = pretrained_baselines(tmp_path / "model", beside, dataset, gather, seed=1)
-    assert bool(found) == (config.name == "finetune")
+    return beside, set(pretrained_baselines(folder / "model", beside, dataset, gather, seed=1))
 
 
 def test_a_linear_probe_without_a_head_for_the_training_classes_says_so() -> None:

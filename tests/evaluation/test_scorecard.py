@@ -1,6 +1,7 @@
 """Which episodes two models were scored on, and what the gate reads from an evaluation's files."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from kshot.data.packed import PackedDataset
 from kshot.errors import StageError
-from kshot.evaluation.scorecard import episodes_id, read_scorecard
+from kshot.evaluation.intervals import Interval
+from kshot.evaluation.scorecard import Lead, episodes_id, read_scorecard
 from tests.tiny_dataset import TinyDataset, noise, tiny_dataset
 
 POOLS = {"2w1s": "21" * 32}
@@ -89,3 +91,33 @@ def test_scores_that_are_not_served_do_not_count(tmp_path: Path) -> None:
 def test_the_calibration_error_is_that_of_the_probabilities_that_are_served(tmp_path: Path) -> None:
     write_evaluation(tmp_path, tempered_calibration_error=0.01)
     assert read_scorecard(tmp_path, "w").calibration_error == 0.01
+
+
+@pytest.mark.parametrize(
+    ("mean", "of_a_head", "of_another"),
+    [
+        (0.02, ("ridge is ahead of the best other head", False), ("ridge is ahead of the best head", False)),
+        (-0.002, ("there is no difference: -0.20", False), ("there is no difference: -0.20", True)),
+        (-0.02, ("the best other head .* is ahead of ridge by 2.00 ± 1.00", True), ("is ahead of ridge by 2.00", True)),
+    ],
+)
+def test_a_head_must_not_be_behind_the_others_and_any_other_model_must_be_ahead(
+    mean: float, of_a_head: tuple[str, bool], of_another: tuple[str, bool]
+) -> None:
+    for is_head, (words, is_behind) in ((True, of_a_head), (False, of_another)):
+        lead = Lead(over="pretrained, lda", difference=Interval(mean=mean, half_width=0.01), is_head=is_head)
+        assert re.search(words, lead.words("ridge")) and lead.is_behind == is_behind
+
+
+def test_alternatives_to_a_head_are_no_baselines_that_the_gate_reads(tmp_path: Path) -> None:
+    write_evaluation(tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for result in metrics["results"]:
+        result["baselines"]["pretrained, lda"] = {"accuracy": 0.99}
+    best = {"best": "pretrained, lda", "difference": -0.2, "ci95": 0.1}
+    more: dict[str, list[str]]
+    for more, names in (({}, ["pixels", "pretrained, lda"]), ({"alternatives": ["pretrained, lda"]}, ["pixels"])):
+        (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"pretrained": best | more}))
+        card = read_scorecard(tmp_path, "a" * 64)
+        assert list(card.baselines) == names
+        assert card.pretrained and card.pretrained.is_head == bool(more)

@@ -148,6 +148,11 @@ def test_a_baseline_that_is_not_beaten_refuses_unless_it_need_not_be() -> None:
             "at least -0.10 points over",
         ),
         (Lead(over="pretrained, ridge", difference=Interval(mean=0.004, half_width=0.003)), None),
+        (Lead(over="pretrained, ridge", difference=Interval(mean=-0.002, half_width=0.003), is_head=True), None),
+        (
+            Lead(over="pretrained, ridge", difference=Interval(mean=-0.004, half_width=0.003), is_head=True),
+            "at most -0.10 points over pretrained, ridge, need not to be behind it",
+        ),
     ],
 )
 def test_the_gate_can_ask_for_a_lead_over_the_best_head_on_the_pretrained_backbone(

@@ -16,7 +16,7 @@ from kshot.errors import ConfigError, DataError, EpisodeError
 from kshot.evaluation.scoring import score_episodes
 from kshot.model import load_model
 from kshot.project.preflight import check_before_run
-from kshot.stages import cross_domain, meta_train, task_pool
+from kshot.stages import cross_domain, meta_train, pretrain, task_pool
 from kshot.workspace import Workspace
 from tests.tiny_dataset import tiny_dataset
 from tests.tiny_project import tiny_params, write_project
@@ -49,6 +49,20 @@ def test_every_setting_is_scored_on_the_held_out_classes_of_the_other_dataset(pa
     expected = score_episodes(learner, pool.indices, item_gather(other, torch.device("cpu"))).accuracy.mean()
     assert written["results"][0]["accuracy"] == pytest.approx(expected)
     assert written["results"][0]["pool_hash"] == pool.hash
+    assert list(written["results"][0]["baselines"]) == ["pixel nearest centroid"]
+
+
+def test_heads_on_the_pretrained_backbone_stand_beside_the_learner_on_the_other_dataset(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    trained = {"pretrain": {"name": "supervised", "n_steps": 2, "validate_every": 2}, "cross_domain": ["other"]}
+    write_project(tmp_path, tiny_params() | trained)
+    tiny_dataset(n_classes=4, n_images=5).write(tmp_path / "data" / "other")
+    loaded = load_params(tmp_path / "params.yaml")
+    for stage in (task_pool, pretrain, meta_train):
+        stage.run(loaded, Workspace(tmp_path))
+    cross_domain.run(loaded, Workspace(tmp_path), "other")
+    results = json.loads((tmp_path / "artifacts/cross_domain/other/metrics.json").read_text())["results"]
+    assert {"pretrained, ridge", "pretrained, lda"} < results[0]["baselines"].keys()
 
 
 def test_what_cannot_be_scored_is_refused_before_training(params: Params, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from kshot.algorithms import AlgorithmConfig
 from kshot.config import load_params
 from kshot.errors import ConfigError
+from kshot.evaluation.scorecard import lead_in
 from kshot.model import load_model
 from kshot.serving.classifier import FewShotClassifier
 from kshot.stages import evaluate, meta_train, pretrain, task_pool
@@ -71,9 +72,20 @@ def test_without_a_step_the_pretrained_backbone_is_scored_and_served(
     history = pd.read_parquet(root / "artifacts/meta_train/history.parquet")
     assert (metrics["steps"], metrics["best_step"], metrics["stopped_early"]) == (0, 0, False)
     assert history["val_accuracy"].tolist() == [metrics["best_val_accuracy"]]
-    results = json.loads((root / "artifacts/evaluate/metrics.json").read_text())["results"]
-    assert {result["mode"] for result in results} == {"non-transductive"}
-    assert "No step was taken" in (root / "artifacts/evaluate/report.html").read_text()
+    evaluation = json.loads((root / "artifacts/evaluate/metrics.json").read_text())
+    assert {result["mode"] for result in evaluation["results"]} == {"non-transductive"}
+    page = (root / "artifacts/evaluate/report.html").read_text()
+    assert "No step was taken" in page
+    heads = {name for name in evaluation["results"][0]["baselines"] if name.startswith("pretrained, ")}
+    need_not_be_beaten = set(evaluation["pretrained"].get("alternatives", []))
+    assert need_not_be_beaten == (set() if algorithm == "finetune" else heads)
+    assert all(need_not_be_beaten.isdisjoint(result["unbeaten"]) for result in evaluation["results"])
+    lead = lead_in(evaluation)
+    assert lead is not None
+    first_line = page.partition('<p class="words">')[2].partition("</p>")[0]
+    assert (f"{lead.over}) is ahead of {algorithm}" in first_line) == (
+        lead.difference.mean < -lead.difference.half_width
+    )
 
     model = load_model(root / "artifacts/meta_train/model")
     items = model.item.example(4)

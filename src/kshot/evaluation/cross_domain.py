@@ -4,15 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from kshot.algorithms.learner import Learner, normalization_modes
-from kshot.algorithms.protonet import ProtoNet
-from kshot.backbones.contract import Flatten
 from kshot.data.gather import Gather
 from kshot.data.items.contract import ItemKind
 from kshot.data.packed import PackedDataset
 from kshot.episodes.pools import SampledPool, TaskPoolSettings
 from kshot.episodes.sampling import EpisodeKind, check_feasible
 from kshot.errors import DataError, EpisodeError
-from kshot.evaluation.baselines import PIXELS
 from kshot.evaluation.intervals import mean_interval
 from kshot.evaluation.scoring import all_embedded_once, score_episodes
 from kshot.runtime.lines import LiveLines
@@ -40,23 +37,30 @@ def check_item(dataset: PackedDataset, item: ItemKind) -> None:
 
 
 def score_cross_domain(
-    learner: Learner[Any], dataset: PackedDataset, gather: Gather, settings: TaskPoolSettings, lines: LiveLines
+    learner: Learner[Any],
+    dataset: PackedDataset,
+    gather: Gather,
+    settings: TaskPoolSettings,
+    *,
+    baselines: Mapping[str, Learner[Any]],
+    lines: LiveLines,
 ) -> list[dict[str, Any]]:
     """A row for each setting of meta_test in each normalisation mode, on episodes drawn from `dataset`."""
-    pixels = ProtoNet(Flatten())
     table = dataset.class_table("meta_test")
-    modes = all_embedded_once(normalization_modes(learner), gather)
+    modes, compared = (all_embedded_once(some, gather) for some in (normalization_modes(learner), baselines))
     results = []
     for setting, kind in settings.meta_test.kinds().items():
         pool = SampledPool.of_split(
             table, kind.shape, kind.sampler, seed=settings.seed, split=f"cross_domain/{dataset.name}"
         ).freeze(settings.meta_test.n_episodes)
-        beside = mean_interval(score_episodes(pixels, pool.indices, gather).accuracy)
+        beside = {
+            name: mean_interval(score_episodes(other, pool.indices, items).accuracy)
+            for name, (other, items) in compared.items()
+        }
+        others = "".join(f"; {name} {interval.mean:.2%}" for name, interval in beside.items())
         for mode, (in_mode, items) in modes.items():
             found = mean_interval(score_episodes(in_mode, pool.indices, items, lines=lines).accuracy)
-            lines.log(
-                f"{dataset.name}: {kind} {mode}: {found.mean:.2%}; {PIXELS} {beside.mean:.2%}; {len(pool):,} episodes"
-            )
+            lines.log(f"{dataset.name}: {kind} {mode}: {found.mean:.2%}{others}; {len(pool):,} episodes")
             results.append(
                 {
                     "setting": setting,
@@ -65,7 +69,7 @@ def score_cross_domain(
                     "episodes": len(pool),
                     "accuracy": found.mean,
                     "ci95": found.half_width,
-                    "baselines": {PIXELS: {"accuracy": beside.mean, "ci95": beside.half_width}},
+                    "baselines": {name: {"accuracy": i.mean, "ci95": i.half_width} for name, i in beside.items()},
                     "pool_hash": pool.hash,
                 }
             )

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kshot.algorithms.learner import Learner
+from kshot.algorithms.learner import FeatureWise, Learner, TransferLearner
 from kshot.backbones.contract import Backbone, has_nothing_to_train, items_at_once
 from kshot.backbones.layers.adapter import WithAdapter
 from kshot.data.class_table import Int
@@ -43,6 +43,12 @@ class KeptItems:
         n_items = len(self._dataset.labels)
         folder = self._folder / _key(backbone, self._dataset)
         return _Features(backbone, self._gather, _Store(folder, n_items, backbone.n_features))
+
+
+def is_head(learner: Learner[Any]) -> bool:
+    """Whether it is a head on the features of its backbone, so that any other head could stand in its place."""
+    plain = not isinstance(learner.backbone, WithAdapter)
+    return plain and isinstance(learner, TransferLearner) and isinstance(learner, FeatureWise)
 
 
 LearnerT = TypeVar("LearnerT", bound=Learner[Any])

@@ -1,6 +1,6 @@
 """A model scored on every configured setting, beside the baselines on the very same episodes."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import FrozenPools
 from kshot.evaluation.calibration import fit_temperatures
+from kshot.evaluation.features import is_head
 from kshot.evaluation.intervals import mean_interval, paired_difference
 from kshot.evaluation.per_class import class_interval
-from kshot.evaluation.scorecard import CLASSES, EPISODES, METRICS, PRETRAINED, episodes_id
+from kshot.evaluation.scorecard import ALTERNATIVES, CLASSES, EPISODES, METRICS, PRETRAINED, episodes_id
 from kshot.evaluation.scoring import all_embedded_once, embedded_once, score_episodes
 from kshot.evaluation.seen_classes import on_seen_and_unseen_classes
 from kshot.evaluation.tables import Evaluation, SettingScores, class_table, confusion_table, episode_table
@@ -51,16 +52,19 @@ def score_model(
 ) -> Evaluation:
     """Every setting in every normalisation mode of the learner. All learners lie where `gather` puts items.
 
-    `pretrained` are baselines too; the model is held against the best of them over all settings.
+    `pretrained` are baselines too; the model is held against the best of them over all settings. To a model that is a
+    head itself they are alternatives, which it need not beat.
     """
     heads = pretrained or {}
+    alternatives = list(heads) if is_head(saved.learner) else []
     settings = list(_score_settings(grid, saved, gather, {**baselines, **heads}, lines))
     metrics = _summary(grid, saved) | {
-        "results": [_result(setting, seed=grid.seed) for setting in settings],
+        "results": [_result(setting, seed=grid.seed, alternatives=alternatives) for setting in settings],
         "episodes_id": episodes_id(grid.dataset, {setting.name: setting.pool_hash for setting in settings}),
     }
     if heads:
-        metrics[PRETRAINED] = _against_the_best(heads, [setting for setting in settings if setting.is_served])
+        against = _against_the_best(heads, [setting for setting in settings if setting.is_served])
+        metrics[PRETRAINED] = against | ({ALTERNATIVES: alternatives} if alternatives else {})
     return Evaluation(settings=settings, metrics=metrics, classes=class_table(settings, grid.dataset))
 
 
@@ -125,7 +129,7 @@ def _summary(grid: Grid, saved: SavedModel) -> dict[str, Any]:
     }
 
 
-def _result(setting: SettingScores, *, seed: int) -> dict[str, Any]:
+def _result(setting: SettingScores, *, seed: int, alternatives: Sequence[str]) -> dict[str, Any]:
     model = mean_interval(setting.scores.accuracy)
     beside = {name: mean_interval(scores.accuracy) for name, scores in setting.baselines.items()}
     shape = setting.kind.shape
@@ -145,7 +149,7 @@ def _result(setting: SettingScores, *, seed: int) -> dict[str, Any]:
         "temperature": setting.temperature,
         "tempered_calibration_error": setting.bins(tempered=True).expected_calibration_error,
         "baselines": {name: {"accuracy": i.mean, "ci95": i.half_width} for name, i in beside.items()},
-        "unbeaten": [name for name, interval in beside.items() if model.mean <= interval.mean],
+        "unbeaten": [name for name, i in beside.items() if name not in alternatives and model.mean <= i.mean],
         "pool_hash": setting.pool_hash,
     }
 
@@ -161,8 +165,7 @@ def _against_the_best(names: Iterable[str], settings: list[SettingScores]) -> di
         {setting.name: setting.scores.accuracy for setting in settings},
         {setting.name: setting.baselines[best].accuracy for setting in settings},
     )
-    beaten = difference.mean - difference.half_width > 0
-    return {"best": best, "difference": difference.mean, "ci95": difference.half_width, "beaten": beaten}
+    return {"best": best, "difference": difference.mean, "ci95": difference.half_width}
 
 
 def _held_in(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from kshot.algorithms.learner import NON_TRANSDUCTIVE
 from kshot.data.packed import PackedDataset
+from kshot.evaluation.scorecard import lead_in
 from kshot.evaluation.tables import Evaluation, SettingScores, confusion_table
 from kshot.pages.page import figure_uri, markup, render
 
@@ -41,7 +42,7 @@ def write_report(folder: Path, found: Evaluation, dataset: PackedDataset, traine
     (folder / "plots").mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / "plots" / f"{name}.png", dpi=120)
-    context = {"metrics": found.metrics, "headline": headline(found.metrics)}
+    context = {"metrics": found.metrics, "headline": headline(found.metrics), "lead": lead_in(found.metrics)}
     sections = render(
         "evaluate_sections.html.j2",
         **context,

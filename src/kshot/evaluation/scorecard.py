@@ -22,14 +22,41 @@ from kshot.evaluation.intervals import Interval
 METRICS, EPISODES, CLASSES = "metrics.json", "episodes.parquet", "per_class.parquet"
 PRETRAINED = "pretrained"
 """In metrics.json: the lead over the best head on the pretrained backbone; not there where none was scored."""
+ALTERNATIVES = "alternatives"
+"""In that: the heads, where the model is one itself and need not beat the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lead:
-    """How far a model is ahead of a baseline over all settings, episode by episode."""
+    """How far a model is ahead of the best head on the pretrained backbone over all settings, episode by episode.
+
+    `is_head`: the model is a head as well, to which the others are alternatives.
+    """
 
     over: str
     difference: Interval
+    is_head: bool = False
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the 95% interval leaves a doubt: a model has to be ahead, and a head not behind the others."""
+        mean, half_width = self.difference.mean, self.difference.half_width
+        return mean + half_width < 0 if self.is_head else mean - half_width <= 0
+
+    def words(self, model: str) -> str:
+        """One sentence on `model`, without a full stop."""
+        mean, half_width = self.difference.mean, self.difference.half_width
+        points = f"{100 * abs(mean):.2f} ± {100 * half_width:.2f} points over all settings, episode by episode"
+        if mean - half_width > 0:
+            return f"{model} is ahead of {self._best} by {points}"
+        if mean + half_width < 0:
+            return f"{self._best} is ahead of {model} by {points}"
+        return f"between {model} and {self._best} there is no difference: {'-' if mean < 0 else ''}{points}"
+
+    @property
+    def _best(self) -> str:
+        other = "other " if self.is_head else ""
+        return f"the best {other}head on the pretrained backbone ({self.over})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +64,9 @@ class Scorecard:
     """What evaluation found out about one model, in the mode that is served.
 
     `accuracy` holds the fraction right in each episode (E,) by setting; `episodes` names those episodes
-    and the images behind them; `baselines` has the mean accuracy of each baseline by setting, and `pretrained` is the
-    lead over the best of those on the pretrained backbone. `algorithm` is a text of its settings: two models may answer
-    by other means on the same weights.
+    and the images behind them; `baselines` has the mean accuracy by setting of each baseline that has to be beaten, and
+    `pretrained` is the lead over the best head on the pretrained backbone. `algorithm` is a text of its settings: two
+    models may answer by other means on the same weights.
     """
 
     weights_sha256: str
@@ -86,6 +113,7 @@ def read_scorecard(
         raise StageError(f"{folder / METRICS} has no {NON_TRANSDUCTIVE} result; need one; next: kshot evaluate")
     episodes = _served(pd.read_parquet(folder / EPISODES))
     by_setting = {str(setting): rows.sort_values("episode") for setting, rows in episodes.groupby("setting")}
+    alternatives = metrics.get(PRETRAINED, {}).get(ALTERNATIVES, [])
     names = dict.fromkeys(name for result in served.values() for name in result["baselines"])
     return Scorecard(
         weights_sha256=weights_sha256,
@@ -95,19 +123,26 @@ def read_scorecard(
         baselines={
             name: {setting: result["baselines"][name]["accuracy"] for setting, result in served.items()}
             for name in names
+            if name not in alternatives
         },
         algorithm=algorithm,
-        pretrained=_lead(metrics.get(PRETRAINED)),
+        pretrained=lead_in(metrics),
         calibration_error=max(_calibration_error(result) for result in served.values()),
         adapt_ms=adapt_ms,
         classify_ms=classify_ms,
     )
 
 
-def _lead(found: Mapping[str, Any] | None) -> Lead | None:
+def lead_in(metrics: Mapping[str, Any]) -> Lead | None:
+    """The lead that metrics.json tells of; None where no head on a pretrained backbone was scored."""
+    found = metrics.get(PRETRAINED)
     if found is None:
         return None
-    return Lead(over=found["best"], difference=Interval(mean=found["difference"], half_width=found["ci95"]))
+    return Lead(
+        over=found["best"],
+        difference=Interval(mean=found["difference"], half_width=found["ci95"]),
+        is_head=ALTERNATIVES in found,
+    )
 
 
 def class_accuracies(folder: Path) -> dict[str, float]:

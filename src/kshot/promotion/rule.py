@@ -161,9 +161,12 @@ def _pretrained(lead: Lead | None) -> GateCheck:
     name, needed = "best pretrained head", "a lead over it of more than +0.00 points"
     if lead is None:
         return GateCheck(name=name, passed=False, found="none was scored", needed=needed)
-    lower = lead.difference.mean - lead.difference.half_width
-    found = f"at least {_points(lower)} points over {lead.over}"
-    return GateCheck(name=name, passed=lower > 0, found=found, needed=needed)
+    mean, half_width = lead.difference.mean, lead.difference.half_width
+    if lead.is_head:
+        found, needed = f"at most {_points(mean + half_width)} points over {lead.over}", "not to be behind it"
+    else:
+        found = f"at least {_points(mean - half_width)} points over {lead.over}"
+    return GateCheck(name=name, passed=not lead.is_behind, found=found, needed=needed)
 
 
 def _points(fraction: float) -> str:

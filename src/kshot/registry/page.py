@@ -14,6 +14,7 @@ from kshot.errors import KshotError
 from kshot.evaluation.intervals import Interval
 from kshot.evaluation.over_seeds import over_seeds
 from kshot.evaluation.report import SECTIONS, headline
+from kshot.evaluation.scorecard import lead_in
 from kshot.pages.page import markup, render
 from kshot.registry.comparison import Change, Comparison, compare, data_lines, points, verdict
 from kshot.tracking import (
@@ -67,6 +68,7 @@ def write_run_report(name: str, version: int, root: Path) -> Path:
             model=model,
             metrics=evaluation,
             headline=headline(evaluation),
+            lead=lead_in(evaluation),
             state=_state(model, decision, root),
             decision=decision,
             sections=markup((folder / _SECTIONS).read_text(encoding="utf-8")),

@@ -1,10 +1,17 @@
-"""Score the trained learner on the held-out classes of another dataset, which it was not trained on."""
+"""Score the trained learner on the held-out classes of another dataset, which it was not trained on.
+
+Beside it stand pixels, and the heads on the pretrained backbone as `evaluate` scores them: what they know of items as a
+whole is from the dataset of the training.
+"""
 
 from functools import partial
 
+from kshot.algorithms.protonet import ProtoNet
+from kshot.backbones.contract import Flatten
 from kshot.config import Params
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
+from kshot.evaluation.baselines import PIXELS, pretrained_baselines
 from kshot.evaluation.cross_domain import check_item, score_cross_domain
 from kshot.evaluation.features import KeptItems
 from kshot.model import load_model
@@ -22,12 +29,18 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     saved = load_model(workspace.model)
     check_item(dataset, saved.item)
     device = choose_device(params.process.device)
+    learner = saved.on(device).learner
+    trained_on = PackedDataset.open(workspace.dataset(params.dataset.name))
+    heads = pretrained_baselines(
+        workspace.pretrained_model, learner, trained_on, item_gather(trained_on, device), seed=params.seed
+    )
     results = score_cross_domain(
-        saved.on(device).learner,
+        learner,
         dataset,
         KeptItems(item_gather(dataset, device), dataset, workspace.features),
         params.task_pool,
-        LiveLines(partial(print, flush=True)),
+        baselines={PIXELS: ProtoNet(Flatten()), **heads},
+        lines=LiveLines(partial(print, flush=True)),
     )
     folder = workspace.output(f"cross_domain@{name}")
     folder.mkdir(parents=True, exist_ok=True)
