@@ -7,10 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,48 +22,24 @@ from kshot.workspace import Workspace
 from tests.processes import wait_until_gone
 from tests.tiny_dataset import tiny_dataset
 from tests.tiny_project import tiny_params, write_project
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+from tests.trainings import (
+    ENVIRONMENT,
+    LONG,
+    assert_same_weights,
+    command_line,
+    descendants,
+    kill_all,
+    project,
+    train_command,
+    wait_for_checkpoint,
+    weights,
+    workers_of,
+)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def project(root: Path, *, training: dict[str, Any] | None = None, **process: Any) -> Path:
-    params = tiny_params()
-    params["meta_train"]["training"] |= training or {}
-    params["process"] |= process
-    write_project(root, params)
-    task_pool.run(load_params(root / "params.yaml"), Workspace(root))
-    return root
-
-
-def weights(root: Path) -> dict[str, torch.Tensor]:
-    return load_file(root / "artifacts/meta_train/model/weights.safetensors")
-
-
-# So many steps that a kill at the first checkpoint never comes after the last step.
-LONG = {"n_steps": 400, "validate_every": 200, "patience": 10}
-
-
-def assert_same_weights(root: Path, other: Path) -> None:
-    found, expected = weights(root), weights(other)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
-
-
-def train_command(root: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "kshot", "train"],
-        cwd=root,
-        env=ENVIRONMENT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +61,8 @@ def long_unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill_at_first_checkpoint(process: subprocess.Popen[str], root: Path) -> None:
-    """Kill the command and its workers, which torchrun starts in sessions of their own."""
     wait_for_checkpoint(root)
-    running = descendants(process.pid)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    for pid in running:
-        wait_until_gone(pid)
+    kill_all(process)
 
 
 def test_the_stage_writes_model_history_and_metrics(unbroken: Path) -> None:
@@ -212,8 +181,7 @@ def test_training_goes_on_after_a_worker_was_killed(tmp_path: Path, unbroken: Pa
     root = project(tmp_path, n_processes=2, training=LONG)
     process = train_command(root)
     wait_for_checkpoint(root)
-    workers = [pid for pid in descendants(process.pid) if command_line(pid).endswith("kshot stage meta_train")]
-    os.kill(max(workers), signal.SIGKILL)
+    os.kill(workers_of(process)[-1], signal.SIGKILL)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert "resuming from the checkpoint of step" in output
@@ -245,24 +213,6 @@ def test_pools_of_another_state_of_the_data_are_refused(tmp_path: Path) -> None:
     tiny_dataset(n_classes=5, n_images=7).write(root / "data/tiny")
     with pytest.raises(DataError, match="the task pools were drawn from data .*next: kshot validate, kshot pool"):
         meta_train.run(load_params(root / "params.yaml"), Workspace(root))
-
-
-def descendants(pid: int) -> list[int]:
-    children = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
-    return children + [below for child in children for below in descendants(child)]
-
-
-def command_line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-
-
-def wait_for_checkpoint(root: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if list((root / ".kshot/checkpoints").glob("*/step-?????????")):
-            return
-        time.sleep(0.005)
-    raise AssertionError("no checkpoint within two minutes")
 
 
 def test_training_needs_neither_pandas_nor_scipy_nor_matplotlib(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Settings of a run live in params.yaml alone; the options here say which files to
 packages are imported by the commands that need them.
 """
 
+import errno
 import sys
 from traceback import format_exception
 from types import TracebackType
@@ -39,6 +40,8 @@ _COMMANDS = (
     machine.kernels,
 )
 
+_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
 app = typer.Typer(
     help="Few-shot meta-learning: from a dataset to a registered model. Settings: params.yaml.",
     no_args_is_help=True,
@@ -71,6 +74,15 @@ def main() -> None:
             raise
         warn(f"error: {one_line(str(error))}")
         sys.exit(error.exit_code)
+    except OSError as error:
+        leave_error(error)
+        if _debug or error.errno not in _OF_STORAGE:
+            raise
+        warn(
+            f"error: {one_line(str(error.filename or 'a file'))} cannot be written ({error.strerror}); need a disk "
+            "that takes it; next: mend that, then the same command"
+        )
+        sys.exit(1)
     except Exception as error:
         leave_error(error)
         raise

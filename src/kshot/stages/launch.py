@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
@@ -17,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from kshot.algorithms import AlgorithmConfig
@@ -76,8 +79,16 @@ def train(
     """Train here, or launch torchrun where several processes are asked for.
 
     `stage` is NAME or NAME@ITEM. None in a process that is not to write the outputs: where the workers have done it
-    when this returns, and in all workers but the first. Raises the error that a worker left.
+    when this returns, and in all workers but the first. Raises the error that a worker left, and TrainingError while
+    another process trains the same stage of the workspace.
     """
+    with nullcontext() if in_worker() else _alone(stage, workspace):
+        return _train(stage, training, params, workspace, dataset)
+
+
+def _train(
+    stage: str, training: ModelTraining, params: Params, workspace: Workspace, dataset: PackedDataset
+) -> Trained | None:
     check_ways(build_learner(training.config), params.task_pool.kinds())
     set_up_process(params.process)
     device = choose_device(params.process.device)
@@ -112,6 +123,24 @@ def train(
         leave_error(error)
         sys.exit(0)  # torchrun would only try it again
     return trained if workers.is_first else None
+
+
+@contextmanager
+def _alone(stage: str, workspace: Workspace) -> Iterator[None]:
+    """While no other process does the same; the lock of one that was killed is free."""
+    workspace.checkpoints.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(workspace.checkpoints / f"{stage}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TrainingError(
+            f"another process is in the stage {stage} of {workspace.root}; need one at a time; next: wait for it to "
+            "end, or stop it: a later run goes on from its last checkpoint"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def forget_checkpoints(trained: Trained) -> None:

@@ -23,7 +23,9 @@ from kshot.training.loop import Progress, TrainingState
 
 _KEPT = 2
 
-
+_WEIGHTS, _OPTIMIZER, _BEST, _PROGRESS = (
+    "weights.safetensors", "optimizer.safetensors", "best_weights.safetensors", "progress.json"
+)  # fmt: skip
 _MANIFEST = "manifest.json"
 
 
@@ -34,16 +36,24 @@ class CheckpointFolder:
     folder: Path
 
     def save(self, state: TrainingState) -> None:
+        """Raises CheckpointError where the disk does not take it; the state before is as it was then."""
         files = {
-            "weights.safetensors": tensors_to_bytes(on_cpu(state.weights)),
-            "optimizer.safetensors": tensors_to_bytes(on_cpu(state.optimizer)),
-            "best_weights.safetensors": tensors_to_bytes(on_cpu(state.best_weights)),
-            "progress.json": json_bytes(asdict(state.progress)),
+            _WEIGHTS: tensors_to_bytes(on_cpu(state.weights)),
+            _OPTIMIZER: tensors_to_bytes(on_cpu(state.optimizer)),
+            _BEST: tensors_to_bytes(on_cpu(state.best_weights)),
+            _PROGRESS: json_bytes(asdict(state.progress)),
         }
         hashes = {name: sha256(content).hexdigest() for name, content in files.items()}
-        write_folder(self.folder / f"step-{state.progress.step:09d}", files | {_MANIFEST: json_bytes(hashes)})
-        for old in self._newest_first()[_KEPT:]:
-            shutil.rmtree(old)
+        try:
+            write_folder(self.folder / f"step-{state.progress.step:09d}", files | {_MANIFEST: json_bytes(hashes)})
+            for old in self._newest_first()[_KEPT:]:
+                shutil.rmtree(old)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint of step {state.progress.step:,} cannot be written to {self.folder} "
+                f"({error.strerror}); the one before is intact; next: mend the disk, then the same command goes on "
+                "from it"
+            ) from error
 
     def latest(self) -> TrainingState | None:
         """The newest intact state; None when nothing was ever saved.
@@ -73,11 +83,13 @@ def _read_state(folder: Path) -> TrainingState | None:
         files = {name: (folder / name).read_bytes() for name in hashes}
     except (OSError, ValueError):
         return None
+    if hashes.keys() != {_WEIGHTS, _OPTIMIZER, _BEST, _PROGRESS}:
+        return None
     if any(sha256(files[name]).hexdigest() != expected for name, expected in hashes.items()):
         return None
     return TrainingState(
-        progress=TypeAdapter(Progress).validate_json(files["progress.json"]),
-        weights=tensors_from_bytes(files["weights.safetensors"]),
-        optimizer=tensors_from_bytes(files["optimizer.safetensors"]),
-        best_weights=tensors_from_bytes(files["best_weights.safetensors"]),
+        progress=TypeAdapter(Progress).validate_json(files[_PROGRESS]),
+        weights=tensors_from_bytes(files[_WEIGHTS]),
+        optimizer=tensors_from_bytes(files[_OPTIMIZER]),
+        best_weights=tensors_from_bytes(files[_BEST]),
     )
