@@ -95,7 +95,8 @@ def read_scores(root: Path) -> ScoreTable:
         for result in metrics["results"]:
             column = result["title"]
             columns += [column] * (column not in columns)
-            row = f"{metrics['algorithm']}, {result['mode']}"
+            how = f"; {metrics['test_time']}" if "test_time" in metrics else ""
+            row = f"{metrics['algorithm']}, {result['mode']}{how}"
             rows.setdefault(row, {})[column] = Score(accuracy=result["accuracy"], ci95=result["ci95"])
             for name, score in result["baselines"].items():
                 baselines.setdefault(name, {})[column] = Score(accuracy=score["accuracy"], ci95=score["ci95"])

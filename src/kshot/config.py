@@ -16,6 +16,7 @@ from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
 from kshot.backbones import BackboneConfig
 from kshot.backbones.layers.adapter import AdapterConfig, NoAdapter
 from kshot.episodes.augmentation import EpisodeAugmentation
+from kshot.episodes.copies import AtTestTime
 from kshot.episodes.pools import TaskPoolSettings
 from kshot.errors import ConfigError
 from kshot.evaluation.scoring import EvaluationSettings
@@ -68,6 +69,7 @@ class MetaTrainSettings:
     adapter: AdapterConfig = Field(default_factory=NoAdapter)  # on top of the backbone
     loss: LossConfig = Field(default_factory=CrossEntropyConfig)  # of the queries of an episode
     augment: EpisodeAugmentation = Field(default_factory=EpisodeAugmentation)  # of the items of training
+    test_time: AtTestTime = Field(default_factory=AtTestTime)  # copies of items when the trained model is asked
     initial: Literal["random", "pretrained"]  # the backbone's weights before the first step
     training: TrainingSettings
 

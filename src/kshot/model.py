@@ -25,9 +25,10 @@ from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
 from kshot.backbones import BackboneConfig
 from kshot.backbones.contract import Backbone
 from kshot.backbones.layers.adapter import AdapterConfig, NoAdapter
-from kshot.data.items import AnyItemKind
+from kshot.data.items import AnyItemKind, ImageKind
+from kshot.episodes.copies import AtTestTime
 from kshot.episodes.episode import EpisodeShape
-from kshot.errors import ModelError
+from kshot.errors import ConfigError, ModelError
 from kshot.runtime.files import json_bytes, write_folder
 from kshot.settings import STRICT
 
@@ -42,6 +43,7 @@ class ModelConfig:
     algorithm: AlgorithmConfig
     backbone: BackboneConfig
     adapter: AdapterConfig = Field(default_factory=NoAdapter, exclude_if=lambda adapter: adapter == NoAdapter())
+    test_time: AtTestTime = Field(default_factory=AtTestTime, exclude_if=lambda how: how == AtTestTime())
     item: AnyItemKind
     train_shape: EpisodeShape
     n_train_classes: int | None = (
@@ -76,11 +78,21 @@ class SavedModel:
 
 
 def build_learner(config: ModelConfig, loss: EpisodeLoss = query_cross_entropy, *, init_seed: int = 0) -> Learner[Any]:
-    """A learner with fresh weights, to be trained with `loss`; the same seed gives the same weights."""
+    """A learner with fresh weights, to be trained with `loss`; the same seed gives the same weights.
+
+    Raises ConfigError where it cannot be built for such items.
+    """
+    if not config.test_time.changes_nothing and not isinstance(config.item, ImageKind):
+        raise ConfigError(
+            f"meta_train.test_time is given, and the items are {config.item}; needed images; "
+            "next: take meta_train.test_time out"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
         backbone = config.adapter.build(config.backbone.build(config.item))
-        return config.algorithm.build(backbone, config.problem, loss)
+        learner: Learner[Any] = config.algorithm.build(backbone, config.problem, loss)
+    learner.test_time = config.test_time
+    return learner
 
 
 def build_backbone(config: ModelConfig, *, init_seed: int) -> Backbone:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from kshot.algorithms.learner import Learner, MetaLearner, served
+from kshot.algorithms.answering import served
+from kshot.algorithms.learner import Learner, MetaLearner
 from kshot.data.class_table import ClassTable
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset

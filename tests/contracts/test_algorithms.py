@@ -10,17 +10,8 @@ import torch
 from torch import Tensor
 
 from kshot.algorithms import AlgorithmConfig, Learner
-from kshot.algorithms.learner import (
-    NON_TRANSDUCTIVE,
-    FeatureWise,
-    MetaLearner,
-    Problem,
-    TransferLearner,
-    episodes_at_once,
-    normalization_mode,
-    normalization_modes,
-    served,
-)
+from kshot.algorithms.answering import NON_TRANSDUCTIVE, normalization_mode, normalization_modes, served
+from kshot.algorithms.learner import FeatureWise, MetaLearner, Problem, TransferLearner, episodes_at_once
 from kshot.algorithms.maths.losses import ClassWeightedConfig, CrossEntropyConfig, FocalConfig
 from kshot.backbones import Conv4Config, MLPConfig
 from kshot.backbones.contract import calibrate

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from kshot.algorithms import MAMLConfig, ProtoNetConfig
-from kshot.algorithms.learner import served
+from kshot.algorithms.answering import served
 from kshot.backbones import Conv4Config
 from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeShape, Support

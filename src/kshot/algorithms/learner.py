@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from kshot.backbones.contract import Backbone, calibrate, items_at_once
+from kshot.episodes.copies import AtTestTime
 from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
 
 AdaptedT = TypeVar("AdaptedT")
 
 _FROM_FEATURES = 16  # episodes that are taken together at least, where their items are as good as features
-
-NON_TRANSDUCTIVE = "non-transductive"
-TRANSDUCTIVE = "transductive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +47,8 @@ class Learner(nn.Module, ABC, Generic[AdaptedT]):
     """The largest number of classes that an episode may have; None without a limit."""
     episodes_at_once: int = 1
     """How many episodes `adapt` and `meta_loss` are best given; memory grows with it."""
+    test_time: AtTestTime = AtTestTime()
+    """With which copies of items it is to be asked, once it is trained: see `answering`."""
 
     @abstractmethod
     def adapt(self, support: Support) -> AdaptedT:
@@ -134,26 +134,6 @@ class Choosing(Protocol):
     def choose(self, choice: float) -> None:
         """Keep it with the weights."""
         ...
-
-
-def normalization_mode(learner: Learner[AdaptedT]) -> str:
-    """The mode in which this learner predicts: whether a prediction may depend on the other queries given with it."""
-    return TRANSDUCTIVE if isinstance(learner, QueryNormalised) and learner.query_statistics else NON_TRANSDUCTIVE
-
-
-def normalization_modes(learner: Learner[AdaptedT]) -> dict[str, Learner[AdaptedT]]:
-    """The same weights in every mode in which the learner is scored; the one that is served is always among them."""
-    if not isinstance(learner, QueryNormalised):
-        return {NON_TRANSDUCTIVE: learner}
-    return {
-        TRANSDUCTIVE: learner.with_query_statistics(True),
-        NON_TRANSDUCTIVE: learner.with_query_statistics(False),
-    }
-
-
-def served(learner: Learner[AdaptedT]) -> Learner[AdaptedT]:
-    """The learner in the mode that is served: a prediction depends on no other query."""
-    return normalization_modes(learner)[NON_TRANSDUCTIVE]
 
 
 def episodes_at_once(learner: Learner[Any], items_per_episode: int, budget_bytes: int) -> int:

@@ -36,6 +36,11 @@ _SEEN: dict[View, Callable[[Tensor], Tensor]] = {
 }
 
 
+def viewed(items: Tensor, view: View) -> Tensor:
+    """The items (..., *item) in this view."""
+    return _SEEN[view](items)
+
+
 class ViewedItems:
     """A gather for items beside their views: index v * n_items + i is view v of item i, and view 0 is the item."""
 
@@ -47,5 +52,5 @@ class ViewedItems:
         items = self._gather(item)
         for number in np.unique(view[view > 0]).tolist():
             chosen = torch.from_numpy(view == number).to(items.device)[..., None, None, None]
-            items = torch.where(chosen, _SEEN[self._views[number - 1]](items), items)
+            items = torch.where(chosen, viewed(items, self._views[number - 1]), items)
         return items

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Learner, normalization_modes
+from kshot.algorithms.answering import normalization_modes
+from kshot.algorithms.learner import Learner
 from kshot.data.class_table import Int
 from kshot.data.gather import Gather
 from kshot.episodes.sampling import EpisodeIndices

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from kshot.algorithms.learner import Learner, served
+from kshot.algorithms.answering import served
+from kshot.algorithms.learner import Learner
 from kshot.data.items.contract import ItemKind
 from kshot.episodes.episode import EpisodeShape, Support
 

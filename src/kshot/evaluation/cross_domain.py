@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kshot.algorithms.learner import Learner, normalization_modes
+from kshot.algorithms.answering import normalization_modes
+from kshot.algorithms.learner import Learner
 from kshot.data.gather import Gather
 from kshot.data.items.contract import ItemKind
 from kshot.data.packed import PackedDataset

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kshot.algorithms.learner import Learner, Stepwise, normalization_modes, served
+from kshot.algorithms.answering import normalization_modes, served
+from kshot.algorithms.learner import Learner, Stepwise
 from kshot.backbones.layers.adapter import NoAdapter
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
@@ -18,7 +19,7 @@ from kshot.evaluation.features import is_head
 from kshot.evaluation.intervals import mean_interval, paired_difference
 from kshot.evaluation.per_class import class_interval
 from kshot.evaluation.scorecard import ALTERNATIVES, CLASSES, EPISODES, METRICS, PRETRAINED, episodes_id
-from kshot.evaluation.scoring import all_embedded_once, embedded_once, score_episodes
+from kshot.evaluation.scoring import all_embedded_once, score_episodes
 from kshot.evaluation.seen_classes import on_seen_and_unseen_classes
 from kshot.evaluation.tables import Evaluation, SettingScores, class_table, confusion_table, episode_table
 from kshot.model import SavedModel
@@ -124,6 +125,7 @@ def _summary(grid: Grid, saved: SavedModel) -> dict[str, Any]:
         "algorithm": saved.config.algorithm.name,
         "backbone": saved.config.backbone.name,
         **({} if isinstance(adapter, NoAdapter) else {"adapter": adapter.name}),
+        **({} if saved.config.test_time.changes_nothing else {"test_time": str(saved.config.test_time)}),
         "seed": grid.seed,
         "train_shape": {"n_way": shape.n_way, "k_shot": shape.k_shot, "n_query": shape.n_query},
     }
@@ -184,11 +186,11 @@ def _adaptation(learner: Learner[Any], setting: SettingScores, gather: Gather) -
     if not isinstance(learner, Stepwise):
         return
     indices = setting.indices[:_FEW_EPISODES]
-    for mode, in_mode in normalization_modes(learner).items():
-        on_items, items = embedded_once(in_mode, gather)
-        assert isinstance(on_items, Stepwise)
-        for n_steps in curve_steps(learner.inner_steps):
-            found = mean_interval(score_episodes(on_items.with_inner_steps(n_steps), indices, items).accuracy)
+    after = {n: normalization_modes(learner.with_inner_steps(n)) for n in curve_steps(learner.inner_steps)}
+    for mode in normalization_modes(learner):
+        in_mode = all_embedded_once({str(n_steps): modes[mode] for n_steps, modes in after.items()}, gather)
+        for n_steps, (on_items, items) in zip(after, in_mode.values(), strict=True):
+            found = mean_interval(score_episodes(on_items, indices, items).accuracy)
             yield {"mode": mode, "steps": n_steps, "accuracy": found.mean, "ci95": found.half_width}
 
 

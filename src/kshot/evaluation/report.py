@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kshot.algorithms.learner import NON_TRANSDUCTIVE
+from kshot.algorithms.answering import NON_TRANSDUCTIVE
 from kshot.data.packed import PackedDataset
 from kshot.evaluation.scorecard import lead_in
 from kshot.evaluation.tables import Evaluation, SettingScores, confusion_table

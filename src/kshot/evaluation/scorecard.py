@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kshot.algorithms.learner import NON_TRANSDUCTIVE
+from kshot.algorithms.answering import NON_TRANSDUCTIVE
 from kshot.data.packed import PackedDataset
 from kshot.errors import StageError
 from kshot.evaluation.intervals import Interval

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kshot.algorithms.learner import NON_TRANSDUCTIVE
+from kshot.algorithms.answering import NON_TRANSDUCTIVE
 from kshot.data.packed import PackedDataset
 from kshot.episodes.sampling import EpisodeIndices, EpisodeKind
 from kshot.evaluation.calibration import Bins, calibration_bins

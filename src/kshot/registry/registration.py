@@ -18,7 +18,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from kshot.algorithms.learner import NON_TRANSDUCTIVE
+from kshot.algorithms.answering import NON_TRANSDUCTIVE
 from kshot.config import Params
 from kshot.data.edits import in_force
 from kshot.data.items.contract import ItemKind

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kshot.algorithms.learner import NON_TRANSDUCTIVE, Learner, served
+from kshot.algorithms.answering import NON_TRANSDUCTIVE, served
+from kshot.algorithms.learner import Learner
 from kshot.backbones.contract import items_at_once
 from kshot.data.items.contract import ItemKind
 from kshot.episodes.episode import Support

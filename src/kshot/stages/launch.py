@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from kshot.algorithms import AlgorithmConfig
-from kshot.algorithms.learner import normalization_mode
+from kshot.algorithms.answering import normalization_mode
 from kshot.backbones.layers.native import native_compiler
 from kshot.config import Params
 from kshot.data.gather import item_gather
@@ -48,7 +48,9 @@ from kshot.yaml_file import read_yaml
 def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *, seed: int) -> ModelTraining:
     """The meta-training that params.yaml describes, from any seed."""
     settings = params.meta_train
-    config = replace(model_config(params, dataset, settings.algorithm), adapter=settings.adapter)
+    config = replace(
+        model_config(params, dataset, settings.algorithm), adapter=settings.adapter, test_time=settings.test_time
+    )
     if settings.training.n_steps == 0:
         config = replace(config, n_train_classes=None)  # the model is without a classifier that nothing trained
     return ModelTraining(

@@ -35,9 +35,9 @@ class RegisteredModel:
 
     @property
     def algorithm(self) -> str:
-        """The settings of its algorithm as one text: two models may answer by other means on the same weights."""
-        described = json.loads((self.folder / "model.json").read_text(encoding="utf-8"))
-        return json.dumps(described["config"]["algorithm"], sort_keys=True)
+        """By what means it answers, as one text: two models may do so by others on the same weights."""
+        config = json.loads((self.folder / "model.json").read_text(encoding="utf-8"))["config"]
+        return json.dumps([config["algorithm"], config.get("test_time")], sort_keys=True)
 
 
 def fetch_model(model_uri: str, root: Path, tracking_uri: str | None = None) -> RegisteredModel:

@@ -86,12 +86,12 @@ def fit(
     elif training.weights is not None:
         start_from(learner.backbone, training.weights)
     learner = learner.to(device)
-    trained, gather = on_kept_features(learner, gather)
+    trained, known = on_kept_features(learner, gather)
     if isinstance(trained.backbone, WithAdapter):
         items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
-        trained.backbone.set_centre(gather(batch) for batch in items.calibration_batches())
+        trained.backbone.set_centre(known(batch) for batch in items.calibration_batches())
     job = TrainingJob(
-        objective=_objective(training, trained, dataset, gather, val_pool),
+        objective=_objective(training, trained, dataset, known, val_pool),
         settings=training.settings,
         checkpoints=CheckpointFolder(checkpoints),
         workers=workers,
@@ -100,9 +100,9 @@ def fit(
     )
     progress = run_training(job)
     peak = peak_memory_bytes(device)
-    _choose(trained.eval(), val_pool, gather, workers, lines)
-    temperatures = fit_temperatures(trained, val_pool.indices, gather) if workers.is_first else {}
-    model = SavedModel(learner=learner.eval(), config=training.config, temperatures=temperatures)
+    _choose(trained.eval(), val_pool, known, workers, lines)
+    temperatures = fit_temperatures(learner.eval(), val_pool.indices, gather) if workers.is_first else {}
+    model = SavedModel(learner=learner, config=training.config, temperatures=temperatures)
     return Trained(job=job, progress=progress, model=model, checkpoints=checkpoints, peak_memory_bytes=peak)
 
 
