@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from kshot.backbones.layers.native import build_native
+from kshot.backbones.layers.recompute import use_recomputation
 from kshot.config import load_params
 from kshot.errors import ConfigError, DataError, EpisodeError, TrainingError
 from kshot.stages import meta_train, task_pool
+from kshot.stages import pretrain as pretrain_stage
 from kshot.workspace import Workspace
 from tests.processes import wait_until_gone
 from tests.tiny_dataset import tiny_dataset
@@ -38,8 +41,10 @@ from tests.trainings import (
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
+    yield
+    use_recomputation(False)
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +112,47 @@ def test_a_step_that_does_not_fit_into_memory_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("kshot.training.loop.free_bytes", lambda device: 1000)
-    with pytest.raises(TrainingError, match=r"a step needs about \d.* MiB of memory; 0 MiB are free; next: set fewer"):
+    with pytest.raises(
+        TrainingError, match=r"a step needs about \d.* MiB of memory; 0 MiB are free; next: set .*fewer"
+    ):
         meta_train.run(load_params(project(tmp_path / "one") / "params.yaml"), Workspace(tmp_path / "one"))
     assert not (tmp_path / "one/artifacts/meta_train/model").exists()
     anyway = project(tmp_path / "other", check_memory=False)
     meta_train.run(load_params(anyway / "params.yaml"), Workspace(anyway))
     assert "a step needs" not in capfd.readouterr().out
+
+
+def test_a_step_that_would_fit_with_less_kept_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kshot.training.loop.free_bytes", lambda device: 1000)
+    params = tiny_params()
+    params["backbone"] = {"name": "resnet12", "widths": [4, 4, 4, 4]}
+    workspace = Workspace(write_project(tmp_path, params))
+    loaded = load_params(workspace.params)
+    task_pool.run(loaded, workspace)
+    said = r"next: set process\.recompute: true \(then about \d+ MiB\), fewer classes"
+    with pytest.raises(TrainingError, match=said):
+        meta_train.run(loaded, workspace)
+    again = replace(loaded, process=replace(loaded.process, recompute=True))
+    with pytest.raises(TrainingError, match="next: set fewer classes"):
+        meta_train.run(again, workspace)
+
+
+@pytest.mark.parametrize("pretrain", ["supervised", "simclr"])
+def test_a_run_that_recomputes_ends_with_the_same_weights(tmp_path: Path, pretrain: str) -> None:
+    found = []
+    for recompute in (False, True):
+        params = tiny_params()
+        params["backbone"] = {"name": "resnet12", "widths": [4, 4, 4, 4], "drop_rate": 0.2}
+        params["pretrain"] = {"name": pretrain, "n_steps": 2, "batch_size": 4, "validate_every": 2}
+        params["meta_train"] |= {"initial": "pretrained"}
+        params["process"]["recompute"] = recompute
+        workspace = Workspace(write_project(tmp_path / str(recompute), params))
+        loaded = load_params(workspace.params)
+        task_pool.run(loaded, workspace)
+        pretrain_stage.run(loaded, workspace)
+        meta_train.run(loaded, workspace)
+        found.append((workspace.pretrained_model / "weights.safetensors", workspace.weights))
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("n_processes", [2, 4])

@@ -43,6 +43,8 @@ class Backbone(nn.Module, ABC):
     """(C, H, W) where the D features are such a map, flattened in this order; None where they are not."""
     each_alone: bool = False
     """Whether the features of an item are the same whatever `n_reference` is."""
+    recomputes: bool = False
+    """Whether it has blocks that compute their activations again where a process wants that: `layers.recompute`."""
     bytes_per_item: int = 2**20
     """Memory of the largest activations that one item has at the same time; with gradients all layers are kept."""
 
@@ -157,9 +159,14 @@ def drawing(key: int) -> Iterator[None]:
         _DRAWS.reset(token)
 
 
+def draws() -> torch.Generator | None:
+    """What layers with noise draw from now; None where they are without."""
+    return _DRAWS.get()
+
+
 def noise_of(x: Tensor) -> Tensor | None:
     """Numbers in 0..1 of the shape of x, drawn on the CPU so that they are the same on every device; None without."""
-    generator = _DRAWS.get()
+    generator = draws()
     return None if generator is None else torch.rand(x.shape, generator=generator).to(x.device)
 
 

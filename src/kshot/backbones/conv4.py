@@ -12,6 +12,7 @@ from kshot.backbones.contract import Backbone, Freeze, Weights, freeze, image_it
 from kshot.backbones.layers.block import conv_norm_relu_pool
 from kshot.backbones.layers.conv_block import at_least_float32, conv_block
 from kshot.backbones.layers.norm import ReferenceNorm, channels_last
+from kshot.backbones.layers.recompute import recomputed
 from kshot.data.items.contract import ItemKind
 from kshot.errors import ConfigError
 from kshot.settings import STRICT
@@ -41,6 +42,8 @@ class Conv4(Backbone):
     "Meta-learning with differentiable closed-form solvers", 2019, section 4.1.
     """
 
+    recomputes = True
+
     def __init__(self, width: int | tuple[int, int, int, int], *, channels: int, image_size: int) -> None:
         super().__init__()
         widths = (width,) * _N_BLOCKS if isinstance(width, int) else width
@@ -60,7 +63,7 @@ class Conv4(Backbone):
     def forward(self, images: Tensor, n_reference: int | None) -> Tensor:
         x = channels_last(images)
         for convolution, norm in self._layers():
-            x = conv_norm_relu_pool(x, convolution, norm, n_reference)
+            x = recomputed(self, conv_norm_relu_pool, x, convolution, norm, n_reference)
         return at_least_float32(x.flatten(1))
 
     def forward_each(self, weights: Mapping[str, Tensor], images: Tensor, n_reference: int) -> Tensor:
@@ -71,7 +74,9 @@ class Conv4(Backbone):
         n_episodes, n_images = images.shape[:2]
         x = _side_by_side(images)
         for i, (_, norm) in enumerate(self._layers()):
-            x = conv_block(
+            x = recomputed(
+                self,
+                conv_block,
                 x,
                 _stacked_kernels(weights[f"convolutions.{i}.weight"]),
                 weights[f"norms.{i}.weight"].flatten(),

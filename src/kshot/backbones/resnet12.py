@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kshot.backbones.contract import Backbone, Freeze, Weights, freeze, image_item, noise_of
 from kshot.backbones.layers.conv_block import at_least_float32
 from kshot.backbones.layers.norm import ReferenceNorm, channels_last
+from kshot.backbones.layers.recompute import recomputed
 from kshot.data.items.contract import ItemKind
 from kshot.errors import ConfigError
 from kshot.settings import STRICT
@@ -58,6 +59,8 @@ class ResNet12(Backbone):
     ordinary training alone, which name its draws (`contract.drawing`), and off in episodes and in evaluation.
     """
 
+    recomputes = True
+
     def __init__(
         self,
         widths: tuple[int, int, int, int],
@@ -87,7 +90,7 @@ class ResNet12(Backbone):
     def forward(self, images: Tensor, n_reference: int | None) -> Tensor:
         x = channels_last(images)
         for block in self.blocks:
-            x = block(x, n_reference)
+            x = recomputed(block, block, x, n_reference)
         return at_least_float32(x.mean((2, 3)) if self.pooling == "mean" else x.flatten(1))
 
 

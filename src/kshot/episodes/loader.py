@@ -47,6 +47,11 @@ class EpisodeLoader:
         """The same without augmentation."""
         return load_episodes(self.pool.episodes(numbers), self.gather)
 
+    def load_largest(self, numbers: range) -> EpisodeBatch:
+        """The same, of the largest shape that the pool has."""
+        pool = self.pool.largest if isinstance(self.pool, MixedShapes) else self.pool
+        return load_episodes(pool.episodes(numbers), self.gather)
+
 
 def load_episodes(indices: EpisodeIndices[Any], gather: Gather) -> EpisodeBatch:
     support, query = (

@@ -203,9 +203,14 @@ class MixedShapes:
         self._pools, self._per_step, self._key = pools, per_step, key
 
     @property
+    def largest(self) -> TaskPool:
+        """The pool of the shape with the most items."""
+        return max(self._pools, key=lambda pool: pool.shape.n_way * pool.shape.items_per_class)
+
+    @property
     def shape(self) -> EpisodeShape:
         """The largest."""
-        return max((pool.shape for pool in self._pools), key=lambda shape: shape.n_way * shape.items_per_class)
+        return self.largest.shape
 
     def episodes(self, numbers: range) -> EpisodeIndices[Any]:
         """Of the shape of the step that the first number is in."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 
 from kshot.backbones.layers.native import native_compiler, use_native_kernels
+from kshot.backbones.layers.recompute import use_recomputation
 from kshot.runtime.cpu import keep_freed_memory
 from kshot.settings import STRICT
 
@@ -21,6 +22,7 @@ class ProcessSettings:
     n_processes: Annotated[int, Field(ge=1)] = 1  # of a training
     keep_freed_memory: bool = True  # glibc: do not give freed memory back between steps
     check_memory: bool = True  # of a training step, before the first
+    recompute: bool = False  # activations of a backbone's blocks again in the backward pass: less memory, more time
     force_precision: bool = False  # bfloat16 also where no instructions of the processor carry it
     native_kernels: bool = True  # where `kshot kernels` has built them; else, and where there are none, torch alone
 
@@ -28,6 +30,7 @@ class ProcessSettings:
 def set_up_process(settings: ProcessSettings) -> None:
     if settings.keep_freed_memory:
         keep_freed_memory()
+    use_recomputation(settings.recompute)
     use_native_kernels(settings.native_kernels and WITHOUT_KERNELS not in os.environ)
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from kshot.algorithms.learner import Choosing, Learner, MetaLearner, TransferLearner
 from kshot.algorithms.maths.losses import ClassWeightedConfig, LossConfig
-from kshot.backbones.contract import has_nothing_to_train
+from kshot.backbones.contract import Backbone, has_nothing_to_train
 from kshot.backbones.layers.adapter import WithAdapter
 from kshot.backbones.layers.adopted import start_from
+from kshot.backbones.layers.recompute import uses_recomputation
 from kshot.data.batches import TrainItems
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
@@ -85,6 +87,7 @@ def fit(
         _continue_from(learner, training.initial)
     elif training.weights is not None:
         start_from(learner.backbone, training.weights)
+    check_recomputation(learner.backbone)
     learner = learner.to(device)
     trained, known = on_kept_features(learner, gather)
     if isinstance(trained.backbone, WithAdapter):
@@ -104,6 +107,17 @@ def fit(
     temperatures = fit_temperatures(learner.eval(), val_pool.indices, gather) if workers.is_first else {}
     model = SavedModel(learner=learner, config=training.config, temperatures=temperatures)
     return Trained(job=job, progress=progress, model=model, checkpoints=checkpoints, peak_memory_bytes=peak)
+
+
+def check_recomputation(backbone: nn.Module) -> None:
+    """Raise ConfigError where this process is to compute activations again, and the backbone has no blocks for that."""
+    if not uses_recomputation() or has_nothing_to_train(backbone):
+        return
+    if not (isinstance(backbone, Backbone) and backbone.recomputes):
+        raise ConfigError(
+            "process.recompute is true, and the backbone has no blocks of layers to compute again; needed conv4, "
+            "resnet12, or a network that is a sequence of blocks; next: set process.recompute: false"
+        )
 
 
 def check_ways(learner: Learner[Any], kinds: Mapping[str, tuple[EpisodeKind, ...]]) -> None:

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
 from kshot.backbones.contract import layer_name
+from kshot.backbones.layers.recompute import recomputation, uses_recomputation
 from kshot.errors import TrainingError
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.memory import free_bytes
@@ -27,7 +28,8 @@ from kshot.training.objectives import Objective
 from kshot.training.optimizers import AdamConfig, Optimizer, OptimizerConfig, cosine_decay, flat, layer_rates
 
 _STEPS_QUEUED = 16  # on a GPU, which runs behind the host
-_OF_KEPT, _OF_PARAMETERS = 2, 8  # of memory in a step: see _check_memory
+_OF_KEPT, _OF_PARAMETERS = 2, 8  # of memory in a step: see _needed_bytes
+_WORTH_IT = 0.9  # of the memory of a step, or less: what a setting that takes time has to come to
 
 Tensors = dict[str, Tensor]
 
@@ -180,31 +182,43 @@ def run_training(job: TrainingJob) -> Progress:
 
 
 def _check_memory(job: TrainingJob) -> None:
-    """Say what a step will need, and raise TrainingError where it is not there.
-
-    That is twice what autograd keeps (the backward pass, and what the allocator cannot use again), and eight vectors of
-    all parameters: gradients, moments, the best weights and sums. Measured for six networks, within 11 %.
-    """
-    if not job.check_memory:
-        return
-    job.objective.module.train()
-    share = len(job.workers.share(range(job.settings.episodes_per_step)))
-    kept = job.objective.kept_bytes(max(1, min(job.objective.at_once, share)))
-    of_parameters = sum(parameter.numel() * parameter.element_size() for parameter in job.parameters)
-    needed = _OF_KEPT * kept + _OF_PARAMETERS * of_parameters
-    free = free_bytes(job.device)
+    """Say what a step will need, and raise TrainingError where it is not there."""
+    free = free_bytes(job.device) if job.check_memory else None
     if free is None:
         return
+    job.objective.module.train()
+    needed = _needed_bytes(job)
     n_here = local_world_size() if job.device.type == "cpu" else 1
     line = f"a step needs about {_size(needed)} of memory" + (f" in each of {n_here} processes" * (n_here > 1))
     too_much = torch.tensor(int(needed * n_here > free), device=job.device)
     if int(job.workers.sum(too_much)):  # for any worker: nobody is to wait for one that left
         raise TrainingError(
-            f"{line}; {_size(free)} are free; next: set fewer classes or queries in "
-            "task_pool.meta_train.shape (or a smaller batch_size), a smaller backbone or part of it in "
+            f"{line}; {_size(free)} are free; next: set {_recomputation_would_do(job, needed)}fewer classes or queries "
+            "in task_pool.meta_train.shape (or a smaller batch_size), a smaller backbone or part of it in "
             "backbone.freeze, fewer processes, or process.check_memory: false to try all the same"
         )
     job.lines.log(f"{line}, {_size(free)} are free")
+
+
+def _needed_bytes(job: TrainingJob) -> int:
+    """About what a step of this worker needs.
+
+    That is twice what autograd keeps (the backward pass, and what the allocator cannot use again), and eight vectors of
+    all parameters: gradients, moments, the best weights and sums. Measured for six networks, within 11 %.
+    """
+    share = len(job.workers.share(range(job.settings.episodes_per_step)))
+    kept = job.objective.kept_bytes(max(1, min(job.objective.at_once, share)))
+    of_parameters = sum(parameter.numel() * parameter.element_size() for parameter in job.parameters)
+    return _OF_KEPT * kept + _OF_PARAMETERS * of_parameters
+
+
+def _recomputation_would_do(job: TrainingJob, needed: int) -> str:
+    """Words for an error: the setting and what a step would need with it; none where it would help little."""
+    if uses_recomputation():
+        return ""
+    with recomputation(True):
+        less = _needed_bytes(job)
+    return f"process.recompute: true (then about {_size(less)}), " if less < _WORTH_IT * needed else ""
 
 
 def _size(n_bytes: int) -> str:

@@ -85,7 +85,7 @@ class Episodic:
         return self.learner.meta_loss(self.train.load(numbers), done)
 
     def kept_bytes(self, n_together: int) -> int:
-        episode = self.train.load_plain(range(1))
+        episode = self.train.load_largest(range(1))
         return n_together * followed(lambda n: self.learner.meta_loss(episode.first_classes(n)), episode.n_way)
 
     def score(self, workers: Workers, lines: LiveLines) -> float:

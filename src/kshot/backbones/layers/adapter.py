@@ -91,6 +91,7 @@ class WithAdapter(Backbone):
         self.base: nn.Module = base
         self.adapter = adapter
         self.n_features = n_features
+        self.recomputes = base.recomputes
         self._bytes_of_adapter = 4 * (2 * base.n_features + n_features)
         self.bytes_per_item = base.bytes_per_item + self._bytes_of_adapter
         self.register_buffer("centre", torch.zeros(base.n_features))

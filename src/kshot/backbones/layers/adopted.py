@@ -14,6 +14,7 @@ from kshot.backbones.contract import Backbone
 from kshot.backbones.layers.conv_block import at_least_float32
 from kshot.backbones.layers.norm import ReferenceNorm
 from kshot.backbones.layers.pictures import Pictures, without_noise
+from kshot.backbones.layers.recompute import blocks, blocks_recomputed
 from kshot.data.items import ImageKind
 from kshot.data.weights import PretrainedWeights
 from kshot.errors import ConfigError
@@ -50,6 +51,7 @@ class Adopted(Backbone):
         features, self.bytes_per_item = _measured(self.network, example[:1])
         self.map_shape = (features.shape[1], features.shape[2], features.shape[3]) if features.dim() == 4 else None
         self.n_features = features[0].numel()
+        self.recomputes = any(True for _ in blocks(self.network))
 
     def renamed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state of the network as it was written before it was adopted, under the names that it has here.
@@ -70,7 +72,8 @@ class Adopted(Backbone):
     def forward(self, items: Tensor, n_reference: int | None) -> Tensor:
         token = _N_REFERENCE.set(n_reference)
         try:
-            return at_least_float32(self.network(items).flatten(1))
+            with blocks_recomputed(self.network):
+                return at_least_float32(self.network(items).flatten(1))
         finally:
             _N_REFERENCE.reset(token)
 
