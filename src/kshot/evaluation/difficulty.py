@@ -6,7 +6,8 @@ Shapes: E episodes, N way.
 from collections import Counter
 from typing import Any
 
-from kshot.algorithms.learner import Learner, served
+from kshot.algorithms.answering import served
+from kshot.algorithms.learner import Learner
 from kshot.data.difficulty import Difficulty
 from kshot.data.gather import Gather
 from kshot.data.packed import PackedDataset
