@@ -94,6 +94,8 @@ def test_classes_of_training_are_scored_beside_held_out_ones(protonet: Path) -> 
     ]
     of_three = rows["of these, queries of held-in classes"] + 2 * rows["of these, queries of held-out classes"]
     assert rows["both in one label space"] == pytest.approx(of_three / 3)
+    n_answers = 10 * 3 * 2  # no more episodes than the setting has
+    assert all(round(rows[name] * n_answers, 6).is_integer() for name in list(rows)[:3])
 
 
 def test_an_edit_of_the_source_during_training_does_not_spoil_it(
