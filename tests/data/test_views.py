@@ -13,9 +13,9 @@ from kshot.data.packed import PackedDataset
 from kshot.data.views import ViewedItems, Views
 from kshot.episodes.frozen import train_pools
 from kshot.episodes.loader import EpisodeLoader
-from kshot.errors import ConfigError
+from kshot.errors import ConfigError, ValidationError
 from kshot.model import load_model
-from kshot.stages import meta_train, task_pool, validate
+from kshot.stages import meta_train, pretrain, task_pool, validate
 from kshot.workspace import Workspace
 from tests.tiny_dataset import tiny_dataset
 from tests.tiny_project import tiny_params, write_project
@@ -77,6 +77,30 @@ def test_a_learner_of_batches_is_trained_on_every_view_and_validated_on_items_as
     assert saved.config.n_train_classes == 4 * 5
     if algorithm == "linear_probe":
         assert {tuple(t.shape) for name, t in saved.learner.named_parameters() if "head" in name} >= {(20,)}
+
+
+def test_ordinary_pretraining_classifies_every_view_and_a_task_without_labels_needs_none(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    n_classes = []
+    for pretraining in ("supervised", "rotation"):
+        raw = tiny_params()
+        raw["task_pool"]["meta_train"] |= {"views": list(VIEWS)}
+        raw["pretrain"] = {"name": pretraining, "n_steps": 2, "validate_every": 2}
+        root = tmp_path / pretraining
+        params, workspace = load_params(write_project(root, raw) / "params.yaml"), Workspace(root)
+        for stage in (task_pool, pretrain):
+            stage.run(params, workspace)
+        n_classes.append(load_model(workspace.pretrained_model).config.n_train_classes)
+    assert n_classes == [4 * 5, None]
+
+
+def test_validation_counts_the_views_of_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tiny_params()
+    raw["task_pool"]["meta_train"] |= {"views": list(VIEWS), "shape": {"n_way": 21, "k_shot": 1, "n_query": 2}}
+    params = load_params(write_project(tmp_path, raw) / "params.yaml")
+    with pytest.raises(ValidationError, match="classes_per_split"):
+        validate.run(params, Workspace(tmp_path))
+    assert "meta_train 21-way 1-shot has 20 of 21 needed in the split" in capsys.readouterr().out
 
 
 def test_every_step_draws_one_of_the_shapes(dataset: PackedDataset) -> None:

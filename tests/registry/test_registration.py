@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from kshot.config import Params, load_params, params_from
 from kshot.data.packed import PackedDataset
+from kshot.episodes.sampling import HardClasses
 from kshot.errors import DataError, StageError
 from kshot.evaluation.cost import Cost
 from kshot.ingest.curate import drop, undo
@@ -124,7 +125,7 @@ def write_artifacts(root: Path, *, accuracy: float = 0.75, with_queries: bool = 
     pd.DataFrame({"times": [1]}).to_parquet(artifacts / "evaluate" / "confusions.parquet")
     for name, content in {
         "validate/facts.json": {"checks": [check("ids are unique", True), check("near duplicates", False)]},
-        "task_pool/pools.json": {"data_hash": dataset.content_hash},
+        "task_pool/pools.json": {"data_hash": dataset.content_hash, "meta_train": {}},
         "pretrain/metrics.json": {},
         "meta_train/metrics.json": {
             "best_step": 20,
@@ -277,6 +278,17 @@ def test_model_card_lists_the_edits_that_hold_and_counts_what_is_in_use(project:
     assert "- Data: `tiny`, 59 images, 4 / 4 / 4 classes to train, select and test." in card
     assert "- drop of 1 item 'train/c1/5.png': blurred" in card
     assert "train/c0" not in card
+
+
+def test_model_card_names_the_errors_by_which_hard_classes_were_drawn(project: Path, write_run: WriteRun) -> None:
+    params = write_run()
+    run, cost = read_finished_run(project, params), Cost(parameters=1, adapt_ms=1.0, classify_ms=1.0)
+    assert "drawn by the errors" not in model_card(project, params, run, cost, {"cost_measured_on": "here"})
+    train = replace(params.task_pool.meta_train, sampler=HardClasses(difficulty="first"))
+    hard = replace(params, task_pool=replace(params.task_pool, meta_train=train))
+    errors = {"difficulty_sha256": "d" * 64, "difficulty_of_weights": "e" * 64}
+    card = model_card(project, hard, run, cost, {"cost_measured_on": "here"} | errors)
+    assert f"errors `first` (SHA-256 {'d' * 64}) of the model with weights {'e' * 64}." in card
 
 
 def test_registering_again_changes_nothing(project: Path, write_run: WriteRun, client: MlflowClient) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from kshot.cli import curate, data, machine, registry, stages, weights
+from kshot.cli import curate, data, difficulty, machine, registry, stages, weights
 from kshot.cli.output import warn
 from kshot.errors import KshotError
 from kshot.printing import escape_missing_letters, one_line
@@ -21,7 +21,7 @@ from kshot.runtime.error_file import leave_error
 _COMMANDS = (
     data.ingest,
     data.unite,
-    data.difficulty,
+    difficulty.difficulty,
     data.preset,
     stages.stage,
     stages.validate,

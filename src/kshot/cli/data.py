@@ -169,50 +169,6 @@ def unite() -> None:
     _tell(report, workspace)
 
 
-def difficulty(
-    name: Annotated[str, typer.Argument(help="How params.yaml names it: sampler.difficulty.")],
-) -> None:
-    """Keep how often the model of the last run confuses each class of its training, under data/difficulty/."""
-    from hashlib import sha256
-
-    from kshot.config import load_params
-    from kshot.data.difficulty import FOLDER, difficulty_json
-    from kshot.data.gather import item_gather
-    from kshot.data.packed import PackedDataset
-    from kshot.evaluation.difficulty import measured_difficulty
-    from kshot.evaluation.features import KeptItems
-    from kshot.ingest.pack import check_name
-    from kshot.ingest.writer import write_atomically
-    from kshot.model import load_model
-    from kshot.runtime.process import set_up_process
-    from kshot.runtime.workers import choose_device
-
-    workspace = Workspace.find()
-    params = load_params(workspace.params)
-    check_name(name, "name of a difficulty")
-    set_up_process(params.process)
-    saved, device = load_model(workspace.model), choose_device(params.process.device)
-    dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
-    found = measured_difficulty(
-        saved.on(device).learner,
-        dataset,
-        next(iter(params.task_pool.meta_test.kinds().values())).shape,
-        KeptItems(item_gather(dataset, device), dataset, workspace.features),
-        seed=params.task_pool.seed,
-        weights=sha256(workspace.weights.read_bytes()).hexdigest(),
-    )
-    path, content = workspace.data / FOLDER / f"{name}.json", difficulty_json(found)
-    if path.exists() and path.read_bytes() != content:
-        raise ConfigError(f"{path} holds the errors of another model; next: kshot difficulty with another name")
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, content)
-    track_data(workspace, warn)
-    hardest = sorted(found.queries, key=lambda one: found.errors[one] / found.queries[one], reverse=True)[:3]
-    said = ", ".join(f"{one} {found.errors[one] / found.queries[one]:.0%}" for one in hardest)
-    say(f"{path}: {found.episodes} of {len(found.queries):,} classes; most often wrong: {said}")
-    say(f"next: in params.yaml, task_pool.meta_train.sampler: {{name: hard_classes, difficulty: {typed(name)}}}")
-
-
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:

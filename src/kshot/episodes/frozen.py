@@ -6,12 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from kshot.data.class_table import Int
-from kshot.data.difficulty import read_difficulty
+from kshot.data.difficulty import Difficulty, read_difficulty
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.pools import FrozenPool, SampledPool, TaskPoolSettings
@@ -43,9 +40,10 @@ def train_pools(dataset: PackedDataset, settings: TaskPoolSettings, *, seed: int
     Raises DataError where the sampler asks for hard classes and nobody has said which are.
     """
     n_views = len(settings.meta_train.views) + 1
-    table, sampler = dataset.class_table("meta_train"), settings.meta_train.sampler
-    if isinstance(sampler, HardClasses):
-        table = replace(table, error_rates=_error_rates(dataset, table.class_ids, sampler.difficulty))
+    table, difficulty = dataset.class_table("meta_train"), difficulty_of(dataset, settings)
+    if difficulty is not None:
+        row_of = {dataset.classes[number]: row for row, number in enumerate(table.class_ids.tolist())}
+        table = replace(table, error_rates=difficulty.error_rates(row_of, len(row_of)))
     table = table.with_views(n_views, len(dataset.labels), len(dataset.classes))
     return [
         SampledPool.of_split(table, kind.shape, kind.sampler, seed=seed, split="meta_train")
@@ -53,10 +51,12 @@ def train_pools(dataset: PackedDataset, settings: TaskPoolSettings, *, seed: int
     ]
 
 
-def _error_rates(dataset: PackedDataset, class_ids: Int, name: str) -> NDArray[np.float64]:
-    difficulty = read_difficulty(dataset.folder.parent, name, dataset.name)
-    row_of = {dataset.classes[number]: row for row, number in enumerate(class_ids.tolist())}
-    return difficulty.error_rates(row_of, len(class_ids))
+def difficulty_of(dataset: PackedDataset, settings: TaskPoolSettings) -> Difficulty | None:
+    """What the sampler of the train episodes weighs the classes by; None for a sampler that weighs by no errors."""
+    sampler = settings.meta_train.sampler
+    if not isinstance(sampler, HardClasses):
+        return None
+    return read_difficulty(dataset.folder.parent, sampler.difficulty, dataset.name)
 
 
 def freeze_pools(dataset: PackedDataset, settings: TaskPoolSettings) -> FrozenPools:
@@ -78,6 +78,7 @@ def write_frozen(
     """Write one file for each pool, and pools.json: their hashes, their data, and how the train episodes are drawn."""
     for name, pool in pools.by_file.items():
         (folder / f"{name}.safetensors").write_bytes(pool.to_bytes())
+    difficulty = difficulty_of(dataset, settings)
     description = {
         "data_hash": dataset.content_hash,
         "frozen": {
@@ -89,9 +90,26 @@ def write_frozen(
             "shape": _plain(EpisodeShape, settings.meta_train.shape),
             "sampler": _plain(TrainSamplerConfig, settings.meta_train.sampler),
             "n_classes": len(dataset.class_ids("meta_train")),
+            **({} if difficulty is None else {"difficulty": difficulty.lineage}),
         },
     }
     (folder / POOLS_FILE).write_bytes(json_bytes(description))
+
+
+def check_difficulty(folder: Path, dataset: PackedDataset, settings: TaskPoolSettings) -> None:
+    """Raise DataError where the errors that hard classes are drawn by are not those that pools.json names."""
+    difficulty = difficulty_of(dataset, settings)
+    recorded = _described(folder)["meta_train"].get("difficulty", {})
+    found, needed = None if difficulty is None else difficulty.sha256, recorded.get("difficulty_sha256")
+    if found != needed:
+        raise DataError(
+            f"the task pools were made with errors {_short(needed)} of hard classes; data/difficulty holds "
+            f"{_short(found)}; next: dvc repro --force task_pool"
+        )
+
+
+def _short(sha256: str | None) -> str:
+    return sha256[:12] if sha256 else "none"
 
 
 def read_frozen(folder: Path, dataset: PackedDataset, settings: TaskPoolSettings) -> FrozenPools:
@@ -111,23 +129,33 @@ def read_val_pool(folder: Path, dataset: PackedDataset) -> FrozenPool:
 
 def hashes_of_test_pools(folder: Path) -> dict[str, str]:
     """Hash of each frozen meta_test pool by its setting, such as 5w1s. Raises DataError where there are none."""
-    path = folder / POOLS_FILE
-    if not path.exists():
-        raise DataError(f"no {path}; need the frozen episodes; next: kshot pool, or make train")
-    frozen = json.loads(path.read_text(encoding="utf-8"))["frozen"]
+    frozen = _described(folder)["frozen"]
     return {
         name.removeprefix(_TEST_POOL): entry["hash"] for name, entry in frozen.items() if name.startswith(_TEST_POOL)
     }
 
 
-def _read_pool(folder: Path, name: str, dataset: PackedDataset) -> FrozenPool:
-    pool = FrozenPool.load(folder / f"{name}.safetensors")
-    drawn_from = json.loads((folder / POOLS_FILE).read_text(encoding="utf-8"))["data_hash"]
+def check_drawn_from(folder: Path, dataset: PackedDataset, *, following: str) -> None:
+    """Raise DataError, which ends with the command `following`, where pools are of another state of the dataset."""
+    drawn_from = _described(folder)["data_hash"]
     if drawn_from != dataset.content_hash:
         raise DataError(
             f"the task pools were drawn from data {drawn_from[:12]}; {dataset.folder} is {dataset.content_hash[:12]}; "
-            "next: kshot validate, kshot pool"
+            f"next: {following}"
         )
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    path = folder / POOLS_FILE
+    if not path.exists():
+        raise DataError(f"no {path}; need the frozen episodes; next: kshot pool, or make train")
+    described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return described
+
+
+def _read_pool(folder: Path, name: str, dataset: PackedDataset) -> FrozenPool:
+    pool = FrozenPool.load(folder / f"{name}.safetensors")
+    check_drawn_from(folder, dataset, following="kshot validate, kshot pool")
     return pool
 
 

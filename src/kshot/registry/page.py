@@ -38,6 +38,7 @@ _LINEAGE = (
     "data_hash",
     "held_out_episodes",
     "weights_sha256",
+    "difficulty_sha256",
     "training_device",
     "kshot_version",
     "flow_run_id",

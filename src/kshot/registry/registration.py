@@ -74,6 +74,7 @@ class FinishedRun:
     evaluation: Mapping[str, Any]
     history: pd.DataFrame
     weights_sha256: str
+    difficulty: Mapping[str, str]  # what hard classes were drawn by; nothing, where none were
     speed: Mapping[str, float]  # nothing, where the training ran on another machine
 
     @property
@@ -142,6 +143,7 @@ def read_finished_run(root: Path, params: Params) -> FinishedRun:
         evaluation=_read_json(Workspace(root).output("evaluate") / "metrics.json"),
         history=pd.read_parquet(Workspace(root).output("meta_train") / "history.parquet"),
         weights_sha256=weights_sha256,
+        difficulty=pools["meta_train"].get("difficulty", {}),
         speed=_speed(root, weights_sha256),
     )
 
@@ -201,6 +203,7 @@ def _lineage(root: Path, params: Params, run: FinishedRun, flow_run_id: str | No
         "cost_measured_on": f"{cpu_name()}, {torch.get_num_threads()} threads",
         "training_device": str(run.training.get("device", "unknown")),
         **_of_weights(root, params),
+        **run.difficulty,
     }
 
 

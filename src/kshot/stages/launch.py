@@ -28,7 +28,7 @@ from kshot.backbones.layers.native import native_compiler
 from kshot.config import Params
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
-from kshot.episodes.frozen import read_val_pool
+from kshot.episodes.frozen import check_difficulty, difficulty_of, read_val_pool
 from kshot.errors import KshotError, TrainingError
 from kshot.evaluation.features import KeptItems
 from kshot.model import ModelConfig, build_learner
@@ -97,6 +97,7 @@ def _train(
     if training.settings.precision == "bfloat16" and device.type == "cpu":
         _print_line(check_bfloat16(forced=params.process.force_precision))
     val_pool = read_val_pool(workspace.output("task_pool"), dataset)
+    check_difficulty(workspace.output("task_pool"), dataset, params.task_pool)
     if params.process.n_processes > 1 and not in_worker():
         _train_in_workers(stage, params.process.n_processes, workspace)
         return None
@@ -203,6 +204,7 @@ def _training_key(
     Where and in how many processes is left out: a run may go on elsewhere.
     """
     initial = None if training.initial is None else sha256((training.initial / "weights.safetensors").read_bytes())
+    difficulty = difficulty_of(dataset, training.task_pool)
     description = {
         "model": TypeAdapter(ModelConfig).dump_python(training.config, mode="json"),
         "training": TypeAdapter(TrainingSettings).dump_python(training.settings, mode="json"),
@@ -213,6 +215,7 @@ def _training_key(
         "initial": initial and initial.hexdigest(),
         "weights": training.weights and training.weights.record.sha256,
         "train_pool": repr(training.task_pool.meta_train),
+        "difficulty": difficulty and difficulty.sha256,
         "val_pool": val_pool_hash,
         "data": dataset.content_hash,
         "source": source_hash(stage.split("@")[0], params, workspace),
