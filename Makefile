@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun test check format ui s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
+.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun test faults check format ui s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -68,6 +68,9 @@ rerun: setup  ## Rebuild a registered version: VERSION=3, and MODEL=name, FROM_S
 test: setup  ## The tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/flows
 	@$(BIN)/python -m pytest tests/flows  # apart: Prefect's server and MLflow do not share one process's SQLAlchemy
+
+faults: setup  ## Every fault of docs/reliability.md as often as it says there, about an hour
+	@KSHOT_FAULTS=full $(BIN)/python -m pytest -n 2 --dist worksteal tests/faults
 
 check: setup  ## Formatting, lint, types and import contracts
 	@$(BIN)/ruff format --check .
