@@ -19,7 +19,8 @@ CPU, CPU_WITH_KERNELS = "cpu", "cpu with native kernels"
 @settings(frozen=True, kw_only=True, config=STRICT)
 class ProcessSettings:
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
-    n_processes: Annotated[int, Field(ge=1)] = 1  # of a training
+    n_processes: Annotated[int, Field(ge=1)] = 1  # of a training, on each host
+    n_hosts: Annotated[int, Field(ge=1)] = 1  # of a training; each runs the same command
     keep_freed_memory: bool = True  # glibc: do not give freed memory back between steps
     check_memory: bool = True  # of a training step, before the first
     recompute: bool = False  # activations of a backbone's blocks again in the backward pass: less memory, more time

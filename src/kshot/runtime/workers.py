@@ -6,11 +6,13 @@ hour for them.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -18,8 +20,13 @@ from torch import Tensor, distributed
 from kshot.errors import ConfigError
 from kshot.runtime.cpu import usable_cores
 
+RENDEZVOUS, HOST_RANK, HOST_ADDRESS = "KSHOT_RENDEZVOUS", "KSHOT_HOST_RANK", "KSHOT_HOST_ADDRESS"
+
 _GROUP_TIMEOUT_S = 60
+_JOIN_TIMEOUT_S = 600  # of the hosts of one job: they may start as far apart
 _MAX_RESTARTS = 3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,56 @@ class Workers:
         for one in of_all:
             total.add(one)
         return total.result()
+
+    def from_first(self, value: T, device: torch.device) -> T:
+        """What the first worker has, on all; `device` is this worker's."""
+        if self.world_size == 1:
+            return value
+        held = [value]
+        distributed.broadcast_object_list(held, src=0, device=device)
+        return held[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """The hosts of one training, each of which runs the same command, and this one among them.
+
+    `rendezvous` is HOST:PORT of the first, where they meet; `address` is how the others reach this one, where its name
+    does not say.
+    """
+
+    n: int
+    rank: int
+    rendezvous: str
+    address: str | None = None
+
+    @classmethod
+    def from_environment(cls, n: int) -> "Hosts | None":
+        """None for one host. Raises ConfigError where the environment does not say where several meet."""
+        if n == 1:
+            return None
+        rendezvous, rank = os.environ.get(RENDEZVOUS, ""), os.environ.get(HOST_RANK, "")
+        if not re.fullmatch(r".+:\d+", rendezvous):
+            raise ConfigError(
+                f"process.n_hosts is {n}, and {RENDEZVOUS} is {rendezvous!r}; need HOST:PORT of the first host there; "
+                f"next: {RENDEZVOUS}=10.0.0.1:29400 {HOST_RANK}=0, and the same command on each host, with its rank"
+            )
+        if not rank.isdecimal() or int(rank) >= n:
+            raise ConfigError(
+                f"process.n_hosts is {n}, and {HOST_RANK} is {rank!r}; need 0 on the first host, up to {n - 1}"
+            )
+        return cls(n=n, rank=int(rank), rendezvous=rendezvous, address=os.environ.get(HOST_ADDRESS))
+
+    def options(self, job: str) -> list[str]:
+        """Of torchrun, for the job of this name."""
+        return [
+            f"--nnodes={self.n}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.rendezvous}",
+            f"--rdzv-id={job}",
+            f"--rdzv-conf=is_host={int(self.rank == 0)},join_timeout={_JOIN_TIMEOUT_S}",
+            *([f"--local-addr={self.address}"] if self.address else []),
+        ]
 
 
 class PairwiseSum:
@@ -101,6 +158,10 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def is_spread_over_hosts(workers: Workers) -> bool:
+    return workers.world_size > local_world_size()
+
+
 @contextmanager
 def joined_workers(device: torch.device) -> Iterator[Workers]:
     """The group that torchrun started this process in, or a group of one."""
@@ -116,9 +177,15 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
         distributed.destroy_process_group()
 
 
-def torchrun_command(module: str, n_processes: int, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Command and environment that run `module` in `n_processes` workers, which end with this process."""
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
+def torchrun_command(
+    module: str, n_processes: int, *arguments: str, hosts: Hosts | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Command and environment that run `module` in `n_processes` workers, which end with this process.
+
+    With `hosts` they are those of this host, and all hosts run it with the same arguments.
+    """
+    where = ["--standalone"] if hosts is None else hosts.options("-".join([module, *arguments]))
+    torchrun = ["torch.distributed.run", *where, f"--nproc-per-node={n_processes}"]
     command = [
         sys.executable,
         "-m",

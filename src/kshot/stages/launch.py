@@ -4,6 +4,7 @@ It runs in this process, or in several that torchrun starts; each of these runs 
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ from kshot.runtime.error_file import error_file, leave_error
 from kshot.runtime.files import json_bytes
 from kshot.runtime.lines import LiveLines, silent_lines
 from kshot.runtime.process import device_name, set_up_process
-from kshot.runtime.workers import choose_device, in_worker, joined_workers, torchrun_command
+from kshot.runtime.workers import HOST_RANK, Hosts, choose_device, in_worker, joined_workers, torchrun_command
 from kshot.seeding import stream_key
 from kshot.training.fit import ModelTraining, Trained, check_ways, fit
 from kshot.training.loop import TrainingSettings, episodes_per_s
@@ -98,8 +99,9 @@ def _train(
         _print_line(check_bfloat16(forced=params.process.force_precision))
     val_pool = read_val_pool(workspace.output("task_pool"), dataset)
     check_difficulty(workspace.output("task_pool"), dataset, params.task_pool)
-    if params.process.n_processes > 1 and not in_worker():
-        _train_in_workers(stage, params.process.n_processes, workspace)
+    hosts = Hosts.from_environment(params.process.n_hosts)
+    if (params.process.n_processes > 1 or hosts) and not in_worker():
+        _train_in_workers(stage, params.process.n_processes, hosts, workspace)
         return None
     if params.process.native_kernels and native_compiler() is None:
         _print_line("native kernels: not built here for this processor; training without; next: kshot kernels")
@@ -132,7 +134,8 @@ def _train(
 def _alone(stage: str, workspace: Workspace) -> Iterator[None]:
     """While no other process does the same; the lock of one that was killed is free."""
     workspace.checkpoints.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(workspace.checkpoints / f"{stage}.lock")
+    host = os.environ.get(HOST_RANK, "0")  # hosts of one training may share the folder
+    lock = FileLock(workspace.checkpoints / f"{stage}.{host}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -180,8 +183,8 @@ def write_speed(workspace: Workspace, trained: Trained) -> None:
     workspace.training_speed.write_text(json.dumps(speed, indent=2) + "\n", encoding="utf-8")
 
 
-def _train_in_workers(stage: str, n_processes: int, workspace: Workspace) -> None:
-    command, environment = torchrun_command("kshot", n_processes, "stage", *stage.split("@"))
+def _train_in_workers(stage: str, n_processes: int, hosts: Hosts | None, workspace: Workspace) -> None:
+    command, environment = torchrun_command("kshot", n_processes, "stage", *stage.split("@"), hosts=hosts)
     with error_file() as file:
         code = subprocess.run(command, env=environment | file.environment, cwd=workspace.root, check=False).returncode
         left = file.read()

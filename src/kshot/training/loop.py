@@ -22,7 +22,7 @@ from kshot.backbones.layers.recompute import recomputation, uses_recomputation
 from kshot.errors import TrainingError
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.memory import free_bytes
-from kshot.runtime.workers import PairwiseSum, Workers, local_world_size
+from kshot.runtime.workers import PairwiseSum, Workers, is_spread_over_hosts, local_world_size
 from kshot.settings import STRICT
 from kshot.training.objectives import Objective
 from kshot.training.optimizers import AdamConfig, Optimizer, OptimizerConfig, cosine_decay, flat, layer_rates
@@ -351,8 +351,14 @@ def _state(module: nn.Module, optimizer: Optimizer, progress: Progress, best_wei
 
 
 def _resume(job: TrainingJob, optimizer: Optimizer) -> tuple[Progress, Tensors]:
-    """Put the newest checkpoint into the module and the optimiser, where there is one."""
-    state = job.checkpoints.latest()
+    """Put the newest checkpoint into the module and the optimiser, where there is one.
+
+    Other hosts may not see it: they get it from the first worker.
+    """
+    spread = is_spread_over_hosts(job.workers)
+    state = job.checkpoints.latest() if job.workers.is_first or not spread else None
+    if spread:
+        state = job.workers.from_first(state, job.device)
     if state is None:
         return Progress(), _copy(job.objective.module.state_dict())
     job.lines.log(f"resuming from the checkpoint of step {state.progress.step:,}")
