@@ -48,6 +48,9 @@ def test_a_setting_may_have_a_sampler_of_its_own() -> None:
     assert [kind.sampler for kind in pools.kinds()["meta_test"]] == [Uniform(), WithinGroup()]
 
 
+WEIGHTS = "task_pool.meta_train.sampler.weights"
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -77,10 +80,16 @@ def test_a_setting_may_have_a_sampler_of_its_own() -> None:
         ("process", {"native_kernels": "yes"}, "process.native_kernels is 'yes'; need true or false"),
         ("meta_train.training.schedule", "linear", r"'linear'; need 'constant', 'halving' or 'cosine'"),
         ("dataset.name", "../x", r"dataset.name is '../x'"),
+        (WEIGHTS, {"ink": -1}, f"{WEIGHTS}: 'ink' has the weight -1; need 0 or a number from 0.001 to 1000"),
+        (WEIGHTS, {"ink": "much"}, "'ink' has the weight 'much'; need 0 or"),
+        (WEIGHTS, {"ink": 1e-9}, "'ink' has the weight 1e-09; need 0 or"),
+        (WEIGHTS, ["ink"], f"{WEIGHTS}: need domains and their weights, such as"),
     ],
 )
 def test_a_bad_setting_is_named_in_full(path: str, value: object, message: str) -> None:
     params = raw()
+    if path == WEIGHTS:
+        params["task_pool"]["meta_train"]["sampler"] = {"name": "within_domain"}
     node: Any = params
     *parents, last = path.split(".")
     for part in parents:

@@ -223,7 +223,10 @@ def _without_tags(location: tuple[int | str, ...], raw: Any) -> Iterator[int | s
         if isinstance(node, dict) and part not in node and node.get("name") == part:
             continue
         yield part
-        node = node.get(part) if isinstance(node, dict) else node[part] if isinstance(part, int) else None
+        if isinstance(node, dict):
+            node = node.get(part)
+        else:
+            node = node[part] if isinstance(node, list) and isinstance(part, int) else None
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:

@@ -34,14 +34,24 @@ _KEY_BITS = 53
 _DOMAIN_BITS = 12  # of a rank, taken from the key of an item
 _USUAL_EXPONENT = 0.5
 _OF_WEIGHT = 2**20  # weights of domains are whole numbers of this part, whose sums are the same everywhere
-
-
-Weight = Annotated[float, Field(ge=0, le=1000)]
+_LEAST_WEIGHT, _MOST_WEIGHT = 0.001, 1000.0
 
 
 def _pairs(weights: Any) -> Any:
-    """A mapping as pairs in the order of their names, so that what holds it can be hashed."""
-    return tuple(sorted(weights.items())) if isinstance(weights, dict) else weights
+    """A mapping as pairs in the order of their names, so that what holds it can be hashed.
+
+    A weight is checked here, where its name can be said. A smaller one than the least would be rounded to 0.
+    """
+    if not isinstance(weights, dict | tuple):
+        raise ValueError("need domains and their weights, such as {glyphs: 1, emoji: 3}")
+    pairs = sorted(dict(weights).items())
+    for name, weight in pairs:
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not (weight == 0 or _LEAST_WEIGHT <= weight <= _MOST_WEIGHT):
+            raise ValueError(
+                f"{name!r} has the weight {weight!r}; need 0 or a number from {_LEAST_WEIGHT:g} to {_MOST_WEIGHT:g}"
+            )
+    return tuple(pairs)
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -122,7 +132,7 @@ class WithinDomain:
     """
 
     name: Literal["within_domain"] = "within_domain"
-    weights: Annotated[tuple[tuple[str, Weight], ...], BeforeValidator(_pairs), PlainSerializer(dict)] = ()
+    weights: Annotated[tuple[tuple[str, float], ...], BeforeValidator(_pairs), PlainSerializer(dict)] = ()
 
     @property
     def key_name(self) -> str:
@@ -130,8 +140,8 @@ class WithinDomain:
         return "_".join(["within_domain", *(f"{name}_{weight!r}" for name, weight in self.weights)])
 
     def __str__(self) -> str:
-        weights = " and ".join(f"{name} {weight:g}" for name, weight in self.weights)
-        return " within a domain" + (f", by weight {weights}" if weights else "")
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in self.weights)
+        return " within a domain" + (f": {weights}" if weights else "")
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
