@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kshot.errors import StageError
 from kshot.evaluation.scorecard import lead_in
-from kshot.printing import escape_missing_letters, unstyled
+from kshot.printing import escape_missing_letters, in_short_lines, unstyled
 from kshot.project.dvc import StageRun
 from kshot.workspace import Workspace
 
@@ -130,7 +130,7 @@ def to_terminal(summary: Summary, root: Path) -> RenderableType:
     scores = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     scores.add_column("")
     for column in table.columns:
-        scores.add_column(column.replace("-shot ", "-shot\n"), justify="right", no_wrap=True)
+        scores.add_column(Text(in_short_lines(column)), justify="right", no_wrap=True)
     for row in table.rows:
         scores.add_row(row, *_cells(table, row))
     facts = Table.grid(padding=(0, 2))

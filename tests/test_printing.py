@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kshot.printing import counted, escape_missing_letters, listed, one_line, printable, storable, unstyled
+from kshot.printing import (
+    counted,
+    escape_missing_letters,
+    in_short_lines,
+    listed,
+    one_line,
+    printable,
+    storable,
+    unstyled,
+)
 
 ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates too: they stand for bytes that are not UTF-8
 
@@ -83,6 +92,13 @@ def test_unstyled_text_is_shown_as_it_is() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
     console.print(unstyled("[bold]:cat: 1/2 'x'\x1b[31m"))
     assert console.file.getvalue() == "[bold]:cat: 1/2 'x'\\x1b[31m\n"  # type: ignore[attr-defined]
+
+
+def test_the_sampler_of_a_setting_stands_below_its_shape_in_short_lines() -> None:
+    assert in_short_lines("20-way 5-shot") == "20-way 5-shot"
+    assert in_short_lines("5-way 1-shot, classes by weight 1") == "5-way 1-shot\nclasses by weight\n1"
+    long = in_short_lines("5-way 1-shot within a domain: glyphs 0, omniglot 1")
+    assert long == "5-way 1-shot\nwithin a domain:\nglyphs 0,\nomniglot 1"
 
 
 def test_a_number_and_its_noun() -> None:

@@ -3,10 +3,13 @@
 import io
 import unicodedata
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+_LETTERS_OF_A_LINE = 17  # of a narrow column
 
 # Control and format characters (which turn the direction of writing), separators of lines, and bytes that are no UTF-8.
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -36,6 +39,12 @@ def listed(names: Sequence[str], shown: int = 4) -> str:
     """The first names, each in quotes, and three points where there are more."""
     first = ", ".join(repr(printable(name)) for name in names[:shown])
     return f"{first}, ..." if len(names) > shown else first
+
+
+def in_short_lines(setting: str) -> str:
+    """The title of a setting, such as 5-way 1-shot within a group, as the head of a narrow column: the shape first."""
+    shape, shot, sampler = printable(setting).partition("-shot")
+    return "\n".join([shape + shot, *wrap(sampler.lstrip(", "), _LETTERS_OF_A_LINE)])
 
 
 def one_line(text: str) -> str:

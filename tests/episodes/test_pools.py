@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from kshot.data.class_table import ClassTable
 from kshot.episodes import pools
 from kshot.episodes.episode import EpisodeShape
 from kshot.episodes.pools import FrozenPool, SampledPool
-from kshot.episodes.sampling import ClassWeighted, SamplerConfig, Uniform, WithinGroup
+from kshot.episodes.sampling import ClassWeighted, SamplerConfig, Uniform, WithinDomain, WithinGroup
 from kshot.errors import DataError
 from tests.toy_episodes import class_table
 
@@ -70,6 +71,18 @@ def test_two_exponents_have_draws_and_names_of_their_own() -> None:
         "5w1s-class_weighted_-1.0",
         "5w1s-class_weighted_1.0000001",
     ]
+
+
+def test_names_of_domains_that_no_file_can_have_are_replaced_in_the_name_of_a_setting() -> None:
+    plain, odd, many = (
+        pools.TestSetting(n_way=5, k_shot=1, sampler=WithinDomain(weights=tuple((name, 1.0) for name in names))).name
+        for names in (["ink", "oil"], ["ink: (old)"], [f"style-{number:02d}" for number in range(40)])
+    )
+    assert plain == "5w1s-within_domain_ink_1.0_oil_1.0"
+    assert re.fullmatch(r"5w1s-within_domain-[0-9a-f]{12}", odd) and re.fullmatch(
+        r"5w1s-within_domain-[0-9a-f]{12}", many
+    )
+    assert odd != many
 
 
 def test_a_setting_that_stands_there_twice_is_refused() -> None:

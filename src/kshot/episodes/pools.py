@@ -1,6 +1,7 @@
 """Task pools: sequences of episodes by index, generated on the fly or frozen to disk with a hash."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -32,6 +33,7 @@ from kshot.errors import DataError
 from kshot.seeding import Ints, random_bits, random_words, stream_key
 from kshot.settings import STRICT
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _FREEZE_AT_ONCE = 256  # episodes drawn together: bounds the size of the random keys in memory
 
 
@@ -74,8 +76,16 @@ class TestSetting:
 
     @property
     def name(self) -> str:
-        """Such as 5w1s, 5w1s-within_group or 5w1s-class_weighted_1.0."""
-        return f"{self.n_way}w{self.k_shot}s" + ("" if self.sampler is None else f"-{self.sampler.key_name}")
+        """Such as 5w1s, 5w1s-within_group or 5w1s-class_weighted_1.0: part of names of files and metrics.
+
+        A key of many or unusual names of domains is replaced by its SHA-256, of which 12 digits remain.
+        """
+        if self.sampler is None:
+            return f"{self.n_way}w{self.k_shot}s"
+        key = self.sampler.key_name
+        if not _PLAIN_NAME.fullmatch(key):
+            key = f"{self.sampler.name}-{sha256(key.encode()).hexdigest()[:12]}"
+        return f"{self.n_way}w{self.k_shot}s-{key}"
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)

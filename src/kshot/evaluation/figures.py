@@ -9,6 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kshot.evaluation.calibration import Bins
+from kshot.printing import in_short_lines
+
+_INCHES_OF_A_SETTING = 1.5  # so that the names of settings beside one another stay apart
 
 
 def training_curves(history: pd.DataFrame) -> Figure:
@@ -24,7 +27,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 def accuracy_bars(results: list[dict[str, Any]]) -> Figure:
     """Accuracy with its interval in each setting, beside the baselines; `results` as in metrics.json."""
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    figure = Figure(figsize=(max(8, _INCHES_OF_A_SETTING * len(results)), 3.8), layout="constrained")
     axes = figure.subplots()
     names = ["model", *results[0]["baselines"]]
     width, positions = 0.8 / len(names), np.arange(len(results))
@@ -38,8 +41,7 @@ def accuracy_bars(results: list[dict[str, Any]]) -> Figure:
             capsize=3,
             label=name,
         )
-    titles = [re.sub("-shot,? ", "-shot\n", result["title"]) for result in results]  # the sampler on its own line
-    axes.set_xticks(positions, [f"{title}\n{r['mode']}" for title, r in zip(titles, results, strict=True)])
+    axes.set_xticks(positions, [f"{in_short_lines(r['title'])}\n{r['mode']}" for r in results])
     axes.set(ylabel="accuracy on held-out classes, %", ylim=(0, 105))
     figure.legend(loc="outside upper center", ncols=2)
     return figure
@@ -49,12 +51,14 @@ def shot_curves(results: list[dict[str, Any]]) -> Figure | None:
     """Accuracy against the number of shots, a line for each number of ways; None where no way has two shots."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
-    for n_way, sampler, mode in dict.fromkeys((r["n_way"], r["sampler"], r["mode"]) for r in results):
-        alike = [r for r in results if (r["n_way"], r["sampler"], r["mode"]) == (n_way, sampler, mode)]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        kind = re.sub("-way [0-9]+-shot", "-way", result["title"])  # with the sampler and its weights
+        lines.setdefault(f"{kind}, {result['mode']}", []).append(result)
+    for label, alike in lines.items():
         rows = sorted(alike, key=lambda r: r["k_shot"])
         if len(rows) > 1:
-            within = "" if sampler == "uniform" else f", {sampler}"
-            _interval_line(axes, [r["k_shot"] for r in rows], rows, label=f"{n_way}-way{within}, {mode}")
+            _interval_line(axes, [r["k_shot"] for r in rows], rows, label=label)
     if not axes.lines:
         return None
     axes.set(xlabel="shots", ylabel="accuracy, %", xscale="log")
