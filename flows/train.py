@@ -195,10 +195,18 @@ def _unite(settings: "DatasetSettings", workspace: Workspace) -> None:
     if not settings.of:
         return
     from kshot.ingest.union import unite
-    from kshot.project.data_pointer import track_data
+    from kshot.project.data_pointer import fetch_data, track_data
+    from kshot.runtime.lines import LiveLines
 
     log = get_run_logger()
-    report = unite(settings.of, settings.name, workspace.data, progress=lambda done, total: None)
+    lines = LiveLines(log.info)
+    fetch_data(workspace)
+    report = unite(
+        settings.of,
+        settings.name,
+        workspace.data,
+        progress=lambda done, total: lines.log_sparingly(lambda: f"{settings.name}: {done:,} of {total:,} items"),
+    )
     if report is not None:
         track_data(workspace, log.warning)
         log.info(f"{settings.name}: {report.added:,} items of {', '.join(settings.of)} added")

@@ -17,6 +17,7 @@ from kshot.config import params_from
 from kshot.data.items import VectorKind
 from kshot.data.packed import PackedDataset, Quarantined, Splits
 from kshot.errors import ValidationError
+from kshot.ingest.union import unite
 from kshot.ingest.writer import PackedWriter, Record
 from kshot.stages import validate
 from kshot.validation.suite import in_words
@@ -365,7 +366,9 @@ def test_edits_are_listed_with_their_reasons(kshot: Kshot, tmp_path: Path) -> No
 def test_an_erasure_asks_for_the_name_and_says_what_still_holds_the_items(
     kshot: Kshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny_dataset(n_classes=6).write(tmp_path / "data" / "tiny")
+    for name in ("tiny", "other"):
+        tiny_dataset(n_classes=6).write(tmp_path / "data" / name)
+    unite(["tiny", "other"], "both", tmp_path / "data", progress=lambda done, total: None)
     validate.run(tiny_params(), Workspace(tmp_path))
     erase = ("curate", "tiny", "erase", "--class", "train/c0")
     monkeypatch.setattr("typer.prompt", lambda question: "no")
@@ -375,6 +378,7 @@ def test_an_erasure_asks_for_the_name_and_says_what_still_holds_the_items(
     done = kshot(tmp_path, *erase, "--reason", "asked for")
     assert "erased 5 items" in done.stdout, done.stderr
     assert "would bring the items back" in done.stdout
+    assert re.search(r"The union both has copies of its own; next: rm -r .*both, then kshot unite", done.stdout)
     assert not (tmp_path / ".kshot" / "validate").exists()
     assert "erasure of 5 items (asked for)" in kshot(tmp_path, "curate", "tiny", "history").stdout
 

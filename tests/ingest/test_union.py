@@ -1,5 +1,8 @@
 """Unions of small packed datasets: the same pixels under names of their own, brought up to date or refused."""
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +11,10 @@ from numpy.typing import NDArray
 
 from kshot.data.items import ImageKind, VectorKind
 from kshot.data.packed import PackedDataset, Splits
-from kshot.data.union import check_united
+from kshot.data.union import check_united, unions_of
 from kshot.errors import DataError
+from kshot.ingest import ingest
+from kshot.ingest.curate import drop, relabel
 from kshot.ingest.pack import IngestReport
 from kshot.ingest.union import unite
 from kshot.ingest.writer import PackedWriter, Record
@@ -71,10 +76,60 @@ def test_what_a_member_gained_is_added(data: Path) -> None:
 def test_what_a_member_lost_makes_another_union(data: Path) -> None:
     united(data, "ink", "oil")
     before = (data / "both" / "dataset.json").read_bytes()
-    message = r"both holds 36 items that its members no longer have, such as 'oil/train/c0/0.png'.*rm -r"
+    message = r"both holds 36 items that its members no longer have, such as 'oil/train/c0/0.png'.*next: rm -r"
     with pytest.raises(DataError, match=message):
         united(data, "ink")
     assert (data / "both" / "dataset.json").read_bytes() == before
+
+
+def test_what_is_left_out_of_a_member_may_be_left_out_of_the_union_as_well(data: Path) -> None:
+    united(data, "ink", "oil")
+    drop(data / "oil", ids=["train/c0/0.png"])
+    with pytest.raises(DataError, match="both holds 1 item that its members no longer have"):
+        united(data, "ink", "oil")
+    drop(data / "both", ids=["oil/train/c0/0.png"])
+    assert united(data, "ink", "oil") is not None
+    check_united(["ink", "oil"], "both", data)
+    assert PackedDataset.open(data / "both").n_stored == 71
+
+
+def test_an_item_that_a_member_has_as_another_class_or_with_other_content_makes_another_union(data: Path) -> None:
+    united(data, "ink", "oil")
+    before = (data / "both" / "dataset.json").read_bytes()
+    relabel(data / "oil", {"train/c0/0.png": "train/c1"})
+    again = r"; next: rm -r .*both && kshot unite, or set another dataset.name$"
+    with pytest.raises(DataError, match=r"'oil/train/c0/0.png' is already .* as class 'oil/train/c0', now.*" + again):
+        united(data, "ink", "oil")
+    shutil.rmtree(data / "oil")
+    tiny_dataset(n_classes=3, n_images=4).write(data / "oil")  # other pixels under the same names
+    with pytest.raises(DataError, match="with other content.*" + again):
+        united(data, "ink", "oil")
+    assert (data / "both" / "dataset.json").read_bytes() == before
+    shutil.rmtree(data / "both")
+    assert united(data, "ink", "oil") is not None
+
+
+def test_a_member_that_changes_what_items_are_makes_another_union(data: Path) -> None:
+    united(data, "ink", "oil")
+    turned = tiny_dataset(n_classes=3, n_images=2)
+    turned.rotations = (0, 90)
+    turned.write(data / "turned")
+    united(data, "ink", "oil", "turned")  # stored as they are turned
+    write_plain(data / "large", ImageKind(image_size=24, channels=1), 1)
+    with pytest.raises(DataError, match=r"both holds grey items of 16 pixels .*not grey items of 24 .*&& kshot unite"):
+        united(data, "large", "ink", "oil", "turned")
+
+
+def test_nothing_but_its_members_is_ingested_into_a_union(data: Path, class_folders: Callable[..., Path]) -> None:
+    united(data, "ink", "oil")
+    with pytest.raises(DataError, match="both is the union of 'ink', 'oil'; .*--name oil and then kshot unite"):
+        ingest(class_folders("photos", "a", "b", "c"), "both", data, item=PackedDataset.open(data / "both").item)
+
+
+def test_unions_that_hold_a_dataset_are_found(data: Path) -> None:
+    united(data, "ink", "oil")
+    united(data, "both", "ink", name="all")
+    assert [unions_of(name, data) for name in ("ink", "both", "all")] == [["all", "both"], ["all"], []]
 
 
 def test_a_dataset_of_its_own_is_not_overwritten(data: Path) -> None:
@@ -118,6 +173,21 @@ def test_pictures_and_vectors_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="pictures holds grey items .* and vectors .*next: take vectors out"):
         united(tmp_path, "pictures", "vectors")
     assert not (tmp_path / "both").exists()
+
+
+def test_pictures_that_are_read_by_different_ranges_do_not_go_together(tmp_path: Path) -> None:
+    plain = ImageKind(image_size=8, channels=1)
+    write_plain(tmp_path / "photos", plain, 1)
+    for name, top in (("scans", 4095.0), ("others", 65535.0)):
+        write_plain(tmp_path / name, replace(plain, value_range=(0.0, top)), 1)
+    with pytest.raises(
+        DataError, match=r"photos has no value range and scans 0\.\.4095; .*--name photos-ranged --range 0:4095,"
+    ):
+        united(tmp_path, "photos", "scans")
+    with pytest.raises(DataError, match="--name photos-ranged --range 0:4095,"):
+        united(tmp_path, "scans", "photos")
+    with pytest.raises(DataError, match="--name others-ranged --range 0:4095,"):
+        united(tmp_path, "scans", "others")
 
 
 def write_plain(folder: Path, kind: ImageKind | VectorKind, level: int) -> None:

@@ -11,7 +11,7 @@ from kshot.config import Params, load_params, params_from
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.pools import SampledPool
-from kshot.episodes.sampling import Uniform
+from kshot.episodes.sampling import Uniform, WithinDomain
 from kshot.errors import ConfigError, DataError, EpisodeError
 from kshot.evaluation.scoring import score_episodes
 from kshot.model import load_model
@@ -71,6 +71,9 @@ def test_what_cannot_be_scored_is_refused_before_training(params: Params, tmp_pa
     tiny_dataset(n_classes=2, n_images=5).write(tmp_path / "data" / "few")
     with pytest.raises(EpisodeError, match="meta_test of few: found 2 classes; 3-way 1-shot needs 3"):
         check_before_run(replace(params, cross_domain=("few",)), Workspace(tmp_path))
+    pools = replace(params.task_pool, meta_test=replace(params.task_pool.meta_test, sampler=WithinDomain()))
+    with pytest.raises(EpisodeError, match="found no domains; [^;]*; next: take other out of cross_domain$"):
+        check_before_run(replace(params, task_pool=pools), Workspace(tmp_path))
 
 
 @pytest.mark.parametrize("listed", [["tiny"], ["other", "other"]])

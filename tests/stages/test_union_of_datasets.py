@@ -11,7 +11,7 @@ from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_frozen
 from kshot.errors import ConfigError, DataError
 from kshot.ingest.union import unite
-from kshot.stages import evaluate, meta_train, task_pool, validate
+from kshot.stages import cross_domain, evaluate, meta_train, task_pool, validate
 from kshot.workspace import Workspace
 from tests.tiny_dataset import noise, tiny_dataset
 from tests.tiny_project import tiny_params, write_project
@@ -38,6 +38,10 @@ def test_a_union_is_validated_trained_on_and_evaluated(tmp_path: Path) -> None:
     assert all(len(found) == 1 for found in members) and len(set.union(*members)) == 2
     metrics = json.loads((tmp_path / "artifacts/evaluate/metrics.json").read_text())
     assert metrics["results"][0]["title"] == "3-way 1-shot within a domain"
+    del params["task_pool"]["meta_test"]["sampler"]  # a member has no domains of its own
+    cross_domain.run(params_from(params, source="params.yaml"), workspace, "tiny")
+    (first, _) = json.loads((tmp_path / "artifacts/cross_domain/tiny/metrics.json").read_text())["results"]
+    assert (first["title"], first["episodes"]) == ("3-way 1-shot", 10)
 
 
 @pytest.mark.parametrize("members", [["tiny"], ["tiny", "tiny"], ["tiny", "both"]])

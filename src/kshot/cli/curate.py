@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -185,6 +186,7 @@ def erase(
     reason: Reason = "",
 ) -> None:
     """Remove items from the stored bytes for good, such as personal data; it cannot be undone."""
+    from kshot.data.union import unions_of
     from kshot.ingest.curate import editing, ids_in
     from kshot.ingest.erase import erase as erase_items
     from kshot.ingest.erase import rows_to_erase
@@ -209,6 +211,9 @@ def erase(
     _show_counts(report.before, report.after)
     say("The reports of validation went too. Pages and registered versions of earlier runs may still show items.")
     say("An ingest of the same source would bring the items back: remove them there.")
+    for union in unions_of(context.obj, workspace.data):
+        remove = f"rm -r {shlex.quote(str(workspace.dataset(union)))}"
+        say(f"The union {union} has copies of its own; next: {remove}, then kshot unite")
     if (workspace.root / ".dvc").is_dir():
         say("The cache of DVC and its remote still hold the earlier versions of the data. These commands delete")
         say("what nothing in this folder uses now; then no run on an earlier version can be repeated.")

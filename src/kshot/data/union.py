@@ -1,4 +1,4 @@
-"""Whether a union of datasets is that of its members as they are now."""
+"""Unions of datasets: which there are, and whether one is that of its members as they are now."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +16,12 @@ def check_united(members: Sequence[str], name: str, data_folder: Path) -> None:
         raise DataError(
             f"{folder} is not the union of {listed(members, len(members))} as they are now; next: kshot unite"
         )
+
+
+def unions_of(name: str, data_folder: Path) -> list[str]:
+    """Names of the unions under `data_folder` that hold items of the dataset `name`."""
+    infos = [read_info(path.parent) for path in sorted(data_folder.glob(f"*/{INFO_FILE}"))]
+    return [info.name for info in infos if name in [member.name for member in info.members]]
 
 
 def as_member(dataset: PackedDataset) -> Member:

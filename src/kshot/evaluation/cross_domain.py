@@ -23,8 +23,9 @@ def check_scorable(dataset: PackedDataset, item: ItemKind, kinds: Mapping[str, E
         try:
             check_feasible(dataset.class_table("meta_test"), kind.shape, kind.sampler)
         except EpisodeError as error:
+            found = str(error).partition("; next: ")[0]
             raise EpisodeError(
-                f"meta_test of {dataset.name}: {error}; next: take {dataset.name} out of cross_domain"
+                f"meta_test of {dataset.name}: {found}; next: take {dataset.name} out of cross_domain"
             ) from error
 
 

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kshot.data.items.depth import range_text
 from kshot.data.items.image import ImageKind, to_item
 from kshot.data.packed import INFO_FILE, SPLITS, PackedDataset, Rotations, Splits, read_info
 from kshot.data.union import as_member
 from kshot.errors import DataError
 from kshot.ingest.built_in import BuiltIn
 from kshot.ingest.pack import IngestReport, OnProgress, dataset_folder, ingest_built_in
-from kshot.ingest.writer import Record
+from kshot.ingest.writer import Record, remade
 from kshot.printing import counted, listed
 
 _ITEMS_AT_ONCE = 256
@@ -73,6 +74,8 @@ def _union(members: Sequence[PackedDataset]) -> BuiltIn:
 def _pack(first: PackedDataset, member: PackedDataset) -> Pack:
     """What makes an item of `member` one of the union."""
     wanted, found = first.item, member.item
+    if isinstance(wanted, ImageKind) and isinstance(found, ImageKind):
+        _check_value_range(first, wanted, member, found)
     if wanted.shape == found.shape and wanted.dtype == found.dtype and type(wanted) is type(found):
         return lambda item: item
     if not (isinstance(wanted, ImageKind) and isinstance(found, ImageKind)):
@@ -82,6 +85,20 @@ def _pack(first: PackedDataset, member: PackedDataset) -> Pack:
         )
     kind = replace(wanted, invert=False, fit="stretch", jpeg="full")
     return lambda item: to_item(Image.fromarray(item[:, :, 0] if found.channels == 1 else item), kind)
+
+
+def _check_value_range(first: PackedDataset, wanted: ImageKind, member: PackedDataset, found: ImageKind) -> None:
+    """Raise DataError where pictures deeper than 8 bits would be read in one way for one member and not the other."""
+    needed = wanted.value_range or found.value_range
+    if needed is None or wanted.value_range == found.value_range:
+        return
+    shown = ["no value range" if kind.value_range is None else range_text(kind.value_range) for kind in (wanted, found)]
+    other = first if wanted.value_range is None else member
+    raise DataError(
+        f"{first.name} has {shown[0]} and {member.name} {shown[1]}; needed one range of values in a union; "
+        f"next: kshot ingest SOURCE --name {other.name}-ranged --range {needed[0]:.15g}:{needed[1]:.15g}, and name "
+        "that in dataset.of"
+    )
 
 
 def _records(member: PackedDataset, pack: Pack, kept: Rotations) -> Iterator[Record]:
@@ -127,7 +144,7 @@ def _turn(member: PackedDataset, kept: Rotations, number: int) -> str:
 
 
 def _check_only_grown(before: PackedDataset, members: Sequence[PackedDataset]) -> None:
-    """Raise DataError where the union has items that are no longer in a member, or that of another one."""
+    """Raise DataError where the union uses items that are no longer in a member, or that of another one."""
     kept = before.info.rotations
     there = {
         f"{member.name}/{item}{_turn(member, kept, turn)}"
@@ -135,10 +152,9 @@ def _check_only_grown(before: PackedDataset, members: Sequence[PackedDataset]) -
         for item in member.manifest["id"].to_pylist()
         for turn in range(_n_turns(member, kept))
     }
-    gone = [name for name in before.stored_ids.to_pylist() if name not in there]
+    gone = [name for name in before.manifest["id"].to_pylist() if name not in there]
     if gone:
         raise DataError(
             f"{before.folder} holds {counted(len(gone), 'item')} that its members no longer have, such as "
-            f"{listed(gone, 1)}; needed a union of these members; next: set another dataset.name, then kshot unite "
-            f"(or rm -r {before.folder})"
+            f"{listed(gone, 1)}; needed a union of these members; {remade(before.folder)}"
         )

@@ -40,6 +40,7 @@ from kshot.data.packed import (
     read_manifest,
 )
 from kshot.errors import DataError
+from kshot.printing import listed
 
 SHARD_LIMIT_BYTES = 256 * 2**20
 _OURS = ("items-*.npy", "edit-*.parquet", "manifest*.parquet")
@@ -174,11 +175,17 @@ class PackedWriter:
         return info
 
     def _continue(self, before: DatasetInfo) -> None:
+        if before.members and not self._members:
+            united = [member.name for member in before.members]
+            raise DataError(
+                f"{self.folder} is the union of {listed(united, len(united))}; needed a dataset of its own; "
+                f"next: ingest under another --name, or under --name {united[-1]} and then kshot unite"
+            )
         if before.item != self._item or before.rotations != self._rotations:
             raise DataError(
                 f"{self.folder} holds {_kind(before.item, before.rotations)}, "
-                f"not {_kind(self._item, self._rotations)}; append with the same settings, "
-                "or ingest under a new --name"
+                f"not {_kind(self._item, self._rotations)}; "
+                f"{self._next('append with the same settings, or ingest under a new --name')}"
             )
         if self._domain_level is None:
             self._domain_level = before.domain_level
@@ -187,7 +194,6 @@ class PackedWriter:
                 f"{self.folder} was ingested with {_domains(before.domain_level)}, and this source has "
                 f"{_domains(self._domain_level)}; append with the same layout, or ingest under a new --name"
             )
-        self._members = self._members or before.members
         rows = self._rows_before = read_manifest(self.folder, before)
         self.before = before
         self.class_groups = dict(zip(rows["class"].to_pylist(), rows["group"].to_pylist(), strict=True))
@@ -219,7 +225,8 @@ class PackedWriter:
         if known_sha256 != sha256:
             raise DataError(
                 f"item {record.id!r} is already in {self.folder} with other content "
-                f"(sha256 {known_sha256[:12]}, now {sha256[:12]}); needed a new name for a new item"
+                f"(sha256 {known_sha256[:12]}, now {sha256[:12]}); "
+                f"{self._next('needed a new name for a new item')}"
             )
         if record.class_name not in (known_class, self._class_now(self._row[record.id])):
             words = f"{shlex.quote(record.id)} --to {shlex.quote(record.class_name)}"
@@ -227,8 +234,13 @@ class PackedWriter:
             relabel = f"next: kshot curate {self.folder.name} relabel {words}, then ingest again"
             raise DataError(
                 f"item {record.id!r} is already in {self.folder} as class {known_class!r}, now "
-                f"{record.class_name!r}; {relabel if is_known else 'to relabel, ingest under a new --name'}"
+                f"{record.class_name!r}; "
+                f"{self._next(relabel if is_known else 'to relabel, ingest under a new --name')}"
             )
+
+    def _next(self, advice: str) -> str:
+        """The end of a refusal of what is not as it was before: `advice`, and for a union how to make it anew."""
+        return remade(self.folder) if self._members else advice
 
     def _class_now(self, row: int) -> str | None:
         """The class that the edits give an item that was there before; None where they give it none."""
@@ -285,6 +297,11 @@ def sweep(folder: Path) -> None:
         orphan = any(path.match(ours) for ours in _OURS) and path.name not in listed
         if orphan or path.name.endswith(".tmp"):
             path.unlink()
+
+
+def remade(folder: Path) -> str:
+    """How to make the union in `folder` anew, as the end of an error."""
+    return f"next: rm -r {shlex.quote(str(folder))} && kshot unite, or set another dataset.name"
 
 
 def next_file(stem: str, suffix: str, known: Iterable[str]) -> str:
