@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kshot.backbones.contract import Backbone
@@ -57,12 +58,17 @@ def point_pools(shape: EpisodeShape = SHAPE) -> tuple[EpisodeLoader, FrozenPool,
     return EpisodeLoader(pool=train, gather=gather), test.freeze(40), gather
 
 
-def image_pools(shape: EpisodeShape = SHAPE) -> tuple[EpisodeLoader, FrozenPool, Gather]:
-    """The same over 16x16 grey images: each class a random pattern, its items with noise."""
+def image_items() -> NDArray[np.uint8]:
+    """Grey images (160, 16, 16, 1), ten of each of 16 classes: each class a random pattern, its items with noise."""
     rng = np.random.default_rng(5)
     patterns = rng.integers(0, 256, (16, 1, 16, 16, 1))
     noise = rng.normal(0, 20, (16, 10, 16, 16, 1))
-    items = np.clip(patterns + noise, 0, 255).astype(np.uint8).reshape(-1, 16, 16, 1)
+    return np.clip(patterns + noise, 0, 255).astype(np.uint8).reshape(-1, 16, 16, 1)
+
+
+def image_pools(shape: EpisodeShape = SHAPE) -> tuple[EpisodeLoader, FrozenPool, Gather]:
+    """The same as `point_pools` over `image_items`."""
+    items = image_items()
     labels = np.repeat(np.arange(16), 10)
 
     def gather(indices: Int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kshot.algorithms import AlgorithmConfig, Learner
 from kshot.algorithms.answering import NON_TRANSDUCTIVE, normalization_mode, normalization_modes, served
 from kshot.algorithms.learner import FeatureWise, MetaLearner, Problem, TransferLearner, episodes_at_once
-from kshot.algorithms.maths.losses import ClassWeightedConfig, CrossEntropyConfig, FocalConfig
+from kshot.algorithms.maths.losses import ClassWeightedConfig, CrossEntropyConfig, FocalConfig, Labelled
 from kshot.backbones import Conv4Config, MLPConfig
 from kshot.backbones.contract import calibrate
 from kshot.config import params_from
@@ -20,7 +20,7 @@ from kshot.data.batches import TrainItems
 from kshot.data.gather import item_gather
 from kshot.data.items import ImageKind
 from kshot.data.packed import PackedDataset
-from kshot.episodes.episode import EpisodeBatch, EpisodeShape, Support
+from kshot.episodes.episode import EpisodeShape, Support
 from kshot.episodes.frozen import freeze_pools
 from kshot.episodes.loader import EpisodeLoader
 from kshot.errors import EpisodeError
@@ -261,15 +261,17 @@ def test_the_loss_that_is_given_is_the_one_that_is_minimised(config: Any) -> Non
     episodes = loader.load(range(3))
     seen = []
 
-    def loss(logits: Tensor, given: EpisodeBatch) -> Tensor:
-        seen.append((logits.shape[1:], len(given)))
+    def loss(logits: Tensor, given: Labelled) -> Tensor:
+        seen.append((logits.shape[1:], len(given.query_y)))
         return logits.square().mean((1, 2))
 
     learner = config.build(LinearBackbone(), PROBLEM, loss)
     losses = learner.meta_loss(episodes, 0.5)
     assert losses.shape == (3,)
     assert sum(n for _, n in seen) == 3
-    assert {shape for shape, _ in seen} == {(SHAPE.n_way * SHAPE.n_query, SHAPE.n_way)}
+    n_query, n_support = SHAPE.n_way * SHAPE.n_query, SHAPE.n_way * SHAPE.k_shot
+    of_queries, of_pairs = (n_query, SHAPE.n_way), (n_query * 2 * (n_support - SHAPE.k_shot), 2)
+    assert {shape for shape, _ in seen} in ({of_queries}, {of_pairs})
 
 
 @every_algorithm

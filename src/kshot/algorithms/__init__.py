@@ -6,19 +6,27 @@ from pydantic import Field
 
 from kshot.algorithms.anil import ANILConfig
 from kshot.algorithms.baseline import BaselineConfig
+from kshot.algorithms.feat import FEATConfig
 from kshot.algorithms.finetune import FinetuneConfig
 from kshot.algorithms.lda import LDAConfig
 from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbeConfig
 from kshot.algorithms.logistic import LogisticConfig
 from kshot.algorithms.maml import MAMLConfig
+from kshot.algorithms.matching import MatchingConfig
 from kshot.algorithms.protonet import ProtoNetConfig
+from kshot.algorithms.relation import RelationConfig
 from kshot.algorithms.ridge import RidgeConfig
+from kshot.algorithms.siamese import SiameseConfig
 from kshot.algorithms.simpleshot import SimpleShotConfig
 from kshot.algorithms.tip_adapter import TipAdapterConfig
 
 AlgorithmConfig = Annotated[
     ProtoNetConfig
+    | MatchingConfig
+    | RelationConfig
+    | SiameseConfig
+    | FEATConfig
     | MAMLConfig
     | ANILConfig
     | LinearProbeConfig
@@ -36,14 +44,18 @@ __all__ = [
     "ANILConfig",
     "AlgorithmConfig",
     "BaselineConfig",
+    "FEATConfig",
     "FinetuneConfig",
     "LDAConfig",
     "Learner",
     "LinearProbeConfig",
     "LogisticConfig",
     "MAMLConfig",
+    "MatchingConfig",
     "ProtoNetConfig",
+    "RelationConfig",
     "RidgeConfig",
+    "SiameseConfig",
     "SimpleShotConfig",
     "TipAdapterConfig",
 ]

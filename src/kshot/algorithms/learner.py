@@ -31,6 +31,18 @@ class Problem:
     n_train_classes: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What to know before an algorithm is chosen, each in a few words; the `about` of its settings."""
+
+    use: str
+    """For which data or need."""
+    cost: str
+    """Of training, and of an answer."""
+    source: str
+    """Authors and year."""
+
+
 class Learner(nn.Module, ABC, Generic[AdaptedT]):
     """An algorithm with a backbone. Nothing that a method learns from an episode stays in the object.
 

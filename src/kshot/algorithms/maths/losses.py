@@ -73,7 +73,22 @@ class ClassWeightedConfig:
         return partial(query_cross_entropy, label_smoothing=self.label_smoothing, class_weights=weights)
 
 
-LossConfig = Annotated[CrossEntropyConfig | FocalConfig | ClassWeightedConfig, Field(discriminator="name")]
+@settings(frozen=True, kw_only=True, config=STRICT)
+class SquaredErrorConfig:
+    """Each class is judged apart: the squared error of the sigmoid of its logit, 1 for the right class, else 0.
+
+    Sung et al., "Learning to Compare: Relation Network for Few-Shot Learning", 2018, equation 2.
+    """
+
+    name: Literal["squared_error"] = "squared_error"
+
+    def build(self, class_counts: Tensor | None = None) -> EpisodeLoss:
+        return squared_error
+
+
+LossConfig = Annotated[
+    CrossEntropyConfig | FocalConfig | ClassWeightedConfig | SquaredErrorConfig, Field(discriminator="name")
+]
 """Each has `build(class_counts)`, which gives the loss; class_counts (N,) where it is for the classes of meta_train."""
 
 
@@ -104,6 +119,16 @@ def focal(logits: Tensor, episodes: Labelled, *, gamma: float) -> Tensor:
     def loss(labels: Tensor) -> Tensor:
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         return (losses * (1 - torch.exp(-losses)) ** gamma).view(labels.shape).mean(1)
+
+    return _of_mixed(loss, episodes)
+
+
+def squared_error(logits: Tensor, episodes: Labelled) -> Tensor:
+    """Sum over the classes, and mean over the queries, of (sigmoid(logit) - 1 or 0) ** 2: (B,)."""
+
+    def loss(labels: Tensor) -> Tensor:
+        error = torch.sigmoid(logits) - one_hot(labels, logits.shape[2], like=logits)
+        return error.square().sum(2).mean(1)
 
     return _of_mixed(loss, episodes)
 
