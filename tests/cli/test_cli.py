@@ -93,6 +93,7 @@ def test_commands_and_options_are_these() -> None:
         "doctor": [],
         "kernels": [],
         "preset": ["name"],
+        "algorithms": [],
         "curate": ["name"],
         "weights": [],
     }

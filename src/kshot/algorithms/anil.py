@@ -4,14 +4,14 @@ Shapes: B episodes, S support items, Q query items, N way, D features.
 """
 
 from copy import copy
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import MetaLearner, Problem, embed_alone, embed_jointly
+from kshot.algorithms.learner import About, MetaLearner, Problem, embed_alone, embed_jointly
 from kshot.algorithms.maths.heads import LinearHead, check_max_way
 from kshot.algorithms.maths.losses import EpisodeLoss, full_precision, one_hot, query_cross_entropy
 from kshot.backbones.contract import Backbone, Flatten
@@ -26,6 +26,12 @@ class ANILConfig:
     inner_steps: Annotated[int, Field(ge=1)] = 1
     eval_inner_steps: Annotated[int, Field(ge=1)] = 10
     first_order: bool = False
+
+    about: ClassVar[About] = About(
+        use="as maml, where the features can stay as they are",
+        cost="trains nearly like protonet; an answer takes gradient steps on the head alone",
+        source="Raghu et al. 2020",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "ANIL":
         return ANIL(backbone, self, n_features=backbone.n_features, n_way=problem.train_shape.n_way, loss=loss)

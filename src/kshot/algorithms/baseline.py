@@ -4,7 +4,7 @@ Shapes: B episodes, S support items, N way, D features, C classes of the trainin
 """
 
 from copy import copy
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Problem, TransferLearner, embed_alone
+from kshot.algorithms.learner import About, Problem, TransferLearner, embed_alone
 from kshot.algorithms.maths.distances import prototypes
 from kshot.algorithms.maths.heads import CosineHead, LinearHead, class_head, class_logits
 from kshot.algorithms.maths.losses import EpisodeLoss, cross_entropy, query_cross_entropy
@@ -30,6 +30,12 @@ class BaselineConfig:
     head: Literal["linear", "cosine"] = "linear"  # Baseline, Baseline++
     steps: Annotated[int, Field(ge=1)] = 100
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
+
+    about: ClassVar[About] = About(
+        use="to compare with published tables of Baseline and Baseline++",
+        cost="ordinary training, or none; 100 small steps per support set",
+        source="Chen et al. 2019",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "Baseline":
         n_features, n_classes = backbone.n_features, problem.n_train_classes

@@ -6,7 +6,7 @@ Shapes: B episodes, I items, N way, D features, C classes of the training.
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Problem, TransferLearner, embed_alone
+from kshot.algorithms.learner import About, Problem, TransferLearner, embed_alone
 from kshot.algorithms.maths.distances import prototypes
 from kshot.algorithms.maths.fast_weights import Weights, descend, embed_under, for_each, of_episode
 from kshot.algorithms.maths.heads import class_head, class_logits
@@ -35,6 +35,12 @@ class FinetuneConfig:
     steps: Annotated[int, Field(ge=1)] = 20
     learning_rates: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.0, 0.001, 0.01)
     """Of several, the one with the best accuracy on meta_val is kept. Validations during training take the first."""
+
+    about: ClassVar[About] = About(
+        use="items unlike those of the training, and time for each new problem",
+        cost="ordinary training, or none; the network is trained anew for every support set, about a second",
+        source="Hu et al. 2022",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "Finetune":
         return Finetune(backbone, self, class_head(backbone.n_features, problem.n_train_classes))

@@ -3,7 +3,7 @@
 Shapes: B episodes, S support items, N way, D features, C classes of the training.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Problem, TransferLearner, embed_alone
+from kshot.algorithms.learner import About, Problem, TransferLearner, embed_alone
 from kshot.algorithms.maths.distances import prototypes
 from kshot.algorithms.maths.heads import LinearHead, class_head, class_logits
 from kshot.algorithms.maths.losses import EpisodeLoss, one_hot, query_cross_entropy
@@ -25,6 +25,12 @@ from kshot.settings import STRICT
 class LDAConfig:
     name: Literal["lda"] = "lda"
     shrinkage: Annotated[float, Field(gt=0, le=1)] = 0.5  # 1: nearest centroid
+
+    about: ClassVar[About] = About(
+        use="a frozen encoder and several examples per class, whose features spread alike",
+        cost="ordinary training, or none; one linear system per support set",
+        source="Ledoit and Wolf 2004",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "LDA":
         return LDA(backbone, self, class_head(backbone.n_features, problem.n_train_classes))

@@ -3,14 +3,14 @@
 Shapes: B episodes, S support items, Q query items, N way, D features, C classes of the training.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Problem, TransferLearner, embed_alone
+from kshot.algorithms.learner import About, Problem, TransferLearner, embed_alone
 from kshot.algorithms.maths.heads import LinearHead, class_head, class_logits
 from kshot.algorithms.maths.losses import EpisodeLoss, cross_entropy, query_cross_entropy
 from kshot.backbones.contract import Backbone, Flatten
@@ -23,6 +23,12 @@ _STEPS, _RATE, _WEIGHT_DECAY = 100, 0.1, 1e-3
 @settings(frozen=True, kw_only=True, config=STRICT)
 class LinearProbeConfig:
     name: Literal["linear_probe"] = "linear_probe"
+
+    about: ClassVar[About] = About(
+        use="a frozen encoder, or ordinary training: the baseline that others have to beat",
+        cost="ordinary training, or none; 100 small steps per support set",
+        source="Tian et al. 2020",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "LinearProbe":
         return LinearProbe(backbone, class_head(backbone.n_features, problem.n_train_classes))

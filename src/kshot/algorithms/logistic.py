@@ -3,7 +3,7 @@
 Shapes: B episodes, S support items, N way, D features, C classes of the training.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Problem, TransferLearner, embed_alone
+from kshot.algorithms.learner import About, Problem, TransferLearner, embed_alone
 from kshot.algorithms.maths.heads import LinearHead, class_head, class_logits
 from kshot.algorithms.maths.losses import EpisodeLoss, one_hot, query_cross_entropy
 from kshot.backbones.contract import Backbone, Flatten
@@ -25,6 +25,12 @@ _MOST_STEPS = 2000
 class LogisticConfig:
     name: Literal["logistic"] = "logistic"
     penalty: Annotated[float, Field(gt=0)] = 0.1  # of half the squared weights, beside the sum of the losses
+
+    about: ClassVar[About] = About(
+        use="a frozen encoder and any number of examples",
+        cost="ordinary training, or none; fitted until it has converged",
+        source="Tian et al. 2020",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "Logistic":
         return Logistic(backbone, self, class_head(backbone.n_features, problem.n_train_classes))

@@ -5,14 +5,14 @@ Shapes: B episodes, S support items, Q query items, N way, D features.
 
 from copy import copy
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import MetaLearner, Problem
+from kshot.algorithms.learner import About, MetaLearner, Problem
 from kshot.algorithms.maths.fast_weights import (
     Weights,
     descend,
@@ -40,6 +40,12 @@ class MAMLConfig:
     eval_inner_steps: Annotated[int, Field(ge=1)] = 10
     first_order: bool = False
     query_statistics: bool = True  # in training, normalise the queries by the queries (transductive)
+
+    about: ClassVar[About] = About(
+        use="tasks that differ in more than their classes, such as in what a label means",
+        cost="derivatives of gradient steps: several times protonet's; an answer takes steps on the whole network",
+        source="Finn et al. 2017",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "MAML":
         return MAML(backbone, self, n_features=backbone.n_features, n_way=problem.train_shape.n_way, loss=loss)

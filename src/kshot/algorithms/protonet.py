@@ -3,12 +3,12 @@
 Shapes: B episodes, S support items, Q query items, N way, D features.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
-from kshot.algorithms.learner import MetaLearner, Problem, embed_alone, embed_jointly
+from kshot.algorithms.learner import About, MetaLearner, Problem, embed_alone, embed_jointly
 from kshot.algorithms.maths.distances import prototypes, squared_distances
 from kshot.algorithms.maths.losses import EpisodeLoss, full_precision, query_cross_entropy
 from kshot.backbones.contract import Backbone, Flatten
@@ -19,6 +19,12 @@ from kshot.settings import STRICT
 @settings(frozen=True, kw_only=True, config=STRICT)
 class ProtoNetConfig:
     name: Literal["protonet"] = "protonet"
+
+    about: ClassVar[About] = About(
+        use="many classes to learn from, any number at test: try it first where no pretrained encoder fits",
+        cost="the cheapest training on episodes; an answer is one pass over the items and one mean per class",
+        source="Snell et al. 2017",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "ProtoNet":
         return ProtoNet(backbone, loss)

@@ -3,7 +3,7 @@
 Shapes: B episodes, S support items, N way, D features, C classes of the training.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Problem, TransferLearner, embed_alone
+from kshot.algorithms.learner import About, Problem, TransferLearner, embed_alone
 from kshot.algorithms.maths.heads import LinearHead, class_head, class_logits
 from kshot.algorithms.maths.losses import EpisodeLoss, one_hot, query_cross_entropy
 from kshot.algorithms.maths.regularised import times_inverse
@@ -26,6 +26,12 @@ _SCALE = 10.0  # of the logits: what R2D2 starts from
 class RidgeConfig:
     name: Literal["ridge"] = "ridge"
     penalty: Annotated[float, Field(gt=0)] = 1.0  # in mean squared distances of support features from their mean
+
+    about: ClassVar[About] = About(
+        use="a frozen encoder and five examples per class or more",
+        cost="ordinary training, or none; one linear system per support set",
+        source="Bertinetto et al. 2019",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "Ridge":
         return Ridge(backbone, self, class_head(backbone.n_features, problem.n_train_classes))

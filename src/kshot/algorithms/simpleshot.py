@@ -4,14 +4,14 @@ Shapes: B episodes, N way, D features, C classes of the training.
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Problem, TransferLearner, embed_alone
+from kshot.algorithms.learner import About, Problem, TransferLearner, embed_alone
 from kshot.algorithms.maths.distances import prototypes, squared_distances
 from kshot.algorithms.maths.heads import class_head, class_logits
 from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
@@ -23,6 +23,12 @@ from kshot.settings import STRICT
 @settings(frozen=True, kw_only=True, config=STRICT)
 class SimpleShotConfig:
     name: Literal["simpleshot"] = "simpleshot"
+
+    about: ClassVar[About] = About(
+        use="a frozen encoder and one example per class",
+        cost="ordinary training, or none; an answer is one mean per class",
+        source="Wang et al. 2019",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "SimpleShot":
         centre = torch.zeros(backbone.n_features)

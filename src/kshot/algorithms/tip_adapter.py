@@ -4,14 +4,14 @@ Shapes: B episodes, S support items, Q query items, N way, D features, C classes
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kshot.algorithms.learner import Problem, TransferLearner, embed_alone
+from kshot.algorithms.learner import About, Problem, TransferLearner, embed_alone
 from kshot.algorithms.maths.heads import class_head, class_logits
 from kshot.algorithms.maths.losses import EpisodeLoss, one_hot, query_cross_entropy
 from kshot.backbones.contract import Backbone, Flatten
@@ -24,6 +24,12 @@ class TipAdapterConfig:
     name: Literal["tip_adapter"] = "tip_adapter"
     alpha: Annotated[float, Field(gt=0)] = 10.0  # scale of the logits
     beta: Annotated[float, Field(gt=0)] = 5.5  # how fast affinity falls with distance
+
+    about: ClassVar[About] = About(
+        use="a frozen encoder, and classes that fall into several kinds of look",
+        cost="ordinary training, or none; nothing is fitted, and a query is compared to every support item",
+        source="Zhang et al. 2022",
+    )
 
     def build(self, backbone: Backbone, problem: Problem, loss: EpisodeLoss = query_cross_entropy) -> "TipAdapter":
         return TipAdapter(backbone, self, class_head(backbone.n_features, problem.n_train_classes))

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from kshot.cli import curate, data, difficulty, machine, registry, stages, weights
+from kshot.cli import curate, data, difficulty, learners, machine, registry, stages, weights
 from kshot.cli.output import warn
 from kshot.errors import KshotError
 from kshot.printing import escape_missing_letters, one_line
@@ -23,6 +23,7 @@ _COMMANDS = (
     data.unite,
     difficulty.difficulty,
     data.preset,
+    learners.algorithms,
     stages.stage,
     stages.validate,
     stages.pool,
