@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot.algorithms import ANILConfig, MAMLConfig, ProtoNetConfig
+from kshot.algorithms import (
+    ANILConfig,
+    BOILConfig,
+    MAMLConfig,
+    MAMLPlusPlusConfig,
+    MetaSGDConfig,
+    ProtoNetConfig,
+    R2D2Config,
+    ReptileConfig,
+)
 from kshot.algorithms.learner import Problem
 from kshot.backbones import Conv4Config
 from kshot.data.gather import ResidentItems, item_gather
@@ -28,7 +37,17 @@ from tests.tiny_dataset import SIZE_PX, tiny_dataset
 from tests.training.fakes import NoCheckpoints
 
 CPU = torch.device("cpu")
-LEARNERS = [ProtoNetConfig(), MAMLConfig(inner_steps=2), MAMLConfig(first_order=True), ANILConfig()]
+LEARNERS = {
+    "protonet": ProtoNetConfig(),
+    "maml": MAMLConfig(inner_steps=2),
+    "first-order": MAMLConfig(first_order=True),
+    "anil": ANILConfig(),
+    "boil": BOILConfig(),
+    "reptile": ReptileConfig(),
+    "meta_sgd": MetaSGDConfig(),
+    "mamlpp": MAMLPlusPlusConfig(inner_steps=2),
+    "r2d2": R2D2Config(),
+}
 SAMPLERS = [Uniform(), ClassWeighted(), WithinGroup()]
 
 
@@ -86,7 +105,7 @@ def labels_unread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("config", LEARNERS, ids=["protonet", "maml", "first-order", "anil"])
+@pytest.mark.parametrize("config", LEARNERS.values(), ids=LEARNERS)
 def test_a_step_is_queued_without_a_look_at_a_value(
     dataset: PackedDataset, config: Any, precision: Literal["float32", "bfloat16"]
 ) -> None:

@@ -31,6 +31,19 @@ class LinearBackbone(Backbone):
         return features
 
 
+class TwoLayers(Backbone):
+    """The same by two matrices, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_features = 8
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 8)
+
+    def forward(self, items: Tensor, n_reference: int | None) -> Tensor:
+        features: Tensor = self.second(self.first(items))
+        return features
+
+
 def separable_points(n_classes: int = 24, n_items: int = 12) -> tuple[Tensor, Int]:
     """Points (items, 16) and the class of each: six numbers tell the class, ten are noise that drowns them."""
     generator = torch.Generator().manual_seed(3)

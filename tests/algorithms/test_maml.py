@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kshot.algorithms.maml import MAML, MAMLConfig
-from kshot.backbones import Conv4Config
-from kshot.data.items import ImageKind
 from kshot.episodes.episode import EpisodeBatch
-from tests.toy_episodes import SHAPE, image_pools
+from tests.algorithms.plain_conv4 import assert_close_to_the_largest, episodes, on_conv4, plain_forward
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -24,37 +22,7 @@ def double_precision() -> Iterator[None]:
 
 
 def learner(config: MAMLConfig, image_size: int = 16) -> MAML:
-    torch.manual_seed(0)
-    backbone = Conv4Config(width=17).build(
-        ImageKind(image_size=image_size, channels=1)
-    )  # enough for the native convolutions
-    return MAML(backbone, config, n_features=backbone.n_features, n_way=SHAPE.n_way)
-
-
-def episodes(n: int = 2, image_size: int = 16) -> EpisodeBatch:
-    batch = image_pools()[0].load(range(n))
-
-    def larger(x: Tensor) -> Tensor:
-        return F.interpolate(x.flatten(0, 1).double(), image_size).view(*x.shape[:3], image_size, image_size)
-
-    return EpisodeBatch(
-        support_x=larger(batch.support_x),
-        support_y=batch.support_y,
-        query_x=larger(batch.query_x),
-        query_y=batch.query_y,
-        n_way=batch.n_way,
-        keys=batch.keys,
-    )
-
-
-def plain_forward(parameters: list[Tensor], x: Tensor) -> Tensor:
-    """Conv4 and a linear head from textbook calls; parameters as (convolution, weight, bias) * 4, head."""
-    convolutions, norms, head = parameters[:4], parameters[4:12], parameters[12:]
-    for i in range(4):
-        x = F.conv2d(x, convolutions[i], padding=1)
-        x = F.batch_norm(x, None, None, norms[2 * i], norms[2 * i + 1], training=True)
-        x = F.max_pool2d(F.relu(x), 2)
-    return F.linear(x.flatten(1), *head)
+    return on_conv4(MAML, config, image_size)
 
 
 def plain_meta_gradient(maml: MAML, batch: EpisodeBatch) -> list[Tensor]:
@@ -85,7 +53,7 @@ def test_the_meta_gradient_equals_a_plain_loops(
     batch = episodes(n_episodes, image_size)
     found = torch.autograd.grad(maml.meta_loss(batch).sum(), list(maml.parameters()))
     for ours, plain in zip(found, plain_meta_gradient(maml, batch), strict=True):
-        assert float((ours - plain).abs().max()) <= 1e-9 * float(plain.abs().max())
+        assert_close_to_the_largest(ours, plain)
 
 
 def test_a_backbone_that_knows_no_side_by_side_gives_the_same_gradient() -> None:

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kshot.algorithms import AlgorithmConfig, Learner
+from kshot.algorithms import (
+    AlgorithmConfig,
+    BOILConfig,
+    Learner,
+    MAMLPlusPlusConfig,
+    MetaSGDConfig,
+    ReptileConfig,
+)
 from kshot.algorithms.answering import NON_TRANSDUCTIVE, normalization_mode, normalization_modes, served
 from kshot.algorithms.learner import FeatureWise, MetaLearner, Problem, TransferLearner, episodes_at_once
 from kshot.algorithms.maths.losses import ClassWeightedConfig, CrossEntropyConfig, FocalConfig, Labelled
@@ -25,15 +32,16 @@ from kshot.episodes.frozen import freeze_pools
 from kshot.episodes.loader import EpisodeLoader
 from kshot.errors import EpisodeError
 from kshot.evaluation.scoring import score_episodes
-from kshot.model import ModelConfig
+from kshot.model import ModelConfig, SavedModel, build_learner, load_model, save_model
 from kshot.runtime.lines import silent_lines
 from kshot.runtime.workers import Workers
 from kshot.training.fit import ModelTraining, fit
 from kshot.training.loop import TrainingJob, TrainingSettings, gradient_and_loss, run_training
 from kshot.training.objectives import Episodic, Supervised
+from kshot.training.optimizers import AdamConfig, SGDConfig
 from tests.tiny_dataset import tiny_dataset
 from tests.tiny_project import tiny_params
-from tests.toy_episodes import SHAPE, LinearBackbone, image_pools, point_pools, separable_points
+from tests.toy_episodes import SHAPE, LinearBackbone, TwoLayers, image_pools, point_pools, separable_points
 from tests.training.fakes import NoCheckpoints
 
 CONFIGS = [config() for config in get_args(get_args(AlgorithmConfig)[0])]
@@ -74,12 +82,32 @@ def modes() -> list[Any]:
     ]
 
 
+# Those whose own settings are meant for deeper networks and longer trainings than 300 steps with a matrix.
+FOR_POINTS = {
+    "boil": BOILConfig(inner_steps=2, eval_inner_steps=2),
+    "mamlpp": MAMLPlusPlusConfig(inner_lr=0.2),
+    "meta_sgd": MetaSGDConfig(inner_steps=3, eval_inner_steps=3),
+    "reptile": ReptileConfig(inner_lr=0.1, inner_steps=10),
+}
+RATES_FOR_POINTS = {"boil": 0.003, "meta_sgd": 0.01, "reptile": 1.0}
+OPTIMIZERS_FOR_POINTS = {"reptile": SGDConfig(momentum=0.0, nesterov=False, weight_decay=0.0)}
+BACKBONES_FOR_POINTS = {"boil": TwoLayers}  # a body of one matrix compares the points themselves, noise and all
+
+
 @every_meta_learner
 def test_learns_a_separable_problem(config: Any) -> None:
     loader, pool, gather = point_pools()
-    learner = on_points(config)
+    torch.manual_seed(0)
+    backbone = BACKBONES_FOR_POINTS.get(config.name, LinearBackbone)()
+    learner = FOR_POINTS.get(config.name, config).build(backbone, PROBLEM)
     assert score_episodes(learner, pool.indices, gather).accuracy.mean() < 0.75
-    settings = TrainingSettings(n_steps=300, episodes_per_step=4, outer_lr=0.03, validate_every=300)
+    settings = TrainingSettings(
+        n_steps=300,
+        episodes_per_step=4,
+        optimizer=OPTIMIZERS_FOR_POINTS.get(config.name, AdamConfig()),
+        outer_lr=RATES_FOR_POINTS.get(config.name, 0.03),
+        validate_every=300,
+    )
     job = TrainingJob(
         objective=Episodic(learner=learner, train=loader, val_pool=pool), settings=settings, checkpoints=NoCheckpoints()
     )
@@ -157,6 +185,37 @@ def test_adapting_leaves_no_trace_on_the_learner(config: Any) -> None:
     assert torch.equal(first, again)
     assert all(torch.equal(before[name], tensor) for name, tensor in learner.state_dict().items())
     assert all(parameter.grad is None for parameter in learner.parameters())
+
+
+@every_algorithm
+def test_the_order_of_the_support_set_does_not_matter(config: Any) -> None:
+    learner = served(on_images(config))
+    loader, _, _ = image_pools()
+    episode = loader.load(range(1))
+    order = torch.randperm(episode.support_y.shape[1], generator=torch.Generator().manual_seed(2))
+    moved = Support(x=episode.support_x[:, order], y=episode.support_y[:, order], n_way=episode.n_way)
+    with torch.no_grad():
+        before = learner.classify(learner.adapt(episode.support), episode.query_x)
+        after = learner.classify(learner.adapt(moved), episode.query_x)
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+
+
+@every_algorithm
+def test_a_saved_model_answers_the_same_to_the_bit(config: Any, tmp_path: Path) -> None:
+    backbone, item = Conv4Config(width=8), ImageKind(image_size=16, channels=1)
+    model = ModelConfig(algorithm=config, backbone=backbone, item=item, train_shape=SHAPE, n_train_classes=8)
+    learner = build_learner(model, init_seed=3).eval()
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.add_(0.01)
+    save_model(tmp_path / "model", SavedModel(learner=learner, config=model))
+    loader, _, _ = image_pools()
+    episode = loader.load(range(1))
+    answers = []
+    for one in (learner, load_model(tmp_path / "model").learner):
+        with torch.no_grad():
+            answers.append(one.classify(one.adapt(episode.support), episode.query_x))
+    assert torch.equal(*answers)
 
 
 @every_algorithm

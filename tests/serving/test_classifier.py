@@ -6,7 +6,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kshot.algorithms import MAMLConfig, ProtoNetConfig
+from kshot.algorithms import (
+    AlgorithmConfig,
+    BOILConfig,
+    MAMLConfig,
+    MAMLPlusPlusConfig,
+    MetaSGDConfig,
+    ProtoNetConfig,
+    R2D2Config,
+    ReptileConfig,
+)
 from kshot.algorithms.answering import served
 from kshot.backbones import Conv4Config
 from kshot.data.items import ImageKind
@@ -18,7 +27,7 @@ from kshot.serving.classifier import FewShotClassifier
 GREY = ImageKind(image_size=16, channels=1)
 
 
-def saved_model(algorithm: ProtoNetConfig | MAMLConfig, item: ImageKind = GREY) -> SavedModel:
+def saved_model(algorithm: AlgorithmConfig, item: ImageKind = GREY) -> SavedModel:
     config = ModelConfig(
         algorithm=algorithm,
         backbone=Conv4Config(width=4),
@@ -32,11 +41,19 @@ def images(count: int, shape: tuple[int, int, int] = GREY.shape, seed: int = 0) 
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
-ALGORITHMS = [ProtoNetConfig(), MAMLConfig(inner_lr=0.05)]
+ALGORITHMS = [
+    ProtoNetConfig(),
+    MAMLConfig(inner_lr=0.05),
+    BOILConfig(inner_lr=0.05),
+    ReptileConfig(eval_inner_steps=3),
+    MetaSGDConfig(),
+    MAMLPlusPlusConfig(inner_steps=2),
+    R2D2Config(),
+]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda config: config.name)
-def test_prediction_is_that_of_the_learner(algorithm: ProtoNetConfig | MAMLConfig) -> None:
+def test_prediction_is_that_of_the_learner(algorithm: AlgorithmConfig) -> None:
     model = saved_model(algorithm)
     support, labels, queries = images(5), np.array([40, 10, 30, 10, 10]), images(4, seed=1)
 
@@ -51,7 +68,7 @@ def test_prediction_is_that_of_the_learner(algorithm: ProtoNetConfig | MAMLConfi
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda config: config.name)
-def test_a_query_is_classified_alike_alone_and_among_others(algorithm: ProtoNetConfig | MAMLConfig) -> None:
+def test_a_query_is_classified_alike_alone_and_among_others(algorithm: AlgorithmConfig) -> None:
     classifier = FewShotClassifier(saved_model(algorithm))
     adapted = classifier.adapt(images(4), ["b", "a", "c", "a"])
     queries = images(300, seed=1)  # more than one forward pass

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from kshot.algorithms.anil import ANILConfig
 from kshot.algorithms.baseline import BaselineConfig
+from kshot.algorithms.boil import BOILConfig
 from kshot.algorithms.feat import FEATConfig
 from kshot.algorithms.finetune import FinetuneConfig
 from kshot.algorithms.lda import LDAConfig
@@ -13,9 +14,13 @@ from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbeConfig
 from kshot.algorithms.logistic import LogisticConfig
 from kshot.algorithms.maml import MAMLConfig
+from kshot.algorithms.mamlpp import MAMLPlusPlusConfig
 from kshot.algorithms.matching import MatchingConfig
+from kshot.algorithms.meta_sgd import MetaSGDConfig
 from kshot.algorithms.protonet import ProtoNetConfig
+from kshot.algorithms.r2d2 import R2D2Config
 from kshot.algorithms.relation import RelationConfig
+from kshot.algorithms.reptile import ReptileConfig
 from kshot.algorithms.ridge import RidgeConfig
 from kshot.algorithms.siamese import SiameseConfig
 from kshot.algorithms.simpleshot import SimpleShotConfig
@@ -29,6 +34,11 @@ AlgorithmConfig = Annotated[
     | FEATConfig
     | MAMLConfig
     | ANILConfig
+    | BOILConfig
+    | ReptileConfig
+    | MetaSGDConfig
+    | MAMLPlusPlusConfig
+    | R2D2Config
     | LinearProbeConfig
     | SimpleShotConfig
     | RidgeConfig
@@ -43,6 +53,7 @@ AlgorithmConfig = Annotated[
 __all__ = [
     "ANILConfig",
     "AlgorithmConfig",
+    "BOILConfig",
     "BaselineConfig",
     "FEATConfig",
     "FinetuneConfig",
@@ -51,9 +62,13 @@ __all__ = [
     "LinearProbeConfig",
     "LogisticConfig",
     "MAMLConfig",
+    "MAMLPlusPlusConfig",
     "MatchingConfig",
+    "MetaSGDConfig",
     "ProtoNetConfig",
+    "R2D2Config",
     "RelationConfig",
+    "ReptileConfig",
     "RidgeConfig",
     "SiameseConfig",
     "SimpleShotConfig",

@@ -145,6 +145,17 @@ def freeze(backbone: BackboneT, layers: Literal["all"] | Sequence[str]) -> Backb
     return backbone
 
 
+def norm_parameters(backbone: nn.Module) -> list[str]:
+    """The names of the scales and shifts of its normalisation, of those that are trained."""
+    return [
+        f"{name}.{own}" if name else own
+        for name, module in backbone.named_modules()
+        if isinstance(module, ReferenceNorm)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
+
+
 def has_nothing_to_train(backbone: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in backbone.parameters())
 

@@ -42,7 +42,7 @@ class TrainingSettings:
     episodes_per_step: Annotated[int, Field(ge=1)] = 1
     optimizer: OptimizerConfig = Field(default_factory=AdamConfig)
     outer_lr: Annotated[float, Field(gt=0)] = 1e-3
-    schedule: Literal["constant", "halving", "cosine"] = "constant"
+    schedule: Literal["constant", "halving", "cosine", "linear"] = "constant"
     halve_every: Annotated[int, Field(ge=1)] = 2000  # steps, for the halving schedule
     validate_every: Annotated[int, Field(ge=1)] = 200  # steps
     patience: Annotated[int, Field(ge=1)] = 10  # validations in a row without a better accuracy
@@ -58,6 +58,8 @@ class TrainingSettings:
                 return self.outer_lr * 0.5 ** (step // self.halve_every)
             case "cosine":
                 return self.outer_lr * cosine_decay(step, self.n_steps)
+            case "linear":
+                return self.outer_lr * (1 - step / self.n_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,10 @@ class Episodic:
 
     def kept_bytes(self, n_together: int) -> int:
         episode = self.train.load_largest(range(1))
-        return n_together * followed(lambda n: self.learner.meta_loss(episode.first_classes(n)), episode.n_way)
+        at_the_end = 1.0  # when a learner that begins with the first derivative has come to the second
+        return n_together * followed(
+            lambda n: self.learner.meta_loss(episode.first_classes(n), at_the_end), episode.n_way
+        )
 
     def score(self, workers: Workers, lines: LiveLines) -> float:
         self.learner.eval()

@@ -18,6 +18,9 @@ from kshot.backbones.contract import EpisodeWise
 Weights = dict[str, Tensor]
 """(B, *shape) by the parameter's name: the weights of each of B episodes."""
 
+Rate = float | Weights
+"""Of gradient descent: one for all weights, or for each by its name, of a shape that broadcasts to the weight's."""
+
 
 def for_each(parameters: Weights, n_episodes: int) -> Weights:
     """The same weights for every episode, without a copy."""
@@ -30,25 +33,36 @@ def of_episode(weights: Weights, i: int) -> Weights:
 
 
 def descend(
-    loss: Callable[[Weights], Tensor], weights: Weights, *, rate: float, n_steps: int, second_order: bool
+    loss: Callable[[Weights], Tensor], weights: Weights, *, rate: Rate, n_steps: int, second_order: bool
 ) -> Weights:
     """Weights after `n_steps` of gradient descent on `loss`, the sum over the episodes.
 
     Runs in full precision. Differentiable with respect to `weights` where gradients are on; with `second_order` through
     the gradients too.
     """
-    differentiable = torch.is_grad_enabled()
     for _ in range(n_steps):
-        with torch.enable_grad(), full_precision(next(iter(weights.values()))):
-            if not differentiable:
-                weights = leaves(weights)
-            create_graph = differentiable and second_order
-            gradients = torch.autograd.grad(loss(weights), list(weights.values()), create_graph=create_graph)
-        weights = {
-            name: torch.add(weight, gradient, alpha=-rate)
-            for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-        }
+        weights = moved(*gradients_at(weights, loss, second_order=second_order), rate)
     return weights
+
+
+def gradients_at(
+    weights: Weights, loss: Callable[[Weights], Tensor], *, second_order: bool
+) -> tuple[Weights, tuple[Tensor, ...]]:
+    """The weights and, in their order, the gradients of `loss` there. One step of `descend` is `moved` of them."""
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad(), full_precision(next(iter(weights.values()))):
+        if not differentiable:
+            weights = leaves(weights)
+        create_graph = differentiable and second_order
+        return weights, torch.autograd.grad(loss(weights), list(weights.values()), create_graph=create_graph)
+
+
+def moved(weights: Weights, gradients: Sequence[Tensor], rate: Rate) -> Weights:
+    """The weights, each moved against its gradient by its rate. Differentiable with respect to the rates too."""
+    pairs = zip(weights.items(), gradients, strict=True)
+    if isinstance(rate, float):
+        return {name: torch.add(weight, gradient, alpha=-rate) for (name, weight), gradient in pairs}
+    return {name: torch.addcmul(weight, rate[name], gradient, value=-1) for (name, weight), gradient in pairs}
 
 
 def embed_under(backbone: nn.Module, weights: Weights, items: Tensor, n_reference: int | None) -> Tensor:
