@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kshot.algorithms import relation
-from kshot.algorithms.learner import embed_alone
 from kshot.algorithms.maths.losses import SquaredErrorConfig
 from kshot.algorithms.relation import Relation, RelationModule
 from kshot.backbones.contract import Flatten
@@ -79,10 +78,17 @@ def test_with_the_papers_loss_scores_are_regressed_to_one_and_zero() -> None:
         torch.testing.assert_close(learner.meta_loss(episode)[0], expected / len(problem.queries))
 
 
+def test_it_starts_from_differences() -> None:
+    module = RelationModule((12, 1, 1), width=4)
+    same, apart = torch.ones(1, 1, 12), torch.zeros(1, 1, 12)
+    pair = module.of_classes(same) + module.first_of_query(same.view(1, 12, 1, 1))
+    assert float(pair.detach().abs().max()) < 1e-6
+    assert not torch.equal(module.scores(module.of_classes(same), same), module.scores(module.of_classes(apart), same))
+
+
 def test_pairs_that_are_too_many_for_one_pass_are_scored_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
     module = module_of((2, 6, 5))
     classes, queries = torch.randn(2, 5, 3, 60, dtype=torch.float64)
     whole = module.scores(module.of_classes(classes), queries)
     monkeypatch.setattr(relation, "_NUMBERS_AT_ONCE", 2 * 3 * 3 * 4 * 6 * 5)
     torch.testing.assert_close(module.scores(module.of_classes(classes), queries), whole)
-    assert embed_alone(Flatten(), queries).shape == queries.shape

@@ -49,7 +49,8 @@ class Relation(MetaLearner[Tensor]):
     Deviations: the module normalises each pair alone (group normalisation with one group) and not over the pairs of
     the batch, so that a score depends on no other query and no running statistics of training episodes, which the
     authors' code avoids by never leaving training mode; a class of several shots is the mean of its maps, not their
-    sum; the last layer has no bias.
+    sum; the first convolution starts as one of the difference of the two maps, which is learned sooner; the last layer
+    has no bias.
     """
 
     def __init__(self, backbone: nn.Module, module: "RelationModule", loss: EpisodeLoss = query_cross_entropy) -> None:
@@ -89,6 +90,8 @@ class RelationModule(nn.Module):
         channels, *size = map_shape
         self.first_of_class = _convolution(channels, width, size)
         self.first_of_query = _convolution(channels, width, size)
+        with torch.no_grad():
+            self.first_of_query.weight.copy_(-self.first_of_class.weight)
         self.first_norm = nn.GroupNorm(1, width)
         size = _pooled(size)
         self.second = _convolution(width, width, size)
