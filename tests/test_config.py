@@ -78,7 +78,7 @@ WEIGHTS = "task_pool.meta_train.sampler.weights"
         ("dataset.name", True, "dataset.name is true; need a text: put quotes around it"),
         ("dataset.name", None, "dataset.name is null; need a text"),
         ("process", {"native_kernels": "yes"}, "process.native_kernels is 'yes'; need true or false"),
-        ("meta_train.training.schedule", "linear", r"'linear'; need 'constant', 'halving' or 'cosine'"),
+        ("meta_train.training.schedule", "step", r"'step'; need 'constant', 'halving', 'cosine' or 'linear'"),
         ("dataset.name", "../x", r"dataset.name is '../x'"),
         (WEIGHTS, {"ink": -1}, f"{WEIGHTS}: 'ink' has the weight -1; need 0 or a number from 0.001 to 1000"),
         (WEIGHTS, {"ink": "much"}, "'ink' has the weight 'much'; need 0 or"),
