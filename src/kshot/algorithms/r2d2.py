@@ -24,7 +24,7 @@ class R2D2Config:
     """What training starts from: `penalty` per support item, and `scale` of the logits. Both are learned."""
 
     name: Literal["r2d2"] = "r2d2"
-    penalty: Annotated[float, Field(gt=0)] = 50.0
+    penalty: Annotated[float, Field(gt=0)] = 1.0
     scale: Annotated[float, Field(gt=0)] = 10.0
 
     about: ClassVar[About] = About(
@@ -44,7 +44,8 @@ class R2D2(MetaLearner[LinearHead]):
     equations 4 to 6: with fewer items than features the small system is solved, by the Woodbury identity. As in the
     authors' code, a feature of 1 is the bias, and the penalty is one per support item. Deviations: the penalty is
     learned as its logarithm, so that it stays positive; the learned shift of the logits is left out, for it is the same
-    for all classes and a softmax does not see it.
+    for all classes and a softmax does not see it; and the penalty starts from 1, not from the 50 of the authors'
+    settings, with which the logits on Conv4's features begin near 0 (docs/log.md).
 
     In training the features are normalised by the episode's own items, as in the authors' code; outside training by
     population statistics, so that a prediction depends on no other query.
