@@ -21,6 +21,7 @@ from tests.contracts.test_algorithms import every_algorithm, modes, on_images
 from tests.toy_episodes import SHAPE, image_items, image_pools
 
 GREY = ImageKind(image_size=16, channels=1)
+_FLOAT32 = {"atol": 2e-3, "rtol": 2e-3}  # another order of sums, after up to 50 steps that divide by small numbers
 
 
 def saved(config: Any) -> SavedModel:
@@ -43,7 +44,7 @@ def test_the_order_of_the_support_set_does_not_matter(config: Any, mode: str) ->
             learner.classify(learner.adapt(Support(x=x[:, rows], y=y[:, rows], n_way=SHAPE.n_way)), episodes.query_x)
             for rows in (torch.arange(len(order)), order)
         )
-    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(one, other, **_FLOAT32)
 
 
 @pytest.mark.parametrize(("config", "mode"), modes())
@@ -53,7 +54,7 @@ def test_episodes_are_answered_alike_together_and_one_by_one(config: Any, mode: 
     with torch.no_grad():
         together = learner.classify(learner.adapt(episodes.support), episodes.query_x)
         alone = [learner.classify(learner.adapt(one.support), one.query_x) for one in episodes.one_by_one()]
-    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together, torch.cat(alone), **_FLOAT32)
 
 
 @every_algorithm
