@@ -83,6 +83,8 @@ def modes() -> list[Any]:
 
 
 # Those whose own settings are meant for deeper networks and longer trainings than 300 steps with a matrix.
+# They were chosen by their scores on the very episodes that the test scores, where the defaults have 54 to 95.0 %:
+# passing says that the learner can learn this problem, and nothing of its defaults.
 FOR_POINTS = {
     "boil": BOILConfig(inner_steps=2, eval_inner_steps=2),
     "mamlpp": MAMLPlusPlusConfig(inner_lr=0.2),
