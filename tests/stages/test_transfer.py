@@ -14,7 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 from kshot.algorithms import AlgorithmConfig
+from kshot.algorithms.learner import Problem, TransferLearner
 from kshot.config import load_params
+from kshot.episodes.episode import EpisodeShape
 from kshot.errors import ConfigError
 from kshot.evaluation.scorecard import lead_in
 from kshot.model import load_model
@@ -22,9 +24,11 @@ from kshot.serving.classifier import FewShotClassifier
 from kshot.stages import evaluate, meta_train, pretrain, task_pool
 from kshot.workspace import Workspace
 from tests.tiny_project import tiny_params, write_project
+from tests.toy_episodes import LinearBackbone
 
-ON_EPISODES = {"protonet", "maml", "anil"}
-NAMES = [config().name for config in get_args(get_args(AlgorithmConfig)[0]) if config().name not in ON_EPISODES]
+PROBLEM = Problem(train_shape=EpisodeShape(n_way=3, k_shot=1, n_query=2), n_train_classes=3)
+CONFIGS = [config() for config in get_args(get_args(AlgorithmConfig)[0])]
+NAMES = [config.name for config in CONFIGS if isinstance(config.build(LinearBackbone(), PROBLEM), TransferLearner)]
 
 
 def params_of(algorithm: str, **settings: Any) -> dict[str, Any]:
