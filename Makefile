@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun test faults check format ui s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
+.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun test faults check format ui stack stack-status stack-down s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -84,6 +84,15 @@ format: setup  ## Format the code and mend what ruff can
 
 ui: setup  ## The pages of MLflow and Prefect, on this machine only
 	@$(BIN)/python -m infra.ui
+
+stack: setup  ## PostgreSQL, S3, MLflow, Prefect and a worker on this machine, for teams: docs/guide/production.md
+	@$(BIN)/python -m infra.stack start
+
+stack-status: setup  ## Which servers of the stack run and answer
+	@$(BIN)/python -m infra.stack status
+
+stack-down: setup  ## Stop the stack; what it keeps stays
+	@$(BIN)/python -m infra.stack stop
 
 s3-demo: setup  ## The run of params.yaml on a real S3 server: push, wipe, pull, rerun
 	@test -d data || $(BIN)/kshot ingest glyphs

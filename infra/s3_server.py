@@ -31,7 +31,7 @@ def s3_server(folder: Path, *, bucket: str = "kshot") -> Iterator[Bucket]:
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            [_rclone(), "serve", "s3", "--addr", f"127.0.0.1:{port}", str(folder)],
+            [rclone(), "serve", "s3", "--addr", f"127.0.0.1:{port}", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -54,7 +54,8 @@ def s3_server(folder: Path, *, bucket: str = "kshot") -> Iterator[Bucket]:
             server.terminate()
 
 
-def _rclone() -> str:
+def rclone() -> str:
+    """The path of the S3 server's program. Raises StageError where it is not installed."""
     beside = Path(sys.executable).parent / "rclone"
     found = str(beside) if beside.exists() else shutil.which("rclone")
     if found is None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import flows  # noqa: F401  # sets Prefect's folder
 from flows.prefect_server import running_ui_noted, server_command
 from kshot.errors import KshotError, StageError
-from kshot.servers import answers, free_port
+from kshot.servers import answers, free_port, is_free
 from kshot.tracking import default_tracking_uri, prepare_store
 from kshot.workspace import Workspace
 
@@ -123,15 +122,8 @@ class _Server:
             time.sleep(0.2)
 
 
-def _port(wanted: int) -> int:
-    """The usual port, or a free one where that is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError:
-            return free_port()
-    return wanted
+def _port(usual: int) -> int:
+    return usual if is_free(usual) else free_port()
 
 
 if __name__ == "__main__":
