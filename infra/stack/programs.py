@@ -9,9 +9,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
 
 from infra.s3_server import rclone
 from infra.stack.settings import Stack, read_stack, write_private
@@ -116,33 +121,32 @@ def _check_reachable(data: Path) -> None:
 
 
 def _make_databases(stack: Stack) -> None:
-    import psycopg
-    from psycopg import sql
-
     owners = {"mlflow": stack.kept.mlflow_database_password, "prefect": stack.kept.prefect_database_password}
-    with psycopg.connect(as_superuser(stack), autocommit=True) as connection:
+    with _connected(stack) as connection:
         for role, password in owners.items():
-            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone():
-                connection.execute(
-                    sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(password))
-                )
+            if not connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}):
+                connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'"))
         for database in _DATABASES:
-            owner = database.partition("_")[0]
-            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone():
-                connection.execute(
-                    sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(database), sql.Identifier(owner))
-                )
-            connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(database)))
+            if not connection.scalar(text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": database}):
+                connection.execute(text(f"CREATE DATABASE {database} OWNER {database.partition('_')[0]}"))
+            connection.execute(text(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC"))
 
 
 def _postgres_works(stack: Stack) -> bool:
-    import psycopg
-
     try:
-        psycopg.connect(as_superuser(stack), connect_timeout=2).close()
-    except psycopg.Error:
+        with _connected(stack) as connection:
+            return bool(connection.scalar(text("SELECT 1")))
+    except OperationalError:
         return False
-    return True
+
+
+@contextmanager
+def _connected(stack: Stack) -> Iterator[Connection]:
+    engine = create_engine(
+        as_superuser(stack), poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2}
+    )
+    with engine.connect() as connection:
+        yield connection
 
 
 def as_superuser(stack: Stack) -> str:

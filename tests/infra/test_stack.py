@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 import requests
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from infra.stack.programs import as_superuser
 from infra.stack.settings import Stack, read_or_make_stack, read_stack
@@ -114,8 +115,8 @@ def test_no_secret_is_on_a_command_line_or_in_a_log_and_files_are_private(stack:
     lines = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     logs = "".join(path.read_text(encoding="utf-8", errors="replace") for path in stack.logs.iterdir())
     assert logs
-    for text in (lines, logs):
-        assert not [secret for secret in secrets if secret in text]
+    for printed in (lines, logs):
+        assert not [secret for secret in secrets if secret in printed]
     for name in ("kept.env", "client.env", "mlflow-auth.ini"):
         assert stat.S_IMODE((stack.folder / name).stat().st_mode) == 0o600
     client = stack.client_environment_file.read_text(encoding="utf-8")
@@ -125,10 +126,12 @@ def test_no_secret_is_on_a_command_line_or_in_a_log_and_files_are_private(stack:
 
 def test_the_databases_are_apart(stack: Stack) -> None:
     of_prefect = stack.database("prefect", stack.kept.prefect_database_password, name="mlflow")
-    with pytest.raises(psycopg.OperationalError, match="permission denied"):
-        psycopg.connect(of_prefect)
-    with psycopg.connect(as_superuser(stack)) as connection:
-        found = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+    with pytest.raises(OperationalError, match="permission denied"):
+        create_engine(of_prefect).connect()
+    engine = create_engine(as_superuser(stack))
+    with engine.connect() as connection:
+        found = set(connection.scalars(text("SELECT datname FROM pg_database")))
+    engine.dispose()
     assert {"mlflow", "mlflow_auth", "prefect"} <= found
 
 
