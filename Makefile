@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun test faults check format ui stack stack-status stack-down s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
+.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun test faults check format ui stack stack-demo stack-status stack-down s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -87,6 +87,9 @@ ui: setup  ## The pages of MLflow and Prefect, on this machine only
 
 stack: setup  ## PostgreSQL, S3, MLflow, Prefect and a worker on this machine, for teams: docs/guide/production.md
 	@$(BIN)/python -m infra.stack start
+
+stack-demo: setup  ## The demo on that stack: deploy, trigger a run, wait, print its table
+	@$(BIN)/python -m infra.stack demo
 
 stack-status: setup  ## Which servers of the stack run and answer
 	@$(BIN)/python -m infra.stack status

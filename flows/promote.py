@@ -11,6 +11,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 
 from flows.prefect_server import prefect_api
 from flows.stage_task import completed, failed
@@ -19,6 +20,8 @@ from kshot.errors import KshotError
 from kshot.printing import one_line, unstyled
 from kshot.workspace import Workspace
 
+PROMOTED, REFUSED, WAITS = "kshot.model.promoted", "kshot.model.refused", "kshot.model.waits"  # events
+_EVENTS = {"promoted": PROMOTED, "refused": REFUSED, "waits for approval": WAITS}
 NOT_PROMOTED = 3  # the exit code: neither a mistake nor a failure
 
 
@@ -75,6 +78,15 @@ def _promote(root: Path, version: int | None, approve: bool) -> Promotion:
         approved=approve,
         report=get_run_logger().info,
     )
+    if event := _EVENTS.get(outcome.result):
+        emit_event(
+            event,
+            resource={
+                "prefect.resource.id": f"kshot.model.{outcome.name}.{outcome.version}",
+                "prefect.resource.name": f"{outcome.name} version {outcome.version}",
+            },
+            payload={"words": str(outcome)},
+        )
     renew_run_reports(outcome.name, (outcome.version, outcome.champion), root, get_run_logger().warning)
     return Promotion(
         name=outcome.name,

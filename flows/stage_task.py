@@ -11,6 +11,7 @@ from prefect.states import Completed, Failed
 from kshot.errors import KshotError, StageError, TransientStageError
 from kshot.printing import one_line
 from kshot.project.dvc import StageRun, run_stage
+from kshot.project.run_folder import shares_cache
 
 RETRY_DELAYS_S = [1.0, 10.0]
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def stage_task(stage: str, root: Path, *, is_unchanged: bool) -> StageRun:
     if is_unchanged:
         return completed("cached", StageRun(stage=stage, outcome="cached", seconds=0.0))
     try:
-        done = run_stage(stage, root, get_run_logger().info)
+        done = run_stage(stage, root, get_run_logger().info, may_pull=shares_cache())
     except StageError as error:
         return failed(error, StageRun)
     return completed(done.outcome, done)

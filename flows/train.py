@@ -35,22 +35,32 @@ from flows.summary import (
 from kshot.errors import KshotError, StageError
 from kshot.printing import one_line, unstyled
 from kshot.project import dvc
+from kshot.project.data_pointer import take_pointer
 from kshot.project.dvc import StageRun, stage_order
 from kshot.project.lock import hold_workspace
 from kshot.project.remote import check_default_remote
+from kshot.project.run_folder import pull_data
 from kshot.workspace import Workspace
 
 if TYPE_CHECKING:
     from kshot.config import DatasetSettings
 
 
+RESULT = "train-result"  # the key of its artifact
+
+
 @flow(name="train", persist_result=False)
-def train_flow(root: Path = Path()) -> Summary:
-    """Bring every stage of the workspace `root` up to date, push what they made, register the model, promote it."""
+def train_flow(root: Path = Path(), data_pointer: str = "") -> Summary:
+    """Bring every stage of the workspace `root` up to date, push what they made, register the model, promote it.
+
+    `data_pointer` is the text of a data.dvc to use in place of the one that is there.
+    """
     root = root.resolve()
     try:
         with hold_workspace(root, get_run_logger().info):
             close_lost_run(root)
+            if data_pointer and take_pointer(Workspace(root), data_pointer):
+                pull_data(root, get_run_logger().info)
             _check(root)
             stages = bring_up_to_date(root)
             push(root, return_state=True).result()
@@ -114,7 +124,7 @@ def report(root: Path, registered: Registered) -> Path:
 
 def publish(summary: Summary) -> None:
     """Show the result on the flow run's page."""
-    create_markdown_artifact(key="train-result", markdown=to_markdown(summary), description=str(summary.registered))
+    create_markdown_artifact(key=RESULT, markdown=to_markdown(summary), description=str(summary.registered))
     for key, page in (("data-report", summary.data_report), ("run-report", summary.run_report)):
         create_link_artifact(key=key, link=page.as_uri())
 

@@ -1,6 +1,5 @@
-"""python -m infra.stack start | stop | status: the production stack of this machine."""
+"""python -m infra.stack start | stop | status | join | demo: the production stack of this machine."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.stack import supervision
-from infra.stack.settings import Stack, read_or_make_stack, read_stack
+from infra.stack.demo import run_demo
+from infra.stack.settings import read_or_make_stack, read_stack
 from kshot.errors import KshotError
 from kshot.printing import one_line, unstyled
+from kshot.project.remote import Remote, set_default_remote
 from kshot.workspace import Workspace
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -42,6 +43,21 @@ def stop(folder: Place = None) -> None:
 
 
 @app.command()
+def join(folder: Place = None) -> None:
+    """Make the stack's bucket the default DVC remote of this project, on this machine; keys stay in the environment."""
+    stack = read_stack(stack_folder(folder))
+    root = Workspace.find(Path.cwd()).root.resolve()
+    set_default_remote(root, Remote(name="shared", url=f"s3://{stack.project_bucket.name}", endpoint_url=stack.s3_url))
+    print(f"the default remote of {root} is s3://{stack.project_bucket.name} at {stack.s3_url}")
+
+
+@app.command()
+def demo(folder: Place = None) -> None:
+    """The demo on the stack: deploy, trigger a run of the worker, wait for it, and print its table."""
+    run_demo(read_stack(stack_folder(folder)), Workspace.find(Path.cwd()).root.resolve(), Console())
+
+
+@app.command()
 def status(folder: Place = None) -> None:
     """Say which servers run and answer; exit code 1 where one does not."""
     stack = read_stack(stack_folder(folder))
@@ -57,12 +73,6 @@ def status(folder: Place = None) -> None:
 
 def stack_folder(given: Path | None) -> Path:
     return (given or Workspace.find(Path.cwd()).state / "stack").resolve()
-
-
-def running_stack() -> Stack:
-    """The stack of KSHOT_STACK or of this project. Raises ConfigError where there is none."""
-    given = os.environ.get("KSHOT_STACK")
-    return read_stack(stack_folder(Path(given) if given else None))
 
 
 if __name__ == "__main__":

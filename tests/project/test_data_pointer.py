@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kshot.errors import StageError
-from kshot.project.data_pointer import fetch_data, track_data
+from kshot.errors import ConfigError, StageError
+from kshot.project.data_pointer import fetch_data, take_pointer, track_data
 from kshot.workspace import Workspace
 
 
@@ -56,3 +56,16 @@ def test_without_a_dvc_project_only_a_warning_is_given(tmp_path: Path) -> None:
     warnings: list[str] = []
     track_data(Workspace(tmp_path), warnings.append)
     assert len(warnings) == 1 and warnings[0].endswith("is not versioned; next: dvc init")
+
+
+def test_a_pointer_is_taken_only_where_it_points_at_the_datasets(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    text = "outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  hash: md5\n  path: data\n"
+    assert take_pointer(workspace, text)
+    assert workspace.data_pointer.read_text() == text
+    assert not take_pointer(workspace, text)
+    for wrong in (text.replace("path: data", "path: ../elsewhere"), "outs: 3", "- [", "{}"):
+        with pytest.raises(ConfigError, match="data_pointer points at .*; need the text of a data.dvc.*; next: kshot"):
+            take_pointer(workspace, wrong)
+    assert workspace.data_pointer.read_text() == text
+    assert [*tmp_path.iterdir()] == [workspace.data_pointer]

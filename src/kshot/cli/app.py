@@ -21,6 +21,7 @@ from kshot.runtime.error_file import leave_error
 _COMMANDS = (
     data.ingest,
     data.unite,
+    data.announce,
     difficulty.difficulty,
     data.preset,
     learners.algorithms,

@@ -16,6 +16,8 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from kshot.cli.output import say, warn
 from kshot.errors import ConfigError
+from kshot.project.announce import announce as tell_of
+from kshot.project.announce import check_can_announce
 from kshot.project.data_pointer import fetch_data, track_data
 from kshot.workspace import Workspace
 from kshot.yaml_file import typed
@@ -79,6 +81,9 @@ def ingest(
         int, typer.Option(min=0, help="Leave out classes of fewer pictures, as kshot curate does.")
     ] = 0,
     licence: Annotated[str, typer.Option(help="Noted in dataset.json and on the model card.")] = "",
+    announce: Annotated[
+        bool, typer.Option("--announce", help="Then send the data to the remote and tell Prefect, as kshot announce.")
+    ] = False,
 ) -> None:
     """Pack images into data/NAME, or append the new ones; what is left out is listed with the reason."""
     from kshot.ingest import BUILT_IN, Columns, Reading, pack, read_layout
@@ -86,8 +91,12 @@ def ingest(
 
     workspace = Workspace.find()
     data = workspace.data
+    if announce:
+        check_can_announce()
     if source in BUILT_IN and not Path(source).exists():
         _ingest_built_in(context, source, workspace)
+        if announce:
+            _announce(workspace, source)
         return
     if not name and not dry_run:
         raise ConfigError(
@@ -131,13 +140,15 @@ def ingest(
     if min_images:
         _leave_out_small_classes(report.folder, min_images)
     _tell(report, workspace, known=frozenset(row.source for row in opened.refused))
+    if announce:
+        _announce(workspace, report.folder.name)
     say(f"next: set dataset.name: {typed(report.folder.name)} in params.yaml, then make train")
 
 
 def _ingest_built_in(context: typer.Context, source: str, workspace: Workspace) -> None:
     from kshot.ingest import BUILT_IN, ingest_built_in
 
-    given = [option for option in _typed(context) if option != "source"]
+    given = [option for option in _typed(context) if option not in ("source", "announce")]
     if given:
         raise ConfigError(
             f"{source} is built in, with its own name, size, splits and licence; next: kshot ingest {source}"
@@ -146,6 +157,21 @@ def _ingest_built_in(context: typer.Context, source: str, workspace: Workspace) 
     with _progress(f"ingest {source}") as show:
         report = ingest_built_in(BUILT_IN[source], source, workspace.data, progress=show)
     _tell(report, workspace)
+
+
+def announce(name: Annotated[str, typer.Argument(help="Of the dataset, in data/.")]) -> None:
+    """Send the data to the default remote, and tell a Prefect server, whose deployment new-data then trains on it."""
+    workspace = Workspace.find()
+    known = sorted(path.parent.name for path in workspace.data.glob("*/dataset.json"))
+    if name not in known:
+        raise ConfigError(f"no data/{name}; found {', '.join(known) or 'none'}; next: kshot ingest PATH --name {name}")
+    check_can_announce()
+    _announce(workspace, name)
+
+
+def _announce(workspace: Workspace, name: str) -> None:
+    tell_of(workspace, name, say)
+    say(f"announced {name}")
 
 
 def unite() -> None:

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from kshot.errors import StageError
+from kshot.errors import ConfigError, StageError
 from kshot.project.remote import check_default_remote
-from kshot.workspace import Workspace
+from kshot.workspace import DATA, Workspace
 from kshot.yaml_file import read_yaml
 
 _FILES_OF_A_SMALL_DATASET = 3  # dataset.json, manifest and one shard: the embedded glyphs, which can be made again
@@ -22,6 +22,36 @@ def track_data(workspace: Workspace, warn: Callable[[str], None]) -> None:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise StageError(f"dvc add {workspace.data} exited with {done.returncode}: {last}")
+
+
+def take_pointer(workspace: Workspace, text: str) -> bool:
+    """Make `text` the pointer. False where it says what is there already.
+
+    Raises ConfigError for a text that points at anything but the folder of the datasets.
+    """
+    pointer = workspace.data_pointer
+    if pointer.is_file() and pointer.read_text(encoding="utf-8") == text:
+        return False
+    beside = pointer.with_name(f".{pointer.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    try:
+        paths = _paths(beside)
+        if paths == [DATA.name]:
+            beside.replace(pointer)
+            return True
+    finally:
+        beside.unlink(missing_ok=True)
+    raise ConfigError(
+        f"data_pointer points at {', '.join(paths) or 'nothing'}; need the text of a data.dvc, which points at "
+        f"{DATA}; next: kshot announce NAME"
+    )
+
+
+def _paths(pointer: Path) -> list[str]:
+    try:
+        return [str(out["path"]) for out in read_yaml(pointer)["outs"]]
+    except (ConfigError, KeyError, TypeError):
+        return []
 
 
 def fetch_data(workspace: Workspace) -> None:

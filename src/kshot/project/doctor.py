@@ -50,7 +50,7 @@ def checks(root: Path) -> tuple[Finding, ...]:
     return (
         _python(),
         _source(root),
-        _packages(root / "requirements.lock"),
+        check_packages(root / "requirements.lock"),
         _torch_pair(),
         _git(root),
         params.finding,
@@ -93,7 +93,8 @@ def _source(root: Path) -> Finding:
     return _finding("source", True, str(Path(kshot.__file__).parent), needed, "")
 
 
-def _packages(lock: Path) -> Finding:
+def check_packages(lock: Path) -> Finding:
+    """Whether this environment has what the lock names."""
     needed = "every package at the version in requirements.lock"
     if not lock.is_file():
         return _finding("packages", False, f"no {lock}", needed, "run in the project folder")

@@ -107,8 +107,10 @@ def unchanged_stages(order: Sequence[str], root: Path, on_line: Callable[[str], 
     return tuple(takewhile(lambda stage: stage not in changed, order))
 
 
-def run_stage(stage: str, root: Path, on_line: Callable[[str], None]) -> StageRun:
+def run_stage(stage: str, root: Path, on_line: Callable[[str], None], *, may_pull: bool = False) -> StageRun:
     """Bring one stage up to date, passing every line to `on_line` while it runs.
+
+    With `may_pull` the outputs of an earlier run of the same may come from the remote.
 
     Raises RejectedStageError when the stage exits with 2, TransientStageError when it was killed or DVC
     could not get its lock, StageError otherwise; each with the message that the stage left.
@@ -122,7 +124,7 @@ def run_stage(stage: str, root: Path, on_line: Callable[[str], None]) -> StageRu
         ran = ran or line == start_line
         on_line(line)
 
-    run_dvc(["repro", "--single-item", stage], root, note, doing=stage)
+    run_dvc(["repro", "--single-item", *(["--pull"] if may_pull else []), stage], root, note, doing=stage)
     return StageRun(stage=stage, outcome="ran" if ran else "cached", seconds=time.monotonic() - started)
 
 
