@@ -1,8 +1,6 @@
 """Moving the champion alias with the real MLflow on SQLite: one winner, a full history, a way back."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from kshot.tracking import (
     version_with,
 )
 from kshot.tracking.store import open_store
+from tests.tracking.racers import race
 
 pytestmark = pytest.mark.usefixtures("smoke_test_here")
 
@@ -182,65 +181,17 @@ def test_a_model_without_champion_says_which_version_was_refused_and_why(three_v
         fetch_model("models:/toy@champion", three_versions)
 
 
-RACER = """
-import sys
-from pathlib import Path
-from kshot.errors import StageError
-from kshot.tracking import champion, move_champion, version_with
-
-champion.smoke_test = lambda version: None  # a hundred loads of a model say nothing more
-root, version = Path(sys.argv[1]), int(sys.argv[2])
-print("ready", flush=True)
-for line in sys.stdin:
-    try:
-        move_champion("toy", root, version=version, expected=int(line), reason="race", by=f"racer {version}")
-        print("won", flush=True)
-    except StageError:
-        print("lost", flush=True)
-"""
 N_RACES = 100
 
 
 def test_of_two_promotions_at_once_one_wins_a_hundred_times_and_no_entry_is_lost(
     registry: str, three_versions: Path
 ) -> None:
-    """Two processes are told at once to replace the same champion, each by a version of its own."""
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, str(three_versions), str(version)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for version in (2, 3)
-    ]
     promote(three_versions, 1, None)
-    assert [line_of(racer) for racer in racers] == ["ready", "ready"]
-    client = MlflowClient(tracking_uri=registry)
-    for _ in range(N_RACES):
-        for racer in racers:
-            tell(racer, "1")
-        results = {version: line_of(racer) for version, racer in zip((2, 3), racers, strict=True)}
-        assert sorted(results.values()) == ["lost", "won"]
-        winner = next(version for version, result in results.items() if result == "won")
-        assert client.get_registered_model("toy").aliases["champion"] == winner
-        client.set_registered_model_alias("toy", "champion", "1")
-    for racer in racers:
-        racer.communicate(timeout=30)
+    race((three_versions, three_versions), MlflowClient(tracking_uri=registry), N_RACES)
     raced = [move for move in history("toy", three_versions) if move.reason == "race" or move.outcome == "refused"]
     assert [move.outcome for move in raced].count("moved") == N_RACES
     assert [move.outcome for move in raced].count("refused") == N_RACES
-
-
-def tell(racer: subprocess.Popen[str], line: str) -> None:
-    assert racer.stdin is not None
-    racer.stdin.write(f"{line}\n")
-    racer.stdin.flush()
-
-
-def line_of(racer: subprocess.Popen[str]) -> str:
-    assert racer.stdout is not None
-    return racer.stdout.readline().strip()
 
 
 def dies(*arguments: Any, **keywords: Any) -> None:

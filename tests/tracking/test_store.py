@@ -1,5 +1,8 @@
 """A tracking server that is of no use is named soon, in one line."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -54,3 +57,21 @@ def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         match=r"^MLFLOW_TRACKING_URI is postgresql://127.0.0.1:9/x: Connection refused; need a PostgreSQL database; ",
     ):
         history("toy", tmp_path, "postgresql://me:secret@127.0.0.1:9/x")
+
+
+NOTE_AT_IMPORT = """
+import os, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlflow":
+            print(os.environ.get("MLFLOW_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Finder())
+import kshot.tracking
+"""
+
+
+def test_telemetry_is_off_before_mlflow_is_imported() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-W", "ignore", "-c", NOTE_AT_IMPORT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "true\n"

@@ -1,5 +1,6 @@
 """Runs, the model registry and its aliases in MLflow: the only package that imports mlflow, which takes seconds."""
 
+import kshot.tracking.environment  # noqa: F401  before anything imports mlflow
 from kshot.tracking.champion import Move, history, last_decision, move_champion, record_decision, rollback
 from kshot.tracking.runs import (
     CHALLENGER,

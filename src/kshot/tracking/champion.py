@@ -13,7 +13,8 @@ The history is one tag of the registered model for each entry, so that it is see
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,8 +61,7 @@ def move_champion(
     Raises StageError, with the champion as it was, when it is another one by now or when the version fails
     its smoke test; the history has that attempt too. Raises ModelError for an unknown model or version.
     """
-    check_registry(root, tracking_uri)
-    with open_store(root, tracking_uri) as client:
+    with _changing(name, root, tracking_uri) as client:
         find_version(client, name, None, str(version))
         moves = _settled_history(client, name)
         return _move(client, name, moves, "promote", version, expected, reason, by)
@@ -69,8 +69,7 @@ def move_champion(
 
 def rollback(name: str, root: Path, *, reason: str, by: str, tracking_uri: str | None = None) -> Move:
     """Make the champion before this one champion again. Raises ModelError where there is none to go back to."""
-    check_registry(root, tracking_uri)
-    with open_store(root, tracking_uri) as client:
+    with _changing(name, root, tracking_uri) as client:
         champion = int(find_version(client, name, CHAMPION, None).version)
         moves = _settled_history(client, name)
         before = _way_back(moves)
@@ -84,6 +83,10 @@ def history(name: str, root: Path, tracking_uri: str | None = None) -> tuple[Mov
     check_registry(root, tracking_uri)
     with open_store(root, tracking_uri) as client:
         check_name(client, name)
+        moves = _read(client, name)
+        if not _is_begun(moves) and _unknown_champion(client, name, moves) is None:
+            return moves
+    with _changing(name, root, tracking_uri) as client:
         return _settled_history(client, name)
 
 
@@ -107,6 +110,16 @@ def last_decision(mlflow_run_id: str, root: Path) -> dict[str, Any] | None:
         path = download(f"runs:/{mlflow_run_id}/{stored[-1]}", Path(folder))
         decision: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return decision
+
+
+@contextmanager
+def _changing(name: str, root: Path, tracking_uri: str | None) -> Iterator[MlflowClient]:
+    """A client that may change the model `name`, which there has to be already: a lock is made for no other."""
+    check_registry(root, tracking_uri)
+    with open_store(root, tracking_uri) as client:
+        check_name(client, name)
+    with open_store(root, tracking_uri, change=name) as client:
+        yield client
 
 
 def _move(
@@ -167,17 +180,16 @@ def _carry_out(client: MlflowClient, name: str, moves: tuple[Move, ...]) -> Move
 def _settled_history(client: MlflowClient, name: str) -> tuple[Move, ...]:
     """The history, with entries that were begun carried out, and moves by other means noted."""
     moves = _read(client, name)
-    if moves and moves[-1].outcome == "begun":
+    if _is_begun(moves):
         moves = (*moves[:-1], _carry_out(client, name, moves))
-    champion = _holder(client, name, CHAMPION)
-    known = _stack(moves)
-    if champion is not None and champion != (known[-1] if known else None):
+    unknown = _unknown_champion(client, name, moves)
+    if unknown is not None:
         entry = Move(
             number=len(moves) + 1,
             time=_now(),
             action="outside",
-            version=champion,
-            champion=known[-1] if known else None,
+            version=unknown,
+            champion=_last_champion(moves),
             outcome="moved",
             reason="the alias was set by other means than kshot",
             by="unknown",
@@ -185,6 +197,21 @@ def _settled_history(client: MlflowClient, name: str) -> tuple[Move, ...]:
         _write(client, name, entry)
         moves = (*moves, entry)
     return moves
+
+
+def _is_begun(moves: tuple[Move, ...]) -> bool:
+    return bool(moves) and moves[-1].outcome == "begun"
+
+
+def _unknown_champion(client: MlflowClient, name: str, moves: tuple[Move, ...]) -> int | None:
+    """The champion, where it is not the one that the history ends with."""
+    champion = _holder(client, name, CHAMPION)
+    return None if champion == _last_champion(moves) else champion
+
+
+def _last_champion(moves: tuple[Move, ...]) -> int | None:
+    stack = _stack(moves)
+    return stack[-1] if stack else None
 
 
 def _stack(moves: tuple[Move, ...]) -> list[int]:

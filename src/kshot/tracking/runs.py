@@ -22,24 +22,24 @@ from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import time
+from time import sleep, time
 from typing import Any, TypeVar
 
+import mlflow
 import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from kshot.errors import StageError
 from kshot.tracking.store import LOST, all_pages, default_tracking_uri, open_store
+from kshot.tracking.turn import PAUSES_S, is_lost
 from kshot.workspace import Workspace
-
-import mlflow  # isort: skip  # after store.py, which settles what it reads while it is imported
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 KEY_TAG = "dvc_lock_sha256"
@@ -141,16 +141,16 @@ def register(record: RunRecord, tracking_uri: str | None = None) -> Registration
 
     `tracking_uri` takes precedence over MLFLOW_TRACKING_URI, and that over the SQLite file of `record.root`.
     """
-    with open_store(record.root, tracking_uri) as client:
+    with open_store(record.root, tracking_uri, change=record.model_name) as client:
         known = _find_version(client, record.model_name, record.dvc_lock_sha256)
         return _settled(client, known or _create_version(client, record), created=known is None)
 
 
 def registered(name: str, dvc_lock_sha256: str, root: Path, tracking_uri: str | None = None) -> Registration | None:
-    """The version of `name` that the run of this dvc.lock became, with its alias settled; None where there is none."""
+    """The version of `name` that the run of this dvc.lock became; None where `register` has something left to do."""
     with open_store(root, tracking_uri) as client:
         known = _find_version(client, name, dvc_lock_sha256)
-        return None if known is None else _settled(client, known, created=False)
+        return _settled(client, known, created=False) if known is not None and _is_complete(known) else None
 
 
 def _settled(client: MlflowClient, version: ModelVersion, *, created: bool) -> Registration:
@@ -172,20 +172,48 @@ def _find_version(client: MlflowClient, name: str, dvc_lock_sha256: str) -> Mode
 
 def _create_version(client: MlflowClient, record: RunRecord) -> ModelVersion:
     experiment_id = _experiment(client, record)
+    _close_open_runs(client, experiment_id, record)
     run_id, model_id = _finished_run(client, experiment_id, record) or _log_run(client, experiment_id, record)
+    _close_open_runs(client, experiment_id, record)  # there is one where the answer to its creation was lost
     try:
         client.create_registered_model(record.model_name, description="Few-shot classifier; see each version's card.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return client.create_model_version(
-        record.model_name,
-        source=f"models:/{model_id}",
-        run_id=run_id,
-        model_id=model_id,
-        tags=_version_tags(record),
-        description=_description(record.model_card),
-    )
+    return _the_version(client, record, run_id, model_id)
+
+
+def _the_version(client: MlflowClient, record: RunRecord, run_id: str, model_id: str) -> ModelVersion:
+    """The one version of this run, whoever made it.
+
+    Where the answer to the creation was lost, the version may be there or not: only a look tells. And a process that
+    was stopped right before it sent the request may find, after it, a version of the one that took its turn: then the
+    lower one counts, as for everybody else.
+    """
+    for pause_s in PAUSES_S:
+        try:
+            created = client.create_model_version(
+                record.model_name,
+                source=f"models:/{model_id}",
+                run_id=run_id,
+                model_id=model_id,
+                tags=_version_tags(record),
+                description=_description(record.model_card),
+            )
+        except MlflowException as error:
+            known = _find_version(client, record.model_name, record.dvc_lock_sha256) if is_lost(error) else None
+            if known is not None:
+                return known
+            if pause_s is None or not is_lost(error):
+                raise
+            sleep(pause_s)
+        else:
+            break
+    first = _find_version(client, record.model_name, record.dvc_lock_sha256)
+    if first is None or int(first.version) == int(created.version):
+        return created
+    client.delete_model_version(record.model_name, str(created.version))
+    return first
 
 
 def _experiment(client: MlflowClient, record: RunRecord) -> str:
@@ -210,15 +238,23 @@ def _experiment(client: MlflowClient, record: RunRecord) -> str:
 
 
 def _finished_run(client: MlflowClient, experiment_id: str, record: RunRecord) -> tuple[str, str] | None:
-    """Run and model of an earlier call that died before it made the version; others are closed as FAILED."""
-    runs = list(all_pages(partial(client.search_runs, [experiment_id]), f"tags.{KEY_TAG} = '{record.dvc_lock_sha256}'"))
+    """Run and model of an earlier call that died before it made the version."""
     finished = None
-    for run in runs:
-        if run.info.status == "RUNNING":
-            client.set_terminated(run.info.run_id, "FAILED")
-        elif run.info.status == "FINISHED" and run.outputs and run.outputs.model_outputs:
+    for run in _runs(client, experiment_id, record):
+        if run.info.status == "FINISHED" and run.outputs and run.outputs.model_outputs:
             finished = (run.info.run_id, run.outputs.model_outputs[0].model_id)
     return finished
+
+
+def _close_open_runs(client: MlflowClient, experiment_id: str, record: RunRecord) -> None:
+    """Close as FAILED what an earlier call left open: nobody but the holder of the lock works on this run."""
+    for run in _runs(client, experiment_id, record):
+        if run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "FAILED")
+
+
+def _runs(client: MlflowClient, experiment_id: str, record: RunRecord) -> list[Run]:
+    return list(all_pages(partial(client.search_runs, [experiment_id]), f"tags.{KEY_TAG} = '{record.dvc_lock_sha256}'"))
 
 
 def _log_run(client: MlflowClient, experiment_id: str, record: RunRecord) -> tuple[str, str]:
@@ -323,11 +359,15 @@ def _version_tags(record: RunRecord) -> dict[str, str]:
 def _settle_alias(client: MlflowClient, version: ModelVersion) -> str | None:
     """Make a new version the challenger; for a complete one, only return which alias it has."""
     name, number = version.name, str(version.version)
-    if _STATE_TAG not in version.tags:
+    if not _is_complete(version):
         client.set_registered_model_alias(name, CHALLENGER, number)
         client.set_model_version_tag(name, number, _STATE_TAG, "complete")
     held = [alias for alias, holder in aliases(client, name).items() if holder == number]
     return min(held, key=lambda alias: (alias != CHAMPION, alias), default=None)
+
+
+def _is_complete(version: ModelVersion) -> bool:
+    return _STATE_TAG in version.tags
 
 
 def aliases(client: MlflowClient, name: str) -> dict[str, str]:

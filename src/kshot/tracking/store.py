@@ -1,4 +1,4 @@
-"""The tracking store, used by one process at a time. Importing mlflow takes seconds; its settings come first."""
+"""The tracking store, used by one process at a time."""
 
 import logging
 import os
@@ -9,18 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
-
-from kshot.errors import StageError
-from kshot.servers import PATIENCE_S, proxy_for, public, why_silent
-from kshot.tracking.relocation import relocate
-from kshot.workspace import Workspace
-
-# mlflow reads the first while it is imported; the second would draw a bar for every copied file
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
 import mlflow
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
@@ -29,6 +19,12 @@ from mlflow.utils.rest_utils import http_request
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
+
+from kshot.errors import StageError
+from kshot.servers import PATIENCE_S, proxy_for, public, why_silent
+from kshot.tracking.relocation import relocate
+from kshot.tracking.turn import is_lost, turn
+from kshot.workspace import Workspace
 
 _LOCK_TIMEOUT_S = 600.0
 _SQLITE, _POSTGRES, _SERVERS = "sqlite:///", "postgresql", ("http://", "https://")
@@ -57,12 +53,14 @@ def prepare_store(root: Path, tracking_uri: str | None = None) -> str:
 
 
 @contextmanager
-def open_store(root: Path, tracking_uri: str | None = None) -> Iterator[MlflowClient]:
+def open_store(root: Path, tracking_uri: str | None = None, *, change: str | None = None) -> Iterator[MlflowClient]:
     """A client of the tracking store, for one process at a time.
 
     `tracking_uri` takes precedence over MLFLOW_TRACKING_URI, and that over the SQLite file of `root`. The lock keeps
     two first starts from migrating one database at once, two registrations of one run from making two
     versions, and two promotions from moving one alias: MLflow's own write of an alias is last writer wins.
+    A database is locked as a whole. On a tracking server it is the model `change` that one process at a time changes;
+    None reads, or writes what may be written twice, and waits for nobody.
     MLflow's fluent calls read a global address: it is put back afterwards.
     """
     outer_uri, outer_path = os.environ.get("MLFLOW_TRACKING_URI"), list(sys.path)
@@ -70,7 +68,7 @@ def open_store(root: Path, tracking_uri: str | None = None) -> Iterator[MlflowCl
     logger = logging.getLogger("mlflow")
     outer_level = logger.level
     try:
-        with _alone(address, root):
+        with _alone(address):
             logger.setLevel(logging.WARNING)
             if address == default_tracking_uri(root):
                 for before in relocate(root):
@@ -78,12 +76,18 @@ def open_store(root: Path, tracking_uri: str | None = None) -> Iterator[MlflowCl
             check_server(address)
             mlflow.set_tracking_uri(address)
             try:
-                yield MlflowClient()
+                if change is not None and address.startswith(_SERVERS):
+                    with turn(change, _LOCK_TIMEOUT_S) as client:
+                        yield client
+                else:
+                    yield MlflowClient()
             finally:
                 mlflow.set_tracking_uri(outer_uri)  # type: ignore[arg-type]  # None puts the default back
                 logger.setLevel(outer_level)
                 sys.path[:] = outer_path  # checking a logged model puts its temporary code folder here
     except MlflowException as error:
+        if address.startswith(_SERVERS) and is_lost(error):
+            raise _no_server(address, f"{why_silent(error)}{proxy_for(address)}", "an MLflow server") from error
         raise StageError(f"MLflow refused: {first_line(error)}; next: kshot doctor") from error
 
 
@@ -124,18 +128,16 @@ def all_pages(search: Callable[..., PagedList[T]], *filters: str) -> Iterator[T]
 
 
 @contextmanager
-def _alone(address: str, root: Path) -> Iterator[None]:
-    """Hold the lock of a store: a file beside a SQLite database, an advisory lock of a PostgreSQL one.
-
-    A tracking server shows no lock of its database: there a file in the project folder is locked,
-    which keeps apart the processes of one machine only.
-    """
+def _alone(address: str) -> Iterator[None]:
+    """Hold the lock of a database: a file beside SQLite, an advisory lock of PostgreSQL. A server has `turn.py`."""
+    if not address.startswith((_SQLITE, _POSTGRES)):
+        yield
+        return
     if address.startswith(_POSTGRES):
         with _advisory_lock(address):
             yield
         return
-    path = Path(address.removeprefix(_SQLITE)) if address.startswith(_SQLITE) else Workspace(root).registry_database
-    lock = path.with_suffix(".lock")
+    lock = Path(address.removeprefix(_SQLITE)).with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock, timeout=_LOCK_TIMEOUT_S):

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kshot.errors import ModelError
-from kshot.tracking.runs import CHAMPION, aliases
-from kshot.tracking.store import LOST, all_pages, default_tracking_uri, first_line, open_store
-from kshot.workspace import Workspace
-
-import mlflow  # isort: skip
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+
+from kshot.errors import ModelError
+from kshot.tracking.runs import CHAMPION, aliases
+from kshot.tracking.store import LOST, all_pages, default_tracking_uri, first_line, open_store
+from kshot.tracking.turn import is_lock
+from kshot.workspace import Workspace
 
 _NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
 _NAMES_SHOWN = 10
@@ -101,7 +102,7 @@ def check_name(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code != _NOT_THERE:
             raise
-        known = sorted(model.name for model in all_pages(client.search_registered_models))
+        known = sorted(model.name for model in all_pages(client.search_registered_models) if not is_lock(model.name))
         raise ModelError(f"no registered model {name!r}; known: {_listed(known)}; next: kshot register") from None
 
 
