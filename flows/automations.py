@@ -26,7 +26,9 @@ from kshot.printing import one_line
 
 POOL, QUEUE = "kshot", "training"
 SIGN_OF_LIFE = "prefect.flow-run.heartbeat"
-_SILENT = timedelta(seconds=75)  # two and a half of the signs that a worker's runs give every 30 s
+# Prefect looks at windows of this length that follow one another, so a run that died just after a sign is found after
+# two of them, 84 s; the signs come every 30 s, which leaves a busy machine 12 s.
+_SILENT = timedelta(seconds=42)
 _WEBHOOK, _BLOCK = "KSHOT_WEBHOOK", "kshot"
 _PENDING = "prefect.flow-run.Pending"
 _PREPARES = timedelta(minutes=15)  # a clone and its data

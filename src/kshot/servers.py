@@ -1,5 +1,6 @@
 """Servers: a free port for one on this machine, whether one answers, and in what words one does not."""
 
+import base64
 import http.client
 import json
 import os
@@ -98,6 +99,13 @@ def why_silent(error: BaseException) -> str:
             case OSError() if cause.strerror:
                 return cause.strerror.lower()
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def authorization(words: str, token: str) -> dict[str, str]:
+    """The header of a question with `words`, user:password, or else with a token; none without either."""
+    if words:
+        return {"Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"}
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def public(url: str) -> str:

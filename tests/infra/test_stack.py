@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,15 @@ from infra.stack.programs import as_superuser
 from infra.stack.settings import Stack, read_or_make_stack, read_stack
 from infra.stack.supervision import is_running, state_of, supervisor_of
 from kshot.errors import ConfigError
+from kshot.project import stack_checks as module_of_checks
 from kshot.project.bucket import ensure_bucket
+from kshot.project.doctor import Finding
+from kshot.project.remote import Remote, set_default_remote
+from kshot.project.stack_checks import stack_checks
+from tests.dvc_project import workspace, workspace_template
 from tests.tools import lacking
+
+__all__ = ["workspace", "workspace_template"]
 
 _WAIT_S = 90
 
@@ -130,9 +138,9 @@ def test_the_databases_are_apart(stack: Stack) -> None:
         create_engine(of_prefect).connect()
     engine = create_engine(as_superuser(stack))
     with engine.connect() as connection:
-        found = set(connection.scalars(text("SELECT datname FROM pg_database")))
+        databases = set(connection.scalars(text("SELECT datname FROM pg_database")))
     engine.dispose()
-    assert {"mlflow", "mlflow_auth", "prefect"} <= found
+    assert {"mlflow", "mlflow_auth", "prefect"} <= databases
 
 
 def test_a_server_that_is_killed_is_started_again_and_forgets_nothing(stack: Stack) -> None:
@@ -182,3 +190,59 @@ def test_a_folder_without_a_stack_and_a_damaged_one_say_what_to_do(tmp_path: Pat
     path.write_text(path.read_text(encoding="utf-8").replace("S3_PORT=", "S3_PORT=x"), encoding="utf-8")
     with pytest.raises(ConfigError, match="need every port and key of the stack; next: put back a copy"):
         read_stack(tmp_path)
+
+
+@pytest.fixture
+def as_project(stack: Stack, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project that uses the stack."""
+    for name, value in stack.client_environment().items():
+        monkeypatch.setenv(name, value)
+    bucket = stack.project_bucket
+    set_default_remote(workspace, Remote(name="shared", url=f"s3://{bucket.name}", endpoint_url=stack.s3_url))
+    return workspace
+
+
+def found(root: Path) -> dict[str, Finding]:
+    return {finding.name: finding for finding in stack_checks(root)}
+
+
+def test_the_doctor_finds_every_server_and_what_is_missing_on_it(as_project: Path, stack: Stack) -> None:
+    seen = found(as_project)
+    wrong = {name for name, finding in seen.items() if not finding.ok}
+    assert wrong == {"deployments", "dead runs"}  # which nobody has made here
+    assert seen["dead runs"].fix == "python -m flows.automations"
+    assert seen["worker"].found == "stack"
+    assert seen["mlflow version"].found == version("mlflow")
+    assert not [secret for secret in secrets_of(stack) if secret in str(seen)]
+
+
+def test_the_doctor_tells_a_wrong_key_from_a_server_that_is_away(
+    as_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "kshot:another")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another" * 4)
+    seen = found(as_project)
+    assert "answers 401" in seen["mlflow"].found
+    assert seen["mlflow"].fix.startswith("correct the account and its password")
+    assert "answers 401" in seen["prefect"].found
+    assert "answered 403" in seen["bucket"].found
+    assert "access_key_id and secret_access_key" in seen["bucket"].fix
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    seen = found(as_project)
+    assert "nothing listens there" in seen["mlflow"].found
+    assert "PREFECT_API_URL is not set" in seen["prefect"].found
+    assert "AWS_ACCESS_KEY_ID not set" in seen["bucket"].found
+    assert all(finding.fix for finding in seen.values() if not finding.ok)
+
+
+def test_clocks_that_are_apart_and_another_version_are_named(as_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time
+    monkeypatch.setattr(module_of_checks.time, "time", lambda: now() - 120)
+    monkeypatch.setattr(module_of_checks, "version", lambda package: "1.2.3")
+    seen = found(as_project)
+    assert re.match(r"\+1[12]\d s", seen["mlflow clock"].found)
+    assert seen["mlflow clock"].fix == "set both clocks by NTP"
+    assert seen["prefect version"].fix == "run prefect 1.2.3 there"

@@ -1,5 +1,7 @@
 """Commands on this machine and its environment."""
 
+from typing import Annotated
+
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -8,11 +10,14 @@ from kshot.printing import unstyled
 from kshot.workspace import Workspace
 
 
-def doctor() -> None:
+def doctor(
+    stack: Annotated[bool, typer.Option("--stack", help="The servers of a team, and what is on them.")] = False,
+) -> None:
     """Say what is missing on this machine and how to get it."""
     from kshot.project.doctor import checks
+    from kshot.project.stack_checks import stack_checks
 
-    results = checks(Workspace.nearest().root.resolve())
+    results = (stack_checks if stack else checks)(Workspace.nearest().root.resolve())
     table = Table("", "check")
     for column in ("found", "needed", "next"):
         table.add_column(column, overflow="fold")

@@ -1,6 +1,5 @@
 """Tells a Prefect server of new data; the deployment `new-data` begins a run on it."""
 
-import base64
 import json
 import os
 import urllib.request
@@ -10,7 +9,7 @@ from uuid import uuid4
 
 from kshot.errors import ConfigError, StageError
 from kshot.project.dvc import run_dvc
-from kshot.servers import PATIENCE_S, proxy_for, public, why_silent
+from kshot.servers import PATIENCE_S, authorization, proxy_for, public, why_silent
 from kshot.workspace import Workspace
 
 EVENT = "kshot.dataset.announced"
@@ -43,7 +42,10 @@ def announce(workspace: Workspace, dataset: str, on_line: Callable[[str], None])
     request = urllib.request.Request(  # noqa: S310  http or https, see above
         url,
         data=json.dumps([event]).encode(),
-        headers={"Content-Type": "application/json", **_authorization()},
+        headers={
+            "Content-Type": "application/json",
+            **authorization(os.environ.get(_AUTH, ""), os.environ.get(_KEY, "")),
+        },
     )
     try:
         urllib.request.urlopen(request, timeout=PATIENCE_S).close()  # noqa: S310
@@ -52,11 +54,3 @@ def announce(workspace: Workspace, dataset: str, on_line: Callable[[str], None])
             f"{public(url)} was not told of {dataset}: {why_silent(error)}{proxy_for(url)}; need a Prefect server with "
             f"the key of {_AUTH}; next: kshot announce {dataset}"
         ) from error
-
-
-def _authorization() -> dict[str, str]:
-    if words := os.environ.get(_AUTH):
-        return {"Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"}
-    if key := os.environ.get(_KEY):
-        return {"Authorization": f"Bearer {key}"}
-    return {}
