@@ -68,7 +68,7 @@ def open_store(root: Path, tracking_uri: str | None = None, *, change: str | Non
     logger = logging.getLogger("mlflow")
     outer_level = logger.level
     try:
-        with _alone(address):
+        with _alone(address, root):
             logger.setLevel(logging.WARNING)
             if address == default_tracking_uri(root):
                 for before in relocate(root):
@@ -128,16 +128,20 @@ def all_pages(search: Callable[..., PagedList[T]], *filters: str) -> Iterator[T]
 
 
 @contextmanager
-def _alone(address: str) -> Iterator[None]:
-    """Hold the lock of a database: a file beside SQLite, an advisory lock of PostgreSQL. A server has `turn.py`."""
-    if not address.startswith((_SQLITE, _POSTGRES)):
+def _alone(address: str, root: Path) -> Iterator[None]:
+    """Hold the lock of a database: an advisory lock of PostgreSQL, a file beside SQLite. A server has `turn.py`.
+
+    For any other kind of store a file in the project folder is locked, which keeps apart its own processes only.
+    """
+    if address.startswith(_SERVERS):
         yield
         return
     if address.startswith(_POSTGRES):
         with _advisory_lock(address):
             yield
         return
-    lock = Path(address.removeprefix(_SQLITE)).with_suffix(".lock")
+    path = Path(address.removeprefix(_SQLITE)) if address.startswith(_SQLITE) else Workspace(root).registry_database
+    lock = path.with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock, timeout=_LOCK_TIMEOUT_S):

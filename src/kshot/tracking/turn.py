@@ -145,12 +145,12 @@ class _Place:
         """Return when every ticket below this process's own has ended."""
         self._make_lock()
         begun = reported = before = time.monotonic()
-        heard = 0.0  # seconds in which the server answered and this process ran; a holder was able to renew in them
+        heard = 0.0  # seconds, without those in which this process or the server stood still: then nobody could renew
         last_renewals: dict[int, tuple[str, float]] = {}
         while True:
             tickets = self._open_tickets()
             now = time.monotonic()
-            heard += min(now - before, 2 * _POLL_EVERY_S)
+            heard += min(now - before, _RENEW_EVERY_S)
             before = now
             if now - begun > patience_s:
                 raise StageError(
@@ -224,6 +224,11 @@ class _Place:
             with _one_attempt():
                 self.client.create_model_version(self.lock, _NOWHERE, tags=tags, await_creation_for=0)
         except MlflowException as error:
+            if error.error_code == "PERMISSION_DENIED":
+                raise StageError(
+                    f"the MLflow server lets this user not change {self.lock}, the lock of {self.name}; "
+                    "need EDIT on both; next: ask who manages the server"
+                ) from error
             if not is_lost(error):
                 raise
 
