@@ -35,9 +35,8 @@ _PREPARES = timedelta(minutes=15)  # a clone and its data
 _ENDS = tuple(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed"))
 _TOLD = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed", REFUSED, WAITS, PROMOTED)
 _PAYLOAD = (
-    '{"text": "{{ event.event }}: {{ event.resource.name }}'
-    "{% if event.payload.words %}, {{ event.payload.words }}{% endif %}"
-    '{% if flow_run %}, {{ flow_run.name }} {{ flow_run.state.message }}{% endif %}"}'
+    '{"text": "{{ event.event }}: {{ event.resource.name }}, '
+    '{% if event.payload.words %}{{ event.payload.words }}{% else %}{{ flow_run.state.message }}{% endif %}"}'
 )
 
 

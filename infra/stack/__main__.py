@@ -47,7 +47,7 @@ def join(folder: Place = None) -> None:
     """Make the stack's bucket the default DVC remote of this project, on this machine; keys stay in the environment."""
     stack = read_stack(stack_folder(folder))
     root = Workspace.find(Path.cwd()).root.resolve()
-    set_default_remote(root, Remote(name="shared", url=f"s3://{stack.project_bucket.name}", endpoint_url=stack.s3_url))
+    set_default_remote(root, Remote(name="s3", url=f"s3://{stack.project_bucket.name}", endpoint_url=stack.s3_url))
     print(f"the default remote of {root} is s3://{stack.project_bucket.name} at {stack.s3_url}")
 
 

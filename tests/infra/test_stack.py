@@ -198,7 +198,7 @@ def as_project(stack: Stack, workspace: Path, monkeypatch: pytest.MonkeyPatch) -
     for name, value in stack.client_environment().items():
         monkeypatch.setenv(name, value)
     bucket = stack.project_bucket
-    set_default_remote(workspace, Remote(name="shared", url=f"s3://{bucket.name}", endpoint_url=stack.s3_url))
+    set_default_remote(workspace, Remote(name="s3", url=f"s3://{bucket.name}", endpoint_url=stack.s3_url))
     return workspace
 
 

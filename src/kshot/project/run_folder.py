@@ -26,6 +26,7 @@ from kshot.workspace import Workspace
 RUNS = "KSHOT_RUNS"
 REPOSITORY, REVISION = "KSHOT_REPOSITORY", "KSHOT_REVISION"
 REMOTE_URL, REMOTE_ENDPOINT_URL = "KSHOT_REMOTE_URL", "KSHOT_REMOTE_ENDPOINT_URL"
+_REMOTE = "s3"  # of .dvc/config, which has its time-outs, and that what comes is checked
 _REGISTRY = "MLFLOW_TRACKING_URI"
 _FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 _CACHE, _CHECKPOINTS, _CLONES = "cache", "checkpoints", "clones"
@@ -114,7 +115,7 @@ def _share(runs: Path, target: Path, project: str) -> None:
     """The cache and the checkpoints of all runs, and the remote that the environment or the deployed project names."""
     if url := os.environ.get(REMOTE_URL):
         set_default_remote(
-            target, Remote(name="shared", url=url, endpoint_url=os.environ.get(REMOTE_ENDPOINT_URL) or None)
+            target, Remote(name=_REMOTE, url=url, endpoint_url=os.environ.get(REMOTE_ENDPOINT_URL) or None)
         )
     elif (Path(project) / ".dvc").is_dir():
         copy_remotes(Path(project), target)
