@@ -60,6 +60,7 @@ def test_commands_and_options_are_these() -> None:
     found = {name: sorted(p.name for p in command.params) for name, command in commands.items()}
     ingest = [
         *(
+            "announce",
             "class_column",
             "dry_run",
             "fit",
@@ -76,6 +77,7 @@ def test_commands_and_options_are_these() -> None:
     assert found == {
         "ingest": ingest,
         "unite": [],
+        "announce": ["name"],
         "difficulty": ["name"],
         "stage": ["item", "name"],
         "validate": [],
@@ -90,7 +92,7 @@ def test_commands_and_options_are_these() -> None:
         "compare": ["after", "before", "model"],
         "report": ["model", "version"],
         "predict": ["model", "queries", "support"],
-        "doctor": [],
+        "doctor": ["stack"],
         "kernels": [],
         "preset": ["name"],
         "algorithms": [],

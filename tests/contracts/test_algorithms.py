@@ -13,7 +13,6 @@ from kshot.algorithms import (
     AlgorithmConfig,
     BOILConfig,
     Learner,
-    MAMLPlusPlusConfig,
     MetaSGDConfig,
     ReptileConfig,
 )
@@ -87,11 +86,10 @@ def modes() -> list[Any]:
 # passing says that the learner can learn this problem, and nothing of its defaults.
 FOR_POINTS = {
     "boil": BOILConfig(inner_steps=2, eval_inner_steps=2),
-    "mamlpp": MAMLPlusPlusConfig(inner_lr=0.2),
     "meta_sgd": MetaSGDConfig(inner_steps=3, eval_inner_steps=3),
     "reptile": ReptileConfig(inner_lr=0.1, inner_steps=10),
 }
-RATES_FOR_POINTS = {"boil": 0.003, "meta_sgd": 0.01, "reptile": 1.0}
+RATES_FOR_POINTS = {"boil": 0.003, "mamlpp": 0.003, "meta_sgd": 0.01, "reptile": 1.0}
 OPTIMIZERS_FOR_POINTS = {"reptile": SGDConfig(momentum=0.0, nesterov=False, weight_decay=0.0)}
 BACKBONES_FOR_POINTS = {"boil": TwoLayers}  # a body of one matrix compares the points themselves, noise and all
 
