@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun test faults check format ui stack stack-demo stack-status stack-down s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
+.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun serve test faults check format ui stack stack-demo stack-status stack-down s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,6 +57,9 @@ photos: setup $(LITE0)  ## A pretrained encoder on your pictures, without a trai
 	@$(BIN)/kshot ingest "$(SOURCE)" --name photos --image-size 128
 	@$(BIN)/kshot preset photos
 	@$(BIN)/python -m flows.train
+
+serve: setup  ## Answers over HTTP with the champion: a page, galleries of your classes, an interface for programs
+	@$(BIN)/kshot serve
 
 omniglot-maml: setup $(OMNIGLOT)  ## MAML on Omniglot, about an hour on 2 cores
 	@$(BIN)/kshot preset omniglot-maml

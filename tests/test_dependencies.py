@@ -17,7 +17,6 @@ OWN = {"bench", "flows", "infra", "kshot", "tests"}
 NOT_IMPORTED = {
     "dvc": "run as a command",
     "dvc-s3": "loaded by dvc for a remote on S3",
-    "fastapi": "held below the versions that Prefect does not work with",
 }
 
 
@@ -49,11 +48,13 @@ def imported_names(tree: ast.Module) -> Iterable[str]:
 def test_every_package_that_the_code_imports_is_declared() -> None:
     found = imports("src", "flows", "infra", "mlflow")
     assert {"torch", "sqlalchemy", "prefect"} <= found.keys()
-    assert {name for name, homes in found.items() if not homes & declared("emoji", "stack", "timm")} == set()
+    assert {
+        name for name, homes in found.items() if not homes & declared("emoji", "export", "serving", "stack", "timm")
+    } == set()
 
 
 def test_every_package_that_tests_and_benchmarks_import_is_declared() -> None:
-    known = declared("dev", "emoji", "postgresql", "stack", "timm")
+    known = declared("dev", "emoji", "export", "postgresql", "serving", "stack", "timm")
     assert {name for name, homes in imports("tests", "bench").items() if not homes & known} == set()
 
 
@@ -65,5 +66,5 @@ def test_every_declared_package_is_imported_or_has_a_reason() -> None:
 def test_the_lock_has_every_declared_package_and_no_address() -> None:
     lock = (REPOSITORY / "requirements.lock").read_text()
     locked = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", lock, flags=re.MULTILINE)}
-    assert declared("dev", "emoji", "postgresql", "stack", "timm") - locked == set()
+    assert declared("dev", "emoji", "export", "postgresql", "serving", "stack", "timm") - locked == set()
     assert re.findall(r"\w+://\S*|--(?:extra-)?index\S*|--find-links\S*", lock) == []

@@ -22,6 +22,7 @@ from torch import Tensor
 from kshot.algorithms import AlgorithmConfig, Learner
 from kshot.algorithms.learner import Problem
 from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
+from kshot.algorithms.unknown import UnknownRule
 from kshot.backbones import BackboneConfig
 from kshot.backbones.contract import Backbone
 from kshot.backbones.layers.adapter import AdapterConfig, NoAdapter
@@ -59,13 +60,14 @@ class ModelConfig:
 class SavedModel:
     """A learner with what it is made of, and what to divide its logits by in each normalisation mode.
 
-    `temperatures` were fitted on meta_val, so that probabilities can be believed; a model that was saved before they
-    were kept has none.
+    `temperatures` were fitted on meta_val, so that probabilities can be believed, and `unknown` was chosen there, which
+    tells items of no class; a model that was saved before they were kept has none.
     """
 
     learner: Learner[Any]
     config: ModelConfig
     temperatures: Mapping[str, float] = field(default_factory=dict)
+    unknown: UnknownRule | None = None
 
     @property
     def item(self) -> AnyItemKind:
@@ -110,6 +112,11 @@ def save_model(folder: Path, model: SavedModel) -> None:
         "weights_sha256": sha256(weights).hexdigest(),
         "config": TypeAdapter(ModelConfig).dump_python(model.config, mode="json"),
         "temperatures": dict(model.temperatures),
+        **(
+            {}
+            if model.unknown is None
+            else {"unknown": TypeAdapter(UnknownRule).dump_python(model.unknown, mode="json")}
+        ),
     }
     write_folder(folder, {"weights.safetensors": weights, "model.json": json_bytes(description)})
 
@@ -139,12 +146,13 @@ def load_model(folder: Path) -> SavedModel:
         )
     try:
         config = TypeAdapter(ModelConfig).validate_json(json.dumps(description["config"]))
+        unknown = TypeAdapter(UnknownRule | None).validate_json(json.dumps(description.get("unknown")))
     except PydanticError as error:
         raise ModelError(f"{folder}/model.json does not describe a model ({error}); {_NO_MODEL}") from error
     learner = build_learner(config)
     learner.load_state_dict(tensors_from_bytes(weights))
     learner.eval()
-    return SavedModel(learner=learner, config=config, temperatures=description.get("temperatures", {}))
+    return SavedModel(learner=learner, config=config, temperatures=description.get("temperatures", {}), unknown=unknown)
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

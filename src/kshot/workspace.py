@@ -168,6 +168,16 @@ class Workspace:
         return self.state / "reruns" / f"{name}-{version}"
 
     @property
+    def galleries(self) -> Path:
+        """What the users of a service keep, where it was given no other place."""
+        return self.state / "galleries"
+
+    @property
+    def answers(self) -> Path:
+        """What a service was asked and answered."""
+        return self.state / "answers"
+
+    @property
     def prefect_home(self) -> Path:
         return self.state / "prefect"
 

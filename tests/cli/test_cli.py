@@ -92,12 +92,15 @@ def test_commands_and_options_are_these() -> None:
         "compare": ["after", "before", "model"],
         "report": ["model", "version"],
         "predict": ["model", "queries", "support"],
+        "serve": ["galleries", "host", "keys", "model", "name", "port", "settings"],
+        "serve-key": ["keys", "name", "write"],
         "doctor": ["stack"],
         "kernels": [],
         "preset": ["name"],
         "algorithms": [],
         "curate": ["name"],
         "weights": [],
+        "gallery": [],
     }
     operations = commands["weights"].commands
     assert {name: sorted(p.name for p in command.params) for name, command in operations.items()} == {

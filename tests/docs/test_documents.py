@@ -1,5 +1,6 @@
 """The README, CONTRIBUTING and docs/ name only files, make targets and commands that exist."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,14 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 from typer.exceptions import TyperException
 from typer.main import get_command
 
 from kshot.cli.app import app
 from kshot.config import params_from
+from kshot.serving.settings import ServiceSettings, read_settings
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *REPOSITORY.glob("docs/**/*.md")])
+SERVING = REPOSITORY / "docs" / "guide" / "serving.md"
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
@@ -66,8 +70,18 @@ def test_every_path_under_src_exists(document: Path) -> None:
 @every_document
 def test_every_setting_that_is_shown_is_one_of_params_yaml(document: Path) -> None:
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    if document.name == SERVING.name:
+        return  # its settings are those of a service
     for block in yaml_blocks_of(document):
         params_from(laid_over(params, yaml.safe_load(block)), source=document.name)
+
+
+def test_the_settings_of_a_service_that_are_shown_are_its_defaults(tmp_path: Path) -> None:
+    (block,) = yaml_blocks_of(SERVING)
+    (tmp_path / "service.yaml").write_text(block, encoding="utf-8")
+    shown = read_settings(tmp_path / "service.yaml")
+    assert shown == ServiceSettings()
+    assert yaml.safe_load(block) == json.loads(TypeAdapter(ServiceSettings).dump_json(shown))  # and all of them
 
 
 def test_every_command_is_in_the_guides_table() -> None:

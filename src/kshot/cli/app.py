@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from kshot.cli import curate, data, difficulty, learners, machine, registry, stages, weights
+from kshot.cli import curate, data, difficulty, gallery, learners, machine, registry, service, stages, weights
 from kshot.cli.output import warn
 from kshot.errors import KshotError
 from kshot.printing import escape_missing_letters, one_line
@@ -38,6 +38,8 @@ _COMMANDS = (
     registry.compare,
     registry.report,
     registry.predict,
+    service.serve,
+    service.serve_key,
     machine.doctor,
     machine.kernels,
 )
@@ -54,6 +56,7 @@ for _command in _COMMANDS:
     app.command()(_command)
 app.add_typer(curate.app, name="curate")
 app.add_typer(weights.app, name="weights")
+app.add_typer(gallery.app, name="gallery")
 _debug = False
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kshot.algorithms.answering import normalization_modes, served
+from kshot.algorithms.answering import NON_TRANSDUCTIVE, normalization_modes, served
 from kshot.algorithms.learner import Learner, Stepwise
 from kshot.backbones.layers.adapter import NoAdapter
 from kshot.data.gather import Gather
@@ -22,6 +22,7 @@ from kshot.evaluation.scorecard import ALTERNATIVES, CLASSES, EPISODES, METRICS,
 from kshot.evaluation.scoring import all_embedded_once, score_episodes
 from kshot.evaluation.seen_classes import on_seen_and_unseen_classes
 from kshot.evaluation.tables import Evaluation, SettingScores, class_table, confusion_table, episode_table
+from kshot.evaluation.unknown import unknown_metrics
 from kshot.model import SavedModel
 from kshot.runtime.files import json_bytes
 from kshot.runtime.lines import LiveLines
@@ -70,12 +71,13 @@ def score_model(
 
 
 def score_extras(
-    grid: Grid, learner: Learner[Any], setting: SettingScores, gather: Gather, *, seed: int
+    grid: Grid, saved: SavedModel, setting: SettingScores, gather: Gather, *, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Scores with plots of their own: the curve over inner steps, and the accuracy on the classes of training."""
+    """Scores with sections of their own: over inner steps, on the classes of training, and on items of no class."""
     return {
-        "adaptation": list(_adaptation(learner, setting, gather)),
-        "held_in": list(_held_in(grid, learner, setting, gather, seed)),
+        "adaptation": list(_adaptation(saved.learner, setting, gather)),
+        "held_in": list(_held_in(grid, saved.learner, setting, gather, seed)),
+        "unknown": list(_unknown(grid, saved, gather)),
     }
 
 
@@ -193,6 +195,18 @@ def _adaptation(learner: Learner[Any], setting: SettingScores, gather: Gather) -
         for n_steps, (on_items, items) in zip(after, in_mode.values(), strict=True):
             found = mean_interval(score_episodes(on_items, indices, items).accuracy)
             yield {"mode": mode, "steps": n_steps, "accuracy": found.mean, "ci95": found.half_width}
+
+
+def _unknown(grid: Grid, saved: SavedModel, gather: Gather) -> Iterator[dict[str, Any]]:
+    """How well items of no class are told in each setting; nothing for a model that has no rule for them."""
+    if saved.unknown is None:
+        return
+    temperature = saved.temperatures[NON_TRANSDUCTIVE]
+    for name, kind in grid.frozen.kinds.items():
+        indices = grid.frozen.test[name].indices
+        found = unknown_metrics(saved.learner, saved.unknown, indices, gather, temperature=temperature, seed=grid.seed)
+        if found:
+            yield {"setting": name, "title": str(kind), **found}
 
 
 def curve_steps(inner_steps: int) -> list[int]:

@@ -111,11 +111,21 @@ def embedded_once(learner: Learner[Any], gather: Gather) -> tuple[Learner[Any], 
     learner, gather = on_kept_features(learner, gather)
     if not isinstance(learner, FeatureWise):
         return learner, gather
-    if isinstance(gather, KeptItems) and isinstance(learner.backbone, Backbone):
-        kept = gather.features_of(learner.backbone)
+    return learner.on_features(), _features(learner.backbone, gather)
+
+
+def embedded_features(learner: Learner[Any], gather: Gather) -> Gather:
+    """Item indices (...) -> features (..., D) of the learner's backbone, each item embedded alone, once."""
+    learner, gather = on_kept_features(learner, gather)
+    return _features(learner.backbone, gather)
+
+
+def _features(backbone: nn.Module, gather: Gather) -> Gather:
+    if isinstance(gather, KeptItems) and isinstance(backbone, Backbone):
+        kept = gather.features_of(backbone)
         if kept is not None:
-            return learner.on_features(), kept
-    return learner.on_features(), _Features(learner.backbone, gather)
+            return kept
+    return _Features(backbone, gather)
 
 
 def all_embedded_once(learners: Mapping[str, Learner[Any]], gather: Gather) -> dict[str, tuple[Learner[Any], Gather]]:

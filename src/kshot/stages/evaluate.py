@@ -39,7 +39,7 @@ def run(params: Params, workspace: Workspace) -> None:
         pretrained=pretrained_baselines(workspace.pretrained_model, saved.learner, dataset, gather, seed=params.seed),
         lines=lines,
     )
-    extras = score_extras(grid, saved.learner, found.settings[0], gather, seed=params.task_pool.seed)
+    extras = score_extras(grid, saved, found.settings[0], gather, seed=params.task_pool.seed)
     found = replace(found, metrics=found.metrics | extras)
     folder = workspace.output("evaluate")
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,15 @@ from kshot.tracking.runs import (
     serving_requirements,
 )
 from kshot.tracking.store import check_server, default_tracking_uri, load_database_stores, prepare_store
-from kshot.tracking.versions import RegisteredModel, attach, fetch_model, fetch_run_files, run_metrics, version_with
+from kshot.tracking.versions import (
+    RegisteredModel,
+    attach,
+    fetch_model,
+    fetch_run_files,
+    recorded_call,
+    run_metrics,
+    version_with,
+)
 
 __all__ = [
     "CHALLENGER",
@@ -46,6 +54,7 @@ __all__ = [
     "move_champion",
     "prepare_store",
     "record_decision",
+    "recorded_call",
     "register",
     "registered",
     "rollback",

@@ -6,14 +6,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from kshot.errors import ModelError
-from kshot.tracking.runs import CHAMPION, aliases
+from kshot.tracking.runs import CHAMPION, EXPECTED, SMOKE_TEST, aliases
 from kshot.tracking.store import LOST, all_pages, default_tracking_uri, first_line, open_store
 from kshot.tracking.turn import is_lock
 from kshot.workspace import Workspace
@@ -74,6 +77,14 @@ def fetch_run_files(mlflow_run_id: str, names: Iterable[str], folder: Path, root
     with open_store(root):
         for name in names:
             download(f"runs:/{mlflow_run_id}/{name}", folder / Path(name).parent)
+
+
+def recorded_call(mlflow_run_id: str, folder: Path, root: Path) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    """The call that a version was registered with, by the names of its inputs, and what it answered then."""
+    with open_store(root):
+        recorded = load_file(download(f"runs:/{mlflow_run_id}/{SMOKE_TEST}", folder))
+    expected = recorded.pop(EXPECTED)
+    return recorded, expected
 
 
 def run_metrics(mlflow_run_id: str, root: Path) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """One model, trained as its settings say: what the stages that train have in common."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kshot.algorithms.answering import NON_TRANSDUCTIVE
 from kshot.algorithms.learner import Choosing, Learner, MetaLearner, TransferLearner
 from kshot.algorithms.maths.losses import ClassWeightedConfig, LossConfig
 from kshot.backbones.contract import Backbone, has_nothing_to_train
@@ -29,6 +30,7 @@ from kshot.episodes.sampling import EpisodeKind
 from kshot.errors import ConfigError, EpisodeError, TrainingError
 from kshot.evaluation.calibration import fit_temperatures
 from kshot.evaluation.features import on_kept_features
+from kshot.evaluation.unknown import fit_unknown_rule
 from kshot.model import ModelConfig, SavedModel, build_learner, load_model
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import Workers
@@ -104,8 +106,11 @@ def fit(
     progress = run_training(job)
     peak = peak_memory_bytes(device)
     _choose(trained.eval(), val_pool, known, workers, lines)
-    temperatures = fit_temperatures(learner.eval(), val_pool.indices, gather) if workers.is_first else {}
-    model = SavedModel(learner=learner, config=training.config, temperatures=temperatures)
+    model = SavedModel(learner=learner.eval(), config=training.config)
+    if workers.is_first:
+        temperatures = fit_temperatures(learner, val_pool.indices, gather)
+        unknown = fit_unknown_rule(learner, val_pool.indices, gather, temperature=temperatures[NON_TRANSDUCTIVE])
+        model = replace(model, temperatures=temperatures, unknown=unknown)
     return Trained(job=job, progress=progress, model=model, checkpoints=checkpoints, peak_memory_bytes=peak)
 
 
