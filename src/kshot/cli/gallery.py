@@ -83,9 +83,8 @@ def quality(name: Name, url: Url = _HERE) -> None:
             f"no class of {name} has two examples; need two of some; next: kshot gallery add {name} CLASS FILES"
         )
     low, high = found["interval"]
-    say(
-        f"{found['accuracy']:.1%} of {counted(found['examples'], 'example')} ({low:.1%} to {high:.1%}), {found['model']}"
-    )
+    shown = counted(found["examples"], "example")
+    say(f"{found['accuracy']:.1%} of {shown} ({low:.1%} to {high:.1%}), {found['model']}")
     for row in found["confused"]:
         say(f"{row['class']} taken for {row['told']}: {counted(row['times'], 'time')}")
     if change := found["change"]:
