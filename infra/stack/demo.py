@@ -11,7 +11,7 @@ from rich.console import Console
 
 from infra.stack.programs import inherited
 from infra.stack.settings import Stack
-from infra.stack.supervision import statuses
+from infra.stack.supervision import start, statuses
 from kshot.errors import StageError
 from kshot.printing import unstyled
 from kshot.project.live_process import run_live
@@ -54,7 +54,8 @@ def run_demo(stack: Stack, root: Path, console: Console) -> None:
     run_id = next((found[1] for line in printed if (found := re.search(r"([0-9a-f]{8}-[0-9a-f-]{27})", line))), "")
     console.rule("what it gave")
     _show(run_id, root, environment)
-    for name, url in (("MLflow", stack.mlflow_url), ("Prefect", stack.prefect_url)):
+    start(stack, lambda line: console.print(unstyled(line), soft_wrap=True))  # the service, which has a champion now
+    for name, url in (("MLflow", stack.mlflow_url), ("Prefect", stack.prefect_url), ("Service", stack.serving_url)):
         console.print(unstyled(f"{name:8} {url}, with the keys of {stack.client_environment_file}"), soft_wrap=True)
 
 

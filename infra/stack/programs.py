@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from sqlalchemy import Connection, create_engine, text
@@ -25,8 +26,10 @@ from kshot.project.bucket import ensure_bucket
 from kshot.servers import LOCALHOST, answers
 
 POOL = "kshot"
+SERVED = os.environ.get("KSHOT_STACK_MODEL", "kshot-glyphs")  # the registered model that the service answers with
+_CHAMPION = "champion"
 _SYSTEM_USER = "postgres"  # PostgreSQL refuses to run as root
-_INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "TZ", "SSL_CERT_FILE", "PIP_INDEX_URL", "UV_DEFAULT_INDEX")
+_INHERITED = ("KSHOT_STACK_MODEL", "PATH", "HOME", "LANG", "TMPDIR", "TZ", "SSL_CERT_FILE", "PIP_INDEX_URL", "UV_DEFAULT_INDEX")
 _QUIET = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
@@ -41,7 +44,10 @@ _HEARTBEAT_S = "30"  # the least that Prefect allows
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A server. `prepare` is done before it starts and `finish` once it works, at every start of the stack."""
+    """A server. `prepare` is done before it starts and `finish` once it works, at every start of the stack.
+
+    `waits_for` says what has to be there before it can start at all; "" where it can.
+    """
 
     name: str
     command: Callable[[Stack], list[str]]
@@ -50,6 +56,7 @@ class Program:
     address: Callable[[Stack], str]
     prepare: Callable[[Stack], None] = lambda stack: None
     finish: Callable[[Stack], None] = lambda stack: None
+    waits_for: Callable[[Stack], str] = lambda stack: ""
 
 
 def main() -> int:
@@ -293,6 +300,37 @@ def _worker_works(stack: Stack) -> bool:
     return answers(f"{stack.worker_url}/health") and pool.ok and pool.json()["status"] == "READY"
 
 
+# the service
+
+
+def _serving(stack: Stack) -> list[str]:
+    where = ["--host", LOCALHOST, "--port", str(stack.kept.serving_port), "--keys", str(stack.serving_keys_file)]
+    galleries = f"s3://{stack.project_bucket.name}/galleries"
+    return [sys.executable, "-m", "kshot", "serve", f"models:/{SERVED}@{_CHAMPION}", *where, "--galleries", galleries]
+
+
+def _serving_environment(stack: Stack) -> dict[str, str]:
+    return {**inherited(), **stack.client_environment(), "AWS_ENDPOINT_URL": stack.s3_url}
+
+
+def _write_serving_keys(stack: Stack) -> None:
+    digest = sha256(stack.kept.serving_key.encode()).hexdigest()
+    write_private(stack.serving_keys_file, f"stack read,write {digest}\n")
+
+
+def _no_champion(stack: Stack) -> str:
+    import requests
+
+    client = stack.client_environment()
+    found = requests.get(
+        f"{stack.mlflow_url}/api/2.0/mlflow/registered-models/alias",
+        auth=(client["MLFLOW_TRACKING_USERNAME"], client["MLFLOW_TRACKING_PASSWORD"]),
+        params={"name": SERVED, "alias": _CHAMPION},
+        timeout=30,
+    )
+    return "" if found.ok else f"a champion of {SERVED}: make stack-demo, or a promotion and make stack"
+
+
 def _listens(port: int) -> bool:
     try:
         socket.create_connection((LOCALHOST, port), timeout=1).close()
@@ -341,6 +379,15 @@ PROGRAMS = (
         environment=_worker_environment,
         works=_worker_works,
         address=lambda stack: f"pool {POOL}",
+    ),
+    Program(
+        name="serving",
+        command=_serving,
+        environment=_serving_environment,
+        works=lambda stack: answers(f"{stack.serving_url}/healthz"),
+        address=lambda stack: stack.serving_url,
+        prepare=_write_serving_keys,
+        waits_for=_no_champion,
     ),
 )
 

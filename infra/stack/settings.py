@@ -15,7 +15,15 @@ from kshot.errors import ConfigError
 from kshot.project.bucket import Bucket
 from kshot.servers import LOCALHOST, free_port, is_free
 
-_USUAL_PORTS = {"postgres_port": 5432, "s3_port": 9000, "mlflow_port": 5000, "prefect_port": 4200, "worker_port": 8080}
+_USUAL_PORTS = {
+    "postgres_port": 5432,
+    "s3_port": 9000,
+    "mlflow_port": 5000,
+    "prefect_port": 4200,
+    "worker_port": 8080,
+    "serving_port": 8400,
+}
+_LATER = frozenset({"serving_port", "serving_key"})  # which stacks lack that were made before there was a service
 _KEPT = "kept.env"  # ports and keys of every server
 _OF_CLIENTS = "client.env"  # what a client needs, and no more
 
@@ -29,6 +37,7 @@ class Kept:
     mlflow_port: int
     prefect_port: int
     worker_port: int
+    serving_port: int
     postgres_password: str = field(repr=False)
     mlflow_database_password: str = field(repr=False)
     prefect_database_password: str = field(repr=False)
@@ -40,6 +49,7 @@ class Kept:
     mlflow_client_password: str = field(repr=False)
     mlflow_session_key: str = field(repr=False)
     prefect_password: str = field(repr=False)
+    serving_key: str = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +100,15 @@ class Stack:
         return f"http://{LOCALHOST}:{self.kept.worker_port}"
 
     @property
+    def serving_url(self) -> str:
+        return f"http://{LOCALHOST}:{self.kept.serving_port}"
+
+    @property
+    def serving_keys_file(self) -> Path:
+        """Hashes of the keys of the service."""
+        return self.folder / "serving-keys.txt"
+
+    @property
     def mlflow_bucket(self) -> Bucket:
         return self._bucket("mlflow", self.kept.mlflow_bucket_key, self.kept.mlflow_bucket_secret)
 
@@ -115,6 +134,8 @@ class Stack:
             "AWS_DEFAULT_REGION": self.project_bucket.region,
             "KSHOT_REMOTE_URL": f"s3://{self.project_bucket.name}",
             "KSHOT_REMOTE_ENDPOINT_URL": self.s3_url,
+            "KSHOT_SERVICE_URL": self.serving_url,
+            "KSHOT_SERVICE_KEY": kept.serving_key,
         }
 
     def _bucket(self, name: str, key: str, secret: str) -> Bucket:
@@ -140,13 +161,21 @@ def read_stack(folder: Path) -> Stack:
 def read_or_make_stack(folder: Path) -> Stack:
     """The stack in `folder`, with ports and keys made now where it is new."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / _KEPT).exists():
-        ports = {name: usual if is_free(usual) else free_port() for name, usual in _USUAL_PORTS.items()}
-        keys = {name: secrets.token_hex(24) for name in _kept_types() if name not in ports}
-        write_private(folder / _KEPT, _lines({name.upper(): str(value) for name, value in {**ports, **keys}.items()}))
+    path = folder / _KEPT
+    values = {name: value for name, value in dotenv_values(path, interpolate=False).items() if value is not None}
+    missing = [name for name in _kept_types() if name.upper() not in values]
+    if not values or set(missing) <= _LATER:
+        write_private(path, _lines({**values, **{name.upper(): _new(name) for name in missing}}))
     stack = read_stack(folder)
     write_private(stack.client_environment_file, _lines(stack.client_environment()))
     return stack
+
+
+def _new(name: str) -> str:
+    """A port, the usual one where it is free, or a key."""
+    if name in _USUAL_PORTS:
+        return str(_USUAL_PORTS[name] if is_free(_USUAL_PORTS[name]) else free_port())
+    return secrets.token_hex(24)
 
 
 def write_private(path: Path, text: str) -> None:

@@ -29,7 +29,7 @@ _LINES_SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """Of a program: supervisord's word for it, and whether it answers as it should."""
+    """Of a program: supervisord's word for it, and whether it answers as it should, or need not yet."""
 
     name: str
     state: str
@@ -43,6 +43,9 @@ def start(stack: Stack, report: Callable[[str], None]) -> None:
     stack.logs.mkdir(exist_ok=True)
     _start_supervisord(stack)
     for program in PROGRAMS:
+        if what := program.waits_for(stack):
+            report(f"{program.name:9} waits for {what}")
+            continue
         program.prepare(stack)
         if state_of(stack, program.name) not in _UP:
             _start(stack, program.name)
@@ -71,13 +74,21 @@ def stop(stack: Stack) -> bool:
 def statuses(stack: Stack) -> Iterator[Status]:
     is_up = is_running(stack)
     for program in PROGRAMS:
+        waits = is_up and state_of(stack, program.name) not in _UP and _waits(stack, program)
         yield Status(
             name=program.name,
-            state=state_of(stack, program.name) if is_up else "STOPPED",
-            works=is_up and program.works(stack),
+            state="WAITS" if waits else state_of(stack, program.name) if is_up else "STOPPED",
+            works=waits or (is_up and program.works(stack)),
             address=program.address(stack),
             log=_log(stack, program),
         )
+
+
+def _waits(stack: Stack, program: Program) -> bool:
+    try:
+        return bool(program.waits_for(stack))
+    except OSError:  # what it asks does not answer, which is said of that one
+        return False
 
 
 def is_running(stack: Stack) -> bool:
