@@ -29,7 +29,17 @@ POOL = "kshot"
 SERVED = os.environ.get("KSHOT_STACK_MODEL", "kshot-glyphs")  # the registered model that the service answers with
 _CHAMPION = "champion"
 _SYSTEM_USER = "postgres"  # PostgreSQL refuses to run as root
-_INHERITED = ("KSHOT_STACK_MODEL", "PATH", "HOME", "LANG", "TMPDIR", "TZ", "SSL_CERT_FILE", "PIP_INDEX_URL", "UV_DEFAULT_INDEX")
+_INHERITED = (
+    "KSHOT_STACK_MODEL",
+    "PATH",
+    "HOME",
+    "LANG",
+    "TMPDIR",
+    "TZ",
+    "SSL_CERT_FILE",
+    "PIP_INDEX_URL",
+    "UV_DEFAULT_INDEX",
+)
 _QUIET = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",

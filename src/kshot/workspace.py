@@ -177,6 +177,10 @@ class Workspace:
         """What a service was asked and answered."""
         return self.state / "answers"
 
+    def monitored(self, gallery: str) -> Path:
+        """What `kshot monitor` found out about a gallery."""
+        return self.state / "monitor" / gallery
+
     @property
     def prefect_home(self) -> Path:
         return self.state / "prefect"

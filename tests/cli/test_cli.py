@@ -94,6 +94,7 @@ def test_commands_and_options_are_these() -> None:
         "predict": ["model", "queries", "support"],
         "serve": ["galleries", "host", "keys", "model", "name", "port", "settings"],
         "serve-key": ["keys", "name", "write"],
+        "monitor": ["answers", "gallery", "reference", "window"],
         "doctor": ["stack"],
         "kernels": [],
         "preset": ["name"],

@@ -182,3 +182,14 @@ def test_limits_refuse_what_is_above_them_or_was_not_measured(
     assert not decide(card, None, PromotionSettings(**limit)).promote
     below = replace(card, **{name.removeprefix("max_"): value for name, value in limit.items()})
     assert decide(below, None, PromotionSettings(**limit)).promote
+
+
+@pytest.mark.parametrize(
+    ("after", "refused"), [({"parts": 0.89, "tools": 0.7}, []), ({"parts": 0.95, "tools": 0.6}, ["drop in a gallery"])]
+)
+def test_a_drop_in_one_gallery_refuses_a_better_mean(after: dict[str, float], refused: list[str]) -> None:
+    challenger, champion = scorecard(constant(0.95), weights_sha256="b" * 64), scorecard(constant(0.90))
+    galleries = {name: (before, after[name]) for name, before in {"parts": 0.9, "tools": 0.7}.items()}
+    decision = decide(challenger, champion, PromotionSettings(max_gallery_drop=0.02), galleries)
+    assert failed(decision.checks) == refused
+    assert decide(challenger, champion, PromotionSettings(), galleries).promote

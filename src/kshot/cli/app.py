@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from kshot.cli import curate, data, difficulty, gallery, learners, machine, registry, service, stages, weights
+from kshot.cli import curate, data, difficulty, gallery, learners, machine, monitor, registry, service, stages, weights
 from kshot.cli.output import warn
 from kshot.errors import KshotError
 from kshot.printing import escape_missing_letters, one_line
@@ -40,6 +40,7 @@ _COMMANDS = (
     registry.predict,
     service.serve,
     service.serve_key,
+    monitor.monitor,
     machine.doctor,
     machine.kernels,
 )

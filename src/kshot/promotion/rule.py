@@ -47,8 +47,16 @@ class PromotionDecision:
         return f"{words}; {refusals}" if failed else words
 
 
-def decide(challenger: Scorecard, champion: Scorecard | None, thresholds: PromotionSettings) -> PromotionDecision:
-    """Compare on the same episodes and check every threshold. Without a champion, only the absolute ones count."""
+def decide(
+    challenger: Scorecard,
+    champion: Scorecard | None,
+    thresholds: PromotionSettings,
+    galleries: Mapping[str, tuple[float, float]] | None = None,
+) -> PromotionDecision:
+    """Compare on the same episodes and check every threshold. Without a champion, only the absolute ones count.
+
+    `galleries` are accuracies of champion and challenger by leaving one example out, on what users keep.
+    """
     verdict: Verdict
     if champion is None:
         verdict, difference = "first", None
@@ -59,6 +67,7 @@ def decide(challenger: Scorecard, champion: Scorecard | None, thresholds: Promot
         verdict = verdict_of(difference)
     checks = (
         *_against_champion(challenger, champion, difference, thresholds),
+        *_in_use(galleries or {}, thresholds),
         *_absolute(challenger, thresholds),
     )
     return PromotionDecision(
@@ -103,6 +112,21 @@ def _against_champion(
     )
     if thresholds.max_group_drop is not None:
         yield _group_drop(challenger.group_accuracy, champion.group_accuracy, thresholds.max_group_drop)
+
+
+def _in_use(galleries: Mapping[str, tuple[float, float]], thresholds: PromotionSettings) -> Iterator[GateCheck]:
+    allowed = thresholds.max_gallery_drop
+    if allowed is None or not galleries:
+        return
+    drops = {name: before - after for name, (before, after) in galleries.items()}
+    worst = max(drops, key=lambda name: drops[name])
+    drop = max(0.0, drops[worst])
+    yield GateCheck(
+        name="drop in a gallery",
+        passed=drop <= allowed,
+        found=f"{100 * drop:.2f} points in {worst}" if drop else f"none in {len(galleries)}",
+        needed=f"at most {100 * allowed:.2f}",
+    )
 
 
 def _group_drop(challenger: Mapping[str, float], champion: Mapping[str, float], allowed: float) -> GateCheck:

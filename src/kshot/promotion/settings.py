@@ -21,6 +21,9 @@ class PromotionSettings:
     """The 95% interval of the paired difference must lie above it. Below 0 it is a non-inferiority margin."""
     floors: Mapping[str, _Fraction] = Field(default_factory=dict)  # least accuracy by setting, such as 5w1s
     max_group_drop: _Fraction | None = None  # of accuracy against the champion, in any group of classes
+    max_gallery_drop: _Fraction | None = None
+    """Of the accuracy by leaving one out against the champion, in any gallery of `galleries`, or .kshot/galleries."""
+    galleries: str = ""
     max_calibration_error: _Fraction | None = None
     max_adapt_ms: Annotated[float, Field(gt=0)] | None = None
     max_classify_ms: Annotated[float, Field(gt=0)] | None = None  # per query

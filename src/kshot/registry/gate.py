@@ -21,7 +21,11 @@ from kshot.promotion.settings import PromotionSettings
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.process import set_up_process
 from kshot.runtime.workers import choose_device
-from kshot.serving.classifier import check_weights
+from kshot.serving.classifier import FewShotClassifier, check_weights
+from kshot.serving.files import open_files
+from kshot.serving.galleries import GalleryStore
+from kshot.serving.leave_one_out import leave_one_out
+from kshot.serving.served_model import ServedModel
 from kshot.tracking import (
     CHALLENGER,
     CHAMPION,
@@ -84,7 +88,8 @@ def decide_promotion(
     if settings.mode == "off":
         return outcome(result="promotion is off")
     champion = None if champion_number is None else fetch_model(f"models:/{name}/{champion_number}", root)
-    decision = decide(*_scorecards(root, params, challenger, champion, report), settings)
+    cards = _scorecards(root, params, challenger, champion, report)
+    decision = decide(*cards, settings, _in_galleries(root, settings, challenger, champion, report))
     about = {"challenger": challenger.version, "champion": champion_number, "by": by, "approved": approved}
     record_decision(
         name,
@@ -108,6 +113,33 @@ def _result(decision: PromotionDecision, settings: PromotionSettings, approved: 
     if settings.approval == "required" and not approved:
         return "waits for approval"
     return "promoted"
+
+
+def _in_galleries(
+    root: Path,
+    settings: PromotionSettings,
+    challenger: RegisteredModel,
+    champion: RegisteredModel | None,
+    report: Callable[[str], None],
+) -> dict[str, tuple[float, float]]:
+    """Accuracies of champion and challenger by leaving one out, in each gallery that has two examples of a class."""
+    if settings.max_gallery_drop is None or champion is None:
+        return {}
+    store = GalleryStore(open_files(settings.galleries or str(Workspace(root).galleries)))
+    found = {}
+    for name in store.names():
+        before, after = (leave_one_out(_served(model), store, name).accuracy for model in (champion, challenger))
+        if before is None or after is None:
+            report(f"gallery {name} has no class with two examples; it is passed over")
+            continue
+        report(f"gallery {name}: {before:.2%} with version {champion.version}, {after:.2%} with {challenger.version}")
+        found[name] = before, after
+    return found
+
+
+def _served(model: RegisteredModel) -> ServedModel:
+    classifier = FewShotClassifier.load(model.folder, weights_sha256=model.weights_sha256)
+    return ServedModel(name=f"models:/{model.name}/{model.version}", version=str(model.version), classifier=classifier)
 
 
 def _scorecards(

@@ -56,6 +56,7 @@ _ATTACHED = (
     "evaluate/episodes.parquet",
     "evaluate/per_class.parquet",
     "evaluate/confusions.parquet",
+    "evaluate/reference.parquet",
     "evaluate/report.html",
     "evaluate/sections.html",
 )

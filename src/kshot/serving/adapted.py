@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kshot.errors import EpisodeError
+from kshot.printing import counted
 from kshot.serving.classifier import AdaptedClassifier, Answers
 from kshot.serving.galleries import Contents, Example, GalleryStore
 from kshot.serving.served_model import ServedModel
@@ -98,13 +100,18 @@ def adapt_gallery(
 
     Raises EpisodeError below 2 classes.
     """
+    if len(contents.classes) < 2:
+        raise EpisodeError(
+            f"the gallery {name} has {counted(len(contents.classes), 'class')}; need at least 2 classes; "
+            "next: put an example of another into it"
+        )
     items = _decoded(model, store, name, contents.examples, decoded)
     known = _known_features(before, model)
     new = [number for number, example in enumerate(contents.examples) if example.id not in known]
     made = dict(zip(new, model.classifier.features(items[new]), strict=True)) if new else {}
     rows = [made[n] if n in made else known[example.id] for n, example in enumerate(contents.examples)]
     labels = [example.class_name for example in contents.examples]
-    features = torch.stack(rows) if rows else torch.empty(0, 1)
+    features = torch.stack(rows)
     return AdaptedGallery(
         model=model,
         contents=contents,
@@ -125,8 +132,6 @@ def _decoded(
     for (key, _), content in zip(new.items(), store.read(name, list(new.values())), strict=True):
         known[key] = item.read(content).item
         decoded.put(key, known[key], known[key].nbytes)
-    if not keys:
-        return np.empty((0, *item.shape), item.dtype)
     return np.stack([known[key] for key in keys])
 
 

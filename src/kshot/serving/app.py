@@ -19,7 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from kshot.errors import DataError, EpisodeError, KshotError
+from kshot.errors import EpisodeError, KshotError, UserError
 from kshot.serving.access import Keys
 from kshot.serving.galleries import Example, UnknownNameError
 from kshot.serving.gate import Gate, RequestMetrics, send_problem
@@ -280,7 +280,7 @@ def _problem(error: Exception) -> ProblemError:
             return ProblemError(404, "not there", detail=str(error))
         case EpisodeError():
             return ProblemError(409, "the gallery cannot be asked", detail=str(error))
-        case DataError():
+        case UserError():
             return ProblemError(422, "an item or a name cannot be used", detail=str(error))
         case RequestValidationError():
             first = error.errors()[0]

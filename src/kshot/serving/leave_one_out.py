@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from kshot.errors import EpisodeError
 from kshot.seeding import generator
-from kshot.serving.adapted import AdaptedGallery
+from kshot.serving.adapted import AdaptedGallery, Memory, adapt_gallery
 from kshot.serving.galleries import GalleryStore
+from kshot.serving.served_model import ServedModel
 
 _NOTE = "leave-one-out-"
 _CONFIDENCE = 0.95
+_DECODED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,25 @@ def examples_to_try(adapted: AdaptedGallery, most: int) -> list[int]:
         return places
     drawn = generator(0, "leave one out").choice(len(places), most, replace=False)
     return sorted(np.array(places)[drawn].tolist())
+
+
+def leave_one_out(model: ServedModel, store: GalleryStore, gallery: str, most: int = 200) -> LeaveOneOut:
+    """How well a model knows a gallery as it is now, all at once; what is known of the same two is read.
+
+    Of a gallery that the model cannot learn, such as one of a single class, nothing is told.
+    """
+    contents = store.contents(gallery)
+    try:
+        adapted = adapt_gallery(model, store, gallery, contents, decoded=Memory(_DECODED_BYTES))
+    except EpisodeError:
+        return LeaveOneOut(model=model.name, revision=contents.revision, told=())
+    kept = kept_leave_one_out(store, gallery, adapted)
+    if kept is None:
+        kept = LeaveOneOut.of(
+            adapted, {number: told_without(adapted, number) for number in examples_to_try(adapted, most)}
+        )
+        keep_leave_one_out(store, gallery, kept)
+    return kept
 
 
 def told_without(adapted: AdaptedGallery, number: int) -> str:

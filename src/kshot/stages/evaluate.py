@@ -10,6 +10,7 @@ from kshot.episodes.frozen import read_frozen
 from kshot.evaluation.baselines import pretrained_baselines, untrained_baselines
 from kshot.evaluation.features import KeptItems
 from kshot.evaluation.grid import Grid, score_extras, score_model, write_scores
+from kshot.evaluation.reference import REFERENCE, write_reference
 from kshot.evaluation.report import write_report
 from kshot.model import load_model
 from kshot.runtime.lines import LiveLines
@@ -19,7 +20,7 @@ from kshot.workspace import Workspace
 
 
 def run(params: Params, workspace: Workspace) -> None:
-    """Write metrics.json, three tables (episodes, per_class, confusions), plots/, sections.html and report.html."""
+    """Write metrics.json, four tables (episodes, classes, confusions, reference), plots/, and two pages."""
     set_up_process(params.process)
     lines = LiveLines(partial(print, flush=True))
     saved = load_model(workspace.model)
@@ -44,4 +45,5 @@ def run(params: Params, workspace: Workspace) -> None:
     folder = workspace.output("evaluate")
     folder.mkdir(parents=True, exist_ok=True)
     write_scores(folder, found, dataset)
+    write_reference(folder / REFERENCE, saved, grid.frozen.val.indices, gather)
     write_report(folder, found, dataset, workspace.output("meta_train"), n_worst=params.evaluate.worst_classes)
