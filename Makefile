@@ -1,7 +1,7 @@
 # Everything runs from .venv, which `make setup` keeps equal to requirements.lock. `make help` lists the targets.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun serve test faults check format ui stack stack-demo stack-status stack-down s3-demo bench bench-avx2 bench-gpu bench-photos bench-peers clean moved
+.PHONY: help setup demo train emoji emoji-unseen photos omniglot omniglot-maml rerun serve test faults check format ui stack stack-demo stack-status stack-down s3-demo bench bench-avx2 bench-gpu bench-photos bench-serving bench-peers clean moved
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -119,6 +119,9 @@ bench-photos: setup  ## How fast photos are read, each step from a folder to a s
 	@$(BIN)/python -m bench.photos
 	@$(BIN)/python -m bench.frozen
 	@$(BIN)/python -m bench.memory
+
+bench-serving: setup  ## Requests per second of the service beside MLflow's server and LitServe; needs a champion, wrk and hey
+	@$(BIN)/python -m bench.serving
 
 bench-peers: setup  ## An environment for each peer that installs today
 	@$(BIN)/python -m bench.make_peers

@@ -12,13 +12,14 @@ from bench.instructions import SHOWN
 from bench.measure import Measurement
 from bench.memory_tables import memory_section
 from bench.photo_tables import photo_section
-from bench.results import DISTURBED_SHARE, Frozen, Growth, Memory, Photos, Ratio, Results, load
+from bench.results import DISTURBED_SHARE, Frozen, Growth, Memory, Photos, Ratio, Results, Serving, load
+from bench.serving_tables import serving_section
 from bench.tables import machine_line, markdown_table, rounded
 from bench.workloads import FLOOR_SIZES, WORKLOADS, Workload
 
 FOLDER = Path(".kshot/bench")
 GROWTH = FOLDER / "growth.json"
-PHOTOS, FROZEN, MEMORY = (FOLDER / f"{name}.json" for name in ("photos", "frozen", "memory"))
+PHOTOS, FROZEN, MEMORY, SERVING = (FOLDER / f"{name}.json" for name in ("photos", "frozen", "memory", "serving"))
 DOCS, PAGE = Path("docs"), "benchmarks.md"
 
 _EPISODES_SCORED = 1000  # per setting, in the table of evaluation times
@@ -72,11 +73,12 @@ def write(runs: Sequence[Results], docs: Path = DOCS, folder: Path = FOLDER) -> 
 def saved_sections(folder: Path = FOLDER) -> list[str]:
     """Those of the measurements that have a command of their own."""
     photos, frozen = load(Photos, folder / PHOTOS.name), load(Frozen, folder / FROZEN.name)
-    memory = load(Memory, folder / MEMORY.name)
+    memory, serving = load(Memory, folder / MEMORY.name), load(Serving, folder / SERVING.name)
     return [
         *([] if photos is None else [photo_section(photos)]),
         *([] if frozen is None else [frozen_section(frozen)]),
         *([] if memory is None else [memory_section(memory)]),
+        *([] if serving is None else [serving_section(serving)]),
     ]
 
 

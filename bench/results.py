@@ -202,6 +202,33 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServingLoad:
+    """A server under load by a number of clients: rates per second and times of a request in milliseconds."""
+
+    round: int
+    server: str
+    what: str
+    clients: int
+    per_s: float
+    bad_per_s: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """What servers of one model answer; `overload` and `soak` are of kshot's."""
+
+    command: str
+    machine: Machine
+    model: str
+    loads: tuple[ServingLoad, ...]
+    overload: dict[str, float]
+    soak: dict[str, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrozenTiming:
     """One thing done on the features of a frozen encoder, once in each round."""
 
@@ -236,7 +263,7 @@ def _cost(workload: str, measurement: Measurement) -> float:
     return measurement.peak_rss_mb if workload == "memory" else measurement.episode_s
 
 
-def save(value: Results | Growth | Installation | Photos | Memory | Frozen, path: Path) -> None:
+def save(value: Results | Growth | Installation | Photos | Memory | Frozen | Serving, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(TypeAdapter(type(value)).dump_json(value, indent=1) + b"\n")
 

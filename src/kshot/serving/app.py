@@ -76,7 +76,8 @@ def build_app(service: Service, keys: Keys, limits: Limits, hosts: frozenset[byt
     _add_galleries(app, service)
     _add_answers(app, service)
     app.mount("/", StaticFiles(directory=_PAGE, html=True), name="page")
-    return Gate(app=app, keys=keys, limits=limits, metrics=RequestMetrics(registry), hosts=hosts)
+    metrics = RequestMetrics(registry)
+    return Gate(app=app, keys=keys, limits=limits, metrics=metrics, check_room=service.slot.check_room, hosts=hosts)
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ It is plain ASGI around the whole application, so that no route, mounted page or
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -53,12 +53,16 @@ class RequestMetrics:
 
 @dataclass(frozen=True)
 class Gate:
-    """`hosts` are the names that a request may be sent to; any, where it is empty."""
+    """`hosts` are the names that a request may be sent to; any, where it is empty.
+
+    `check_room` raises the problem of a full queue, before a question is read: a refusal has to cost little.
+    """
 
     app: ASGIApp
     keys: Keys
     limits: Limits
     metrics: RequestMetrics
+    check_room: Callable[[], None]
     hosts: frozenset[bytes] = frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,6 +92,8 @@ class Gate:
 
         try:
             key = self._admitted(scope, headers)
+            if scope["path"].endswith(_ASKING):
+                self.check_room()
             limited = _limited(receive, headers, self.limits)
             await self.app(scope, limited, send_marked)
         except ProblemError as problem:

@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kshot.errors import ConfigError
+from kshot.runtime.process import ProcessSettings, set_up_process
 from kshot.serving.access import KEYS_VARIABLE, read_keys
 from kshot.serving.app import build_app
 from kshot.serving.files import open_files
@@ -26,6 +27,7 @@ from kshot.serving.service import Service
 from kshot.serving.settings import ServiceSettings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_SWITCH_S = 0.0002  # Python's 5 ms would let the thread of inference wait that long, at each operation, for a busy loop
 _LOGGER = logging.getLogger("kshot.service")
 
 
@@ -53,6 +55,8 @@ def serve(
             f"--host 127.0.0.1; next: kshot serve-key NAME --write --keys FILE, then --keys FILE or {KEYS_VARIABLE}"
         )
     _set_up_logging()
+    sys.setswitchinterval(_SWITCH_S)
+    set_up_process(ProcessSettings())
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one core is left for requests
     source = model_source(address, root)
     model = source.load()

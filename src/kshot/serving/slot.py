@@ -37,6 +37,17 @@ class Slot:
         self._busy = False
         self._mean_s = 0.0
 
+    def check_room(self) -> None:
+        """Raise a 503 problem where too many wait."""
+        if len(self._jobs) >= self._max_waiting:
+            raise ProblemError(
+                503,
+                "too many requests wait",
+                found=f"{len(self._jobs)} requests that wait",
+                needed=f"fewer than {self._max_waiting}",
+                headers={"Retry-After": str(max(_LEAST_WAIT_S, round(self._mean_s * len(self._jobs))))},
+            )
+
     @property
     def n_waiting(self) -> int:
         return len(self._jobs)
@@ -52,15 +63,7 @@ class Slot:
         return answer
 
     async def _answer(self, job: _Job) -> Any:
-        if len(self._jobs) >= self._max_waiting:
-            wait_s = max(_LEAST_WAIT_S, round(self._mean_s * len(self._jobs)))
-            raise ProblemError(
-                503,
-                "too many requests wait",
-                found=f"{len(self._jobs)} requests that wait",
-                needed=f"fewer than {self._max_waiting}",
-                headers={"Retry-After": str(wait_s)},
-            )
+        self.check_room()
         self._jobs.append(job)
         if not self._busy:
             self._start_next()
