@@ -62,12 +62,13 @@ def point_gather(points: Tensor) -> Gather:
     return lambda indices: points[torch.from_numpy(indices)]
 
 
-def point_pools(shape: EpisodeShape = SHAPE) -> tuple[EpisodeLoader, FrozenPool, Gather]:
+def point_pools(shape: EpisodeShape = SHAPE, n_classes: int = 24) -> tuple[EpisodeLoader, FrozenPool, Gather]:
     """A train loader over the first half of the classes, a frozen pool over the rest, and their items."""
-    points, labels = separable_points()
+    points, labels = separable_points(n_classes)
     gather = point_gather(points)
-    train = SampledPool.of_split(class_table(labels, np.arange(12)), shape, Uniform(), seed=1, split="meta_train")
-    test = SampledPool.of_split(class_table(labels, np.arange(12, 24)), shape, Uniform(), seed=1, split="meta_test")
+    first, second = np.split(np.arange(n_classes), 2)
+    train = SampledPool.of_split(class_table(labels, first), shape, Uniform(), seed=1, split="meta_train")
+    test = SampledPool.of_split(class_table(labels, second), shape, Uniform(), seed=1, split="meta_test")
     return EpisodeLoader(pool=train, gather=gather), test.freeze(40), gather
 
 

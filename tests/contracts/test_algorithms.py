@@ -89,14 +89,22 @@ FOR_POINTS = {
     "meta_sgd": MetaSGDConfig(inner_steps=3, eval_inner_steps=3),
     "reptile": ReptileConfig(inner_lr=0.1, inner_steps=10),
 }
-RATES_FOR_POINTS = {"boil": 0.003, "mamlpp": 0.003, "meta_sgd": 0.01, "reptile": 1.0}
+RATES_FOR_POINTS = {
+    "boil": 0.003,
+    "in_context": 0.003,
+    "mamlpp": 0.003,
+    "meta_sgd": 0.01,
+    "reptile": 1.0,
+    "versa": 0.01,
+}
 OPTIMIZERS_FOR_POINTS = {"reptile": SGDConfig(momentum=0.0, nesterov=False, weight_decay=0.0)}
 BACKBONES_FOR_POINTS = {"boil": TwoLayers}  # a body of one matrix compares the points themselves, noise and all
+CLASSES_FOR_POINTS = {"versa": 96}  # a network from any class to its weights needs more than 12 classes to learn from
 
 
 @every_meta_learner
 def test_learns_a_separable_problem(config: Any) -> None:
-    loader, pool, gather = point_pools()
+    loader, pool, gather = point_pools(n_classes=CLASSES_FOR_POINTS.get(config.name, 24))
     torch.manual_seed(0)
     backbone = BACKBONES_FOR_POINTS.get(config.name, LinearBackbone)()
     learner = FOR_POINTS.get(config.name, config).build(backbone, PROBLEM)

@@ -25,6 +25,7 @@ from kshot.algorithms.ridge import RidgeConfig
 from kshot.algorithms.siamese import SiameseConfig
 from kshot.algorithms.simpleshot import SimpleShotConfig
 from kshot.algorithms.tip_adapter import TipAdapterConfig
+from kshot.algorithms.versa import VERSAConfig
 
 AlgorithmConfig = Annotated[
     ProtoNetConfig
@@ -32,6 +33,7 @@ AlgorithmConfig = Annotated[
     | RelationConfig
     | SiameseConfig
     | FEATConfig
+    | VERSAConfig
     | MAMLConfig
     | ANILConfig
     | BOILConfig
@@ -73,4 +75,5 @@ __all__ = [
     "SiameseConfig",
     "SimpleShotConfig",
     "TipAdapterConfig",
+    "VERSAConfig",
 ]
