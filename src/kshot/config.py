@@ -17,6 +17,7 @@ from kshot.backbones import BackboneConfig
 from kshot.backbones.layers.adapter import AdapterConfig, NoAdapter
 from kshot.episodes.augmentation import EpisodeAugmentation
 from kshot.episodes.copies import AtTestTime
+from kshot.episodes.labels import InstanceLabels
 from kshot.episodes.pools import TaskPoolSettings
 from kshot.errors import ConfigError
 from kshot.evaluation.scoring import EvaluationSettings
@@ -24,7 +25,7 @@ from kshot.promotion.settings import PromotionSettings
 from kshot.runtime.process import ProcessSettings
 from kshot.settings import STRICT
 from kshot.training.loop import TrainingSettings
-from kshot.training.pretraining import NoPretraining, PretrainConfig
+from kshot.training.pretraining import NoPretraining, PretrainConfig, SupervisedPretraining
 from kshot.validation.settings import FactSettings
 from kshot.yaml_file import read_yaml
 
@@ -115,6 +116,23 @@ class Params:
             raise ValueError(
                 f"backbone.weights is {self.backbone.weights}, and meta_train.initial is random, which would not use "
                 "them; next: set meta_train.initial: pretrained"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        """Where the labels of meta_train are not used for the episodes, nothing else may bring them in."""
+        labels = self.task_pool.meta_train.labels
+        if isinstance(labels, InstanceLabels) and not self.meta_train.augment.of_queries:
+            raise ValueError(
+                "task_pool.meta_train.labels is instances, and meta_train.augment changes no query, so that each would "
+                "be its support; next: set meta_train.augment: {query: [{name: affine}, {name: noise}]}"
+            )
+        is_supervised = isinstance(self.pretrain, SupervisedPretraining)
+        if not self.task_pool.meta_train.has_given_labels and is_supervised and self.meta_train.initial != "random":
+            raise ValueError(
+                f"task_pool.meta_train.labels is {labels.name}, and meta_train.initial is pretrained by the labels of "
+                "meta_train; next: set pretrain: {name: simclr, n_steps: 2000}, or meta_train.initial: random"
             )
         return self
 

@@ -35,6 +35,11 @@ class TrainItems:
         present = np.arange(table.items.shape[1]) < table.counts[:, None]
         return cls(items=table.items[present], labels=np.nonzero(present)[0], batch_size=batch_size, seed=seed)
 
+    @classmethod
+    def without_labels(cls, items: Int, *, batch_size: int, seed: int) -> "TrainItems":
+        """The items (I,) in the order that they are given in, as if all were of one class."""
+        return cls(items=items, labels=np.zeros(len(items), dtype=np.int64), batch_size=batch_size, seed=seed)
+
     def rows(self, number: int) -> Int:
         """Rows of batch `number` in `items` and `labels`."""
         n_batch = min(self.batch_size, len(self.items))

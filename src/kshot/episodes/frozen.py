@@ -8,9 +8,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from kshot.data.class_table import ClassTable
 from kshot.data.difficulty import Difficulty, read_difficulty
 from kshot.data.packed import PackedDataset
 from kshot.episodes.episode import EpisodeShape
+from kshot.episodes.labels import GivenLabels, InstanceLabels, TrainLabels, instance_table, train_items
 from kshot.episodes.pools import FrozenPool, SampledPool, TaskPoolSettings
 from kshot.episodes.sampling import EpisodeKind, HardClasses, TrainSamplerConfig
 from kshot.errors import DataError
@@ -39,16 +41,30 @@ def train_pools(dataset: PackedDataset, settings: TaskPoolSettings, *, seed: int
 
     Raises DataError where the sampler asks for hard classes and nobody has said which are.
     """
-    n_views = len(settings.meta_train.views) + 1
-    table, difficulty = dataset.class_table("meta_train"), difficulty_of(dataset, settings)
-    if difficulty is not None:
-        row_of = {dataset.classes[number]: row for row, number in enumerate(table.class_ids.tolist())}
-        table = replace(table, error_rates=difficulty.error_rates(row_of, len(row_of)))
-    table = table.with_views(n_views, len(dataset.labels), len(dataset.classes))
+    n_views, n_items = len(settings.meta_train.views) + 1, len(dataset.labels)
+    match settings.meta_train.labels:
+        case GivenLabels():
+            split, n_classes = "meta_train", len(dataset.classes)
+            table = _with_error_rates(dataset.class_table(split), dataset, settings)
+            tables = [table] * len(settings.meta_train.kinds)
+        case InstanceLabels():
+            split, n_classes = "meta_train by instances", n_items
+            tables = [instance_table(dataset, kind.shape.items_per_class) for kind in settings.meta_train.kinds]
     return [
-        SampledPool.of_split(table, kind.shape, kind.sampler, seed=seed, split="meta_train")
-        for kind in settings.meta_train.kinds
+        SampledPool.of_split(
+            table.with_views(n_views, n_items, n_classes), kind.shape, kind.sampler, seed=seed, split=split
+        )
+        for table, kind in zip(tables, settings.meta_train.kinds, strict=True)
     ]
+
+
+def _with_error_rates(table: ClassTable, dataset: PackedDataset, settings: TaskPoolSettings) -> ClassTable:
+    """The same where the sampler weighs by no errors."""
+    difficulty = difficulty_of(dataset, settings)
+    if difficulty is None:
+        return table
+    row_of = {dataset.classes[number]: row for row, number in enumerate(table.class_ids.tolist())}
+    return replace(table, error_rates=difficulty.error_rates(row_of, len(row_of)))
 
 
 def difficulty_of(dataset: PackedDataset, settings: TaskPoolSettings) -> Difficulty | None:
@@ -89,11 +105,19 @@ def write_frozen(
             "seed": train_seed,
             "shape": _plain(EpisodeShape, settings.meta_train.shape),
             "sampler": _plain(TrainSamplerConfig, settings.meta_train.sampler),
-            "n_classes": len(dataset.class_ids("meta_train")),
+            **_classes(dataset, settings),
             **({} if difficulty is None else {"difficulty": difficulty.lineage}),
         },
     }
     (folder / POOLS_FILE).write_bytes(json_bytes(description))
+
+
+def _classes(dataset: PackedDataset, settings: TaskPoolSettings) -> dict[str, Any]:
+    """What the classes of the training are, and how many."""
+    labels = settings.meta_train.labels
+    if isinstance(labels, GivenLabels):
+        return {"n_classes": len(dataset.class_ids("meta_train"))}
+    return {"labels": _plain(TrainLabels, labels), "n_classes": len(train_items(dataset))}
 
 
 def check_difficulty(folder: Path, dataset: PackedDataset, settings: TaskPoolSettings) -> None:

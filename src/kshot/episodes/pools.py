@@ -19,6 +19,7 @@ from torch import Tensor
 from kshot.data.class_table import ClassTable, Int
 from kshot.data.views import Views
 from kshot.episodes.episode import EpisodeShape
+from kshot.episodes.labels import GivenLabels, InstanceLabels, TrainLabels
 from kshot.episodes.sampling import (
     AnySampler,
     EpisodeIndices,
@@ -39,7 +40,7 @@ _FREEZE_AT_ONCE = 256  # episodes drawn together: bounds the size of the random 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
 class TrainPoolSettings:
-    """Episodes drawn on the fly from the meta_train classes.
+    """Episodes drawn on the fly from the meta_train classes, which are what `labels` says.
 
     With `more_shapes` every step of the training draws its shape, each as likely as `shape`. With `views` every class
     has further ones beside it, of its items turned by that many degrees or mirrored.
@@ -49,6 +50,27 @@ class TrainPoolSettings:
     more_shapes: tuple[EpisodeShape, ...] = ()
     views: Views = ()
     sampler: TrainSamplerConfig = Field(default_factory=Uniform)
+    labels: TrainLabels = Field(default_factory=GivenLabels)
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        if not self.has_given_labels and not isinstance(self.sampler, Uniform):
+            raise ValueError(
+                f"labels is {self.labels.name}, whose classes have no groups, domains or errors, and sampler is "
+                f"{self.sampler.name}; next: set sampler: {{name: uniform}}"
+            )
+        shots = max(kind.shape.k_shot for kind in self.kinds)
+        if isinstance(self.labels, InstanceLabels) and shots > 1:
+            raise ValueError(
+                f"labels is instances, so that a class has one item as support, and k_shot is {shots}; next: set "
+                "k_shot: 1, whose model answers any number of shots, or labels: {name: clusters}"
+            )
+        return self
+
+    @property
+    def has_given_labels(self) -> bool:
+        """Whether the labels of meta_train are used."""
+        return isinstance(self.labels, GivenLabels)
 
     @property
     def kinds(self) -> tuple[EpisodeKind, ...]:
@@ -132,6 +154,14 @@ class TaskPoolSettings:
             "meta_train": self.meta_train.kinds,
             "meta_val": (EpisodeKind(shape=self.meta_val.shape, sampler=self.meta_val.sampler),),
             "meta_test": tuple(self.meta_test.kinds().values()),
+        }
+
+    def kinds_by_label(self) -> dict[str, tuple[EpisodeKind, ...]]:
+        """Those of the splits whose labels are used: what the classes of a dataset have to allow."""
+        return {
+            split: kinds
+            for split, kinds in self.kinds().items()
+            if split != "meta_train" or self.meta_train.has_given_labels
         }
 
 

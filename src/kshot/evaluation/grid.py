@@ -71,12 +71,15 @@ def score_model(
 
 
 def score_extras(
-    grid: Grid, saved: SavedModel, setting: SettingScores, gather: Gather, *, seed: int
+    grid: Grid, saved: SavedModel, setting: SettingScores, gather: Gather, *, seed: int, held_in: bool
 ) -> dict[str, list[dict[str, Any]]]:
-    """Scores with sections of their own: over inner steps, on the classes of training, and on items of no class."""
+    """Scores with sections of their own: over inner steps, on the classes of training, and on items of no class.
+
+    Without `held_in` there is none of the second, for a training that did not use the labels.
+    """
     return {
         "adaptation": list(_adaptation(saved.learner, setting, gather)),
-        "held_in": list(_held_in(grid, saved.learner, setting, gather, seed)),
+        "held_in": list(_held_in(grid, saved.learner, setting, gather, seed)) if held_in else [],
         "unknown": list(_unknown(grid, saved, gather)),
     }
 

@@ -7,6 +7,7 @@ from kshot.config import Params
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import read_frozen
+from kshot.episodes.labels import without_labels
 from kshot.evaluation.baselines import pretrained_baselines, untrained_baselines
 from kshot.evaluation.features import KeptItems
 from kshot.evaluation.grid import Grid, score_extras, score_model, write_scores
@@ -40,8 +41,17 @@ def run(params: Params, workspace: Workspace) -> None:
         pretrained=pretrained_baselines(workspace.pretrained_model, saved.learner, dataset, gather, seed=params.seed),
         lines=lines,
     )
-    extras = score_extras(grid, saved, found.settings[0], gather, seed=params.task_pool.seed)
-    found = replace(found, metrics=found.metrics | extras)
+    trained_on = params.task_pool.meta_train
+    extras = score_extras(
+        grid,
+        saved,
+        found.settings[0],
+        gather,
+        seed=params.task_pool.seed,
+        held_in=trained_on.has_given_labels,
+    )
+    labels = {} if trained_on.has_given_labels else {"labels": without_labels(trained_on.labels)}
+    found = replace(found, metrics=found.metrics | extras | labels)
     folder = workspace.output("evaluate")
     folder.mkdir(parents=True, exist_ok=True)
     write_scores(folder, found, dataset)

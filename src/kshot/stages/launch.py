@@ -25,12 +25,13 @@ from pydantic import TypeAdapter
 
 from kshot.algorithms import AlgorithmConfig
 from kshot.algorithms.answering import normalization_mode
+from kshot.algorithms.learner import Learner, TransferLearner
 from kshot.backbones.layers.native import native_compiler
 from kshot.config import Params
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
 from kshot.episodes.frozen import check_difficulty, difficulty_of, read_val_pool
-from kshot.errors import KshotError, TrainingError
+from kshot.errors import ConfigError, KshotError, TrainingError
 from kshot.evaluation.features import KeptItems
 from kshot.model import ModelConfig, build_learner
 from kshot.runtime.cpu import check_bfloat16
@@ -52,6 +53,9 @@ def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *,
     config = replace(
         model_config(params, dataset, settings.algorithm), adapter=settings.adapter, test_time=settings.test_time
     )
+    if not params.task_pool.meta_train.has_given_labels:
+        _check_draws_episodes(build_learner(config), params)
+        config = replace(config, n_train_classes=None)
     if settings.training.n_steps == 0:
         config = replace(config, n_train_classes=None)  # the model is without a classifier that nothing trained
     return ModelTraining(
@@ -64,6 +68,16 @@ def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *,
         augmentation=settings.augment,
         initial=workspace.pretrained_model if settings.initial == "pretrained" else None,
     )
+
+
+def _check_draws_episodes(learner: Learner[Any], params: Params) -> None:
+    """Raise ConfigError for a learner that no episodes train: it would ask for the labels of meta_train."""
+    if isinstance(learner, TransferLearner):
+        raise ConfigError(
+            f"task_pool.meta_train.labels is {params.task_pool.meta_train.labels.name}, and "
+            f"{params.meta_train.algorithm.name} is trained on batches of the labelled classes; need an algorithm that "
+            "is trained on episodes; next: set meta_train.algorithm: {name: protonet}"
+        )
 
 
 def model_config(params: Params, dataset: PackedDataset, algorithm: AlgorithmConfig) -> ModelConfig:

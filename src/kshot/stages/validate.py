@@ -31,7 +31,7 @@ def run(params: Params, workspace: Workspace) -> None:
         check_united(params.dataset.of, params.dataset.name, workspace.data)
     dataset = PackedDataset.open(workspace.dataset(params.dataset.name))
     print(f"{dataset.name}: measuring {dataset.n_stored:,} items", flush=True)
-    facts = collect_facts(dataset, params.task_pool.kinds(), params.validate, params.seed)
+    facts = collect_facts(dataset, params.task_pool.kinds_by_label(), params.validate, params.seed)
     print(f"{dataset.name}: holding them against the suite", flush=True)
     results = check(dataset, facts, params.validate)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from kshot.data.views import ViewedItems
 from kshot.data.weights import PretrainedWeights
 from kshot.episodes.augmentation import EpisodeAugmentation
 from kshot.episodes.frozen import train_pools
+from kshot.episodes.labels import train_items
 from kshot.episodes.loader import EpisodeLoader
 from kshot.episodes.pools import FrozenPool, TaskPoolSettings
 from kshot.episodes.sampling import EpisodeKind
@@ -93,7 +93,7 @@ def fit(
     learner = learner.to(device)
     trained, known = on_kept_features(learner, gather)
     if isinstance(trained.backbone, WithAdapter):
-        items = TrainItems.of(dataset, batch_size=training.settings.batch_size, seed=training.seed)
+        items = _train_items(training, dataset)
         trained.backbone.set_centre(known(batch) for batch in items.calibration_batches())
     job = TrainingJob(
         objective=_objective(training, trained, dataset, known, val_pool),
@@ -140,16 +140,18 @@ def _objective(
 ) -> Objective:
     views = training.task_pool.meta_train.views
     viewed = ViewedItems(gather, len(dataset.labels), views) if views else gather
-    of_batches = partial(TrainItems.of, dataset, batch_size=training.settings.batch_size, seed=training.seed)
     if training.pretext is not None:  # which needs no classes
-        return SelfSupervised(training.pretext, learner, of_batches(), gather, val_pool, init_seed=training.init_seed)
+        items = _train_items(training, dataset)
+        return SelfSupervised(training.pretext, learner, items, gather, val_pool, init_seed=training.init_seed)
     if isinstance(learner, TransferLearner):
         if training.augmentation.query is not None:
             raise ConfigError(
                 f"meta_train.augment.query is given, and {training.config.algorithm.name} is trained on batches "
                 "without queries; next: set meta_train.augment.support alone"
             )
-        items = of_batches(n_views=len(views) + 1)
+        items = TrainItems.of(
+            dataset, batch_size=training.settings.batch_size, seed=training.seed, n_views=len(views) + 1
+        )
         counts = torch.from_numpy(np.bincount(items.labels)).to(next(learner.parameters()).device)
         return Supervised(
             learner=learner,
@@ -181,6 +183,14 @@ def _objective(
     raise TrainingError(
         f"{training.config.algorithm.name} is neither a MetaLearner nor a TransferLearner; need one to train it"
     )
+
+
+def _train_items(training: ModelTraining, dataset: PackedDataset) -> TrainItems:
+    """The items of meta_train in batches, whose order is that of the classes only where their labels are used."""
+    settings = training.settings
+    if training.task_pool.meta_train.has_given_labels:
+        return TrainItems.of(dataset, batch_size=settings.batch_size, seed=training.seed)
+    return TrainItems.without_labels(train_items(dataset), batch_size=settings.batch_size, seed=training.seed)
 
 
 def _choose(learner: Learner[Any], val_pool: FrozenPool, gather: Gather, workers: Workers, lines: LiveLines) -> None:
