@@ -15,10 +15,14 @@ import typer
 import yaml
 from PIL import Image
 
+from kshot.algorithms import AlgorithmConfig, SimpleShotConfig, TIMConfig
+from kshot.backbones import Conv4Config
 from kshot.cli.app import app, main
 from kshot.config import load_params
 from kshot.data.items import ImageKind
 from kshot.data.packed import PackedDataset
+from kshot.episodes.episode import EpisodeShape
+from kshot.model import ModelConfig, SavedModel, build_learner, save_model
 from kshot.runtime.error_file import error_file
 from kshot.stages import task_pool
 from kshot.workspace import Workspace
@@ -321,6 +325,27 @@ def test_a_preset_replaces_a_preset_but_never_the_users_edits(kshot: Kshot, tmp_
     done = kshot(tmp_path, "preset", "demmo")
     known = ", ".join(path.stem for path in sorted((REPOSITORY / "presets").glob("*.yaml")))
     assert done.returncode == 2 and f"known: {known};" in done.stderr
+
+
+@pytest.mark.parametrize(("config", "said"), [(TIMConfig(), True), (SimpleShotConfig(), False)])
+def test_predict_says_where_scores_of_queries_together_do_not_hold(
+    kshot: Kshot, tmp_path: Path, config: AlgorithmConfig, said: bool
+) -> None:
+    root = write_project(tmp_path, tiny_params())
+    model = ModelConfig(
+        algorithm=config,
+        backbone=Conv4Config(width=4),
+        item=ImageKind(image_size=16, channels=1),
+        train_shape=EpisodeShape(n_way=2, k_shot=1, n_query=1),
+    )
+    save_model(root / "model", SavedModel(learner=build_learner(model), config=model))
+    for name, shade in (("dark", 0), ("light", 200)):
+        (root / "support" / name).mkdir(parents=True)
+        Image.fromarray(np.full((16, 16), shade, np.uint8)).save(root / "support" / name / "1.png")
+    done = kshot(root, "predict", "model", "support", "support/dark/1.png")
+    assert done.returncode == 0, done.stderr
+    words = "each image was answered alone, non-transductive: the model's transductive scores do not hold here"
+    assert (words in done.stderr.splitlines()) == said
 
 
 def test_stages_by_hand_then_predict_from_the_model_folder(kshot: Kshot, tmp_path: Path) -> None:

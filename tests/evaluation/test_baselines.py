@@ -15,8 +15,10 @@ from kshot.algorithms import (
     LinearProbeConfig,
     ProtoNetConfig,
     RidgeConfig,
+    TIMConfig,
     TipAdapterConfig,
 )
+from kshot.algorithms.answering import NON_TRANSDUCTIVE, normalization_mode
 from kshot.algorithms.linear_probe import LinearProbe
 from kshot.algorithms.protonet import ProtoNet
 from kshot.backbones import Conv4Config
@@ -88,28 +90,43 @@ def test_heads_stand_on_what_the_pretrain_stage_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("config", "own"),
-    [(RidgeConfig(), RIDGE), (LinearProbeConfig(), LINEAR_HEAD), (TipAdapterConfig(), None), (FinetuneConfig(), None)],
+    [
+        (RidgeConfig(), RIDGE),
+        (LinearProbeConfig(), LINEAR_HEAD),
+        (TipAdapterConfig(), None),
+        (TIMConfig(), None),
+        (FinetuneConfig(), None),
+    ],
     ids=lambda it: getattr(it, "name", ""),
 )
 def test_beside_a_head_stand_the_other_kinds_of_head(tmp_path: Path, config: AlgorithmConfig, own: str | None) -> None:
     beside, found = heads_beside(tmp_path, config)
-    assert HEADS - found == ({own} if own else set())
+    assert HEADS - found.keys() == ({own} if own else set())
     assert is_head(beside) == (config.name != "finetune")
+
+
+def test_no_baseline_is_transductive(tmp_path: Path) -> None:
+    """The best of them is what a model has to beat, and a model is served one query at a time."""
+    _, found = heads_beside(tmp_path, TIMConfig())
+    assert found.keys() == HEADS
+    assert {normalization_mode(head) for head in found.values()} == {NON_TRANSDUCTIVE}
 
 
 def test_a_head_on_an_adapter_is_held_against_its_kind_without_one(tmp_path: Path) -> None:
     beside, found = heads_beside(tmp_path, RidgeConfig(), adapter=LinearAdapter(width=4))
-    assert found == HEADS and not is_head(beside)
+    assert found.keys() == HEADS and not is_head(beside)
 
 
-def heads_beside(folder: Path, config: AlgorithmConfig, **settings: Any) -> tuple[Learner[Any], set[str]]:
+def heads_beside(
+    folder: Path, config: AlgorithmConfig, **settings: Any
+) -> tuple[Learner[Any], dict[str, Learner[Any]]]:
     tiny_dataset(n_images=6).write(folder / "tiny")
     dataset = PackedDataset.open(folder / "tiny")
     of_model = model_config(dataset)
     save_model(folder / "model", SavedModel(learner=build_learner(of_model), config=of_model))
     beside = build_learner(replace(of_model, algorithm=config, **settings))
     gather = item_gather(dataset, torch.device("cpu"))
-    return beside, set(pretrained_baselines(folder / "model", beside, dataset, gather, seed=1))
+    return beside, pretrained_baselines(folder / "model", beside, dataset, gather, seed=1)
 
 
 def test_a_linear_probe_without_a_head_for_the_training_classes_says_so() -> None:

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from kshot.algorithms import AlgorithmConfig
+from kshot.algorithms.answering import NON_TRANSDUCTIVE, normalization_modes
 from kshot.algorithms.learner import Problem, TransferLearner
 from kshot.config import load_params
 from kshot.episodes.episode import EpisodeShape
@@ -77,7 +78,8 @@ def test_without_a_step_the_pretrained_backbone_is_scored_and_served(
     assert (metrics["steps"], metrics["best_step"], metrics["stopped_early"]) == (0, 0, False)
     assert history["val_accuracy"].tolist() == [metrics["best_val_accuracy"]]
     evaluation = json.loads((root / "artifacts/evaluate/metrics.json").read_text())
-    assert {result["mode"] for result in evaluation["results"]} == {"non-transductive"}
+    modes = normalization_modes(load_model(root / "artifacts/meta_train/model").learner)
+    assert {result["mode"] for result in evaluation["results"]} == set(modes)
     page = (root / "artifacts/evaluate/report.html").read_text()
     assert "No step was taken" in page
     heads = {name for name in evaluation["results"][0]["baselines"] if name.startswith("pretrained, ")}
@@ -86,6 +88,9 @@ def test_without_a_step_the_pretrained_backbone_is_scored_and_served(
     assert all(need_not_be_beaten.isdisjoint(result["unbeaten"]) for result in evaluation["results"])
     lead = lead_in(evaluation)
     assert lead is not None
+    of_served = [result for result in evaluation["results"] if result["mode"] == NON_TRANSDUCTIVE]
+    leads = [result["accuracy"] - result["baselines"][lead.over]["accuracy"] for result in of_served]
+    assert lead.difference.mean == pytest.approx(sum(leads) / len(leads))
     first_line = page.partition('<p class="words">')[2].partition("</p>")[0]
     assert (f"{lead.over}) is ahead of {algorithm}" in first_line) == (
         lead.difference.mean < -lead.difference.half_width

@@ -24,6 +24,7 @@ from kshot.algorithms.reptile import ReptileConfig
 from kshot.algorithms.ridge import RidgeConfig
 from kshot.algorithms.siamese import SiameseConfig
 from kshot.algorithms.simpleshot import SimpleShotConfig
+from kshot.algorithms.tim import TIMConfig
 from kshot.algorithms.tip_adapter import TipAdapterConfig
 from kshot.algorithms.versa import VERSAConfig
 
@@ -47,6 +48,7 @@ AlgorithmConfig = Annotated[
     | LogisticConfig
     | LDAConfig
     | TipAdapterConfig
+    | TIMConfig
     | BaselineConfig
     | FinetuneConfig,
     Field(discriminator="name"),
@@ -74,6 +76,7 @@ __all__ = [
     "RidgeConfig",
     "SiameseConfig",
     "SimpleShotConfig",
+    "TIMConfig",
     "TipAdapterConfig",
     "VERSAConfig",
 ]

@@ -125,7 +125,7 @@ class Stepwise(Protocol):
 
 @runtime_checkable
 class QueryNormalised(Protocol):
-    """A learner that may normalise the queries of an episode by their own statistics, which is transductive."""
+    """A learner that may use all queries of an episode, to normalise them or to adapt: that is transductive."""
 
     query_statistics: bool
 

@@ -104,6 +104,7 @@ def predict(
     queries: Annotated[list[Path], typer.Argument(help="Images, or folders of images, to classify.")],
 ) -> None:
     """Classify images into the classes shown by a few examples each."""
+    from kshot.algorithms.answering import NON_TRANSDUCTIVE, TRANSDUCTIVE
     from kshot.data.names import in_counts
     from kshot.serving.prediction import predict_files
 
@@ -115,6 +116,8 @@ def predict(
     for row in report.predicted:
         table.add_row(unstyled(str(row.file)), unstyled(row.class_name), f"{row.probability:.1%}")
     Console().print(table)
+    if TRANSDUCTIVE in report.modes:
+        warn(f"each image was answered alone, {NON_TRANSDUCTIVE}: the model's {TRANSDUCTIVE} scores do not hold here")
     if report.left_out:
         warn(f"left out: {in_counts(row.reason for row in report.left_out)}")
     for refused in report.refused:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from kshot.algorithms.answering import NON_TRANSDUCTIVE, served
+from kshot.algorithms.answering import NON_TRANSDUCTIVE, normalization_modes, served
 from kshot.algorithms.learner import FeatureWise, Learner
 from kshot.algorithms.unknown import BASELINE, UnknownRule, distances, known_score
 from kshot.backbones.contract import items_at_once
@@ -110,6 +110,8 @@ class FewShotClassifier:
 
     def __init__(self, model: SavedModel) -> None:
         self.item = model.item
+        self.modes = tuple(normalization_modes(model.learner))
+        """In which it is scored. It answers in the non-transductive one, which is among them."""
         self._learner = served(model.learner).eval()
         self._temperature = model.temperatures.get(NON_TRANSDUCTIVE, 1.0)
         self._device = next(self._learner.parameters()).device

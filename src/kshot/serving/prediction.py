@@ -37,13 +37,17 @@ class RefusedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionReport:
-    """`model` says which model answered: models:/NAME/VERSION or the folder. `left_out` are files of no image."""
+    """`model` says which model answered: models:/NAME/VERSION or the folder. `left_out` are files of no image.
+
+    `modes` are the normalisation modes in which the model is scored; it answers in the non-transductive one.
+    """
 
     model: str
     classes: tuple[str, ...]
     predicted: tuple[PredictedImage, ...]
     refused: tuple[RefusedImage, ...]
     left_out: tuple[LeftOut, ...]
+    modes: tuple[str, ...]
 
 
 def predict_files(model: str, support: Path, queries: Sequence[Path], *, root: Path) -> PredictionReport:
@@ -82,6 +86,7 @@ def predict_files(model: str, support: Path, queries: Sequence[Path], *, root: P
         predicted=tuple(predicted),
         refused=tuple(refused),
         left_out=(*shown.left_out, *left_out),
+        modes=classifier.modes,
     )
 
 
