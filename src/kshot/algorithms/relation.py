@@ -108,7 +108,8 @@ class RelationModule(nn.Module):
         """(B, Q, N) of classes (B, N, F, H, W) and features (B, Q, D)."""
         queries = self._first(self.first_of_query, query)
         n_query, n_way = queries.shape[1], classes.shape[1]
-        at_once = max(1, _NUMBERS_AT_ONCE // max(1, n_query * classes[0].numel()))
+        of_one = n_query * classes[0].numel()
+        at_once = max(1, _NUMBERS_AT_ONCE // max(1, of_one)) if len(classes) > 1 else 1
         parts = zip(torch.split(classes, at_once), torch.split(queries, at_once), strict=True)
         pairs = ((c[:, None] + q[:, :, None]).flatten(0, 2) for c, q in parts)
         return torch.cat([self._relations(pair) for pair in pairs]).view(-1, n_query, n_way)

@@ -19,7 +19,7 @@ from kshot.backbones.contract import Backbone, Flatten
 from kshot.episodes.episode import Support
 from kshot.settings import STRICT
 
-_SCALE = 10.0  # of the logits: what R2D2 starts from
+SCALE = 10.0  # of the logits: what R2D2 starts from
 
 
 @settings(frozen=True, kw_only=True, config=STRICT)
@@ -60,8 +60,8 @@ class Ridge(TransferLearner[LinearHead]):
         rows = features - mean
         spread = rows.square().sum((1, 2)) / rows.shape[1]
         penalty = (self.config.penalty * spread).clamp_min(torch.finfo(rows.dtype).eps)
-        weight = _SCALE * times_inverse((targets - target_mean).transpose(1, 2) @ rows, rows, penalty)
-        bias = _SCALE * target_mean - mean @ weight.transpose(1, 2)
+        weight = SCALE * times_inverse((targets - target_mean).transpose(1, 2) @ rows, rows, penalty)
+        bias = SCALE * target_mean - mean @ weight.transpose(1, 2)
         return LinearHead(weight=weight, bias=bias[:, 0])
 
     def classify(self, adapted: LinearHead, query_x: Tensor) -> Tensor:

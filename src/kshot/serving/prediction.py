@@ -65,16 +65,12 @@ def predict_files(model: str, support: Path, queries: Sequence[Path], *, root: P
             f"no query image in {', '.join(map(str, queries)) or 'nothing'}; need files or a folder of images"
         )
     name, classifier = load_classifier(model, root)
-    support_items, damaged = _read([file.path for file in shown.files], classifier.item)
-    if damaged:
-        raise DataError(f"refused as support: {_listed(damaged)}; need readable images; {_REPLACE}")
+    support_items, classes = _labelled(shown, classifier.item)
     query_items, damaged = _read(given, classifier.item)
     refused = [*refused, *damaged]
     if not query_items:
         raise DataError(f"refused as query: {_listed(refused)}; need at least one readable image; {_REPLACE}")
-    meant = without_picture_folders(dict.fromkeys(file.folders for file in shown.files))
-    classes = ["/".join(meant[file.folders]) for file in shown.files]
-    prediction = classifier.adapt(_stacked(support_items.values()), classes).classify(_stacked(query_items.values()))
+    prediction = classifier.adapt(support_items, classes).classify(_stacked(query_items.values()))
     best = prediction.probabilities.argmax(axis=1)
     predicted = (
         PredictedImage(file=file, class_name=str(prediction.labels[n]), probability=float(row[n]))
@@ -88,6 +84,14 @@ def predict_files(model: str, support: Path, queries: Sequence[Path], *, root: P
         left_out=(*shown.left_out, *left_out),
         modes=classifier.modes,
     )
+
+
+def read_support(folder: Path, item: ItemKind) -> tuple[NDArray[Any], list[str]]:
+    """The items (S, *item) in the class folders under `folder` and the class of each, by the rule of `predict_files`.
+
+    Raises DataError for one that cannot be read, and for a class without any.
+    """
+    return _labelled(_support(folder), item)
 
 
 def load_classifier(model: str, root: Path) -> tuple[str, FewShotClassifier]:
@@ -123,6 +127,14 @@ def _support(folder: Path) -> Tree:
                 "next: put images into it, or remove it"
             )
     return tree
+
+
+def _labelled(shown: Tree, item: ItemKind) -> tuple[NDArray[Any], list[str]]:
+    items, damaged = _read([file.path for file in shown.files], item)
+    if damaged:
+        raise DataError(f"refused as support: {_listed(damaged)}; need readable images; {_REPLACE}")
+    meant = without_picture_folders(dict.fromkeys(file.folders for file in shown.files))
+    return _stacked(items.values()), ["/".join(meant[file.folders]) for file in shown.files]
 
 
 def _queries(given: Sequence[Path]) -> tuple[list[Path], list[RefusedImage], list[LeftOut]]:

@@ -74,7 +74,9 @@ def channels_last(images: Tensor) -> Tensor:
     """The same images (B, C, H, W) with strides that are channels-last also where C = 1.
 
     With one channel the two layouts are the same memory and torch keeps either strides; convolutions
-    choose their kernels by the strides.
+    choose their kernels by the strides. A program that is exported has its own layout: there the images stay.
     """
+    if torch.compiler.is_exporting():
+        return images
     n, c, h, w = images.shape
     return images.contiguous(memory_format=torch.channels_last).as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
