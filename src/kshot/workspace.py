@@ -164,6 +164,10 @@ class Workspace:
         """The page of a registered version."""
         return self.state / "reports" / f"{name}-{version}" / "report.html"
 
+    def export(self, name: str) -> Path:
+        """A model that was exported, where no other folder was named."""
+        return self.state / "exports" / name
+
     def rerun(self, name: str, version: int) -> Path:
         return self.state / "reruns" / f"{name}-{version}"
 

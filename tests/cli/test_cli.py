@@ -1,5 +1,6 @@
 """The command line: its frozen surface, its one-line errors and exit codes."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -99,6 +100,7 @@ def test_commands_and_options_are_these() -> None:
         "serve": ["galleries", "host", "keys", "model", "name", "port", "settings"],
         "serve-key": ["keys", "name", "write"],
         "monitor": ["answers", "gallery", "reference", "window"],
+        "export": ["format_", "int8", "model", "support", "to", "version"],
         "doctor": ["stack"],
         "kernels": [],
         "preset": ["name"],
@@ -363,6 +365,28 @@ def test_stages_by_hand_then_predict_from_the_model_folder(kshot: Kshot, tmp_pat
     assert done.returncode == 0, done.stderr
     answers = [line.split() for line in done.stdout.splitlines() if "query-" in line]
     assert [(words[1], words[3]) for words in answers] == [("query-zig.png", "zig"), ("query-zag.png", "zag")]
+
+
+@pytest.mark.usefixtures("smoke_test_here")
+def test_a_version_is_exported_by_its_number_its_alias_and_from_its_folder(kshot: Kshot, project: Path) -> None:
+    write_project(project, tiny_params())
+    assert [add_version(project, key, accuracy=0.5) for key in ("1", "2")] == [1, 2]
+    (project / "params.yaml").write_text(yaml.safe_dump(tiny_params()))  # which a version of a toy wrote over
+    assert kshot(project, "promote", "--version", "2").returncode == 0
+    weights = []
+    for name, *options in (("1",), ("models:/tiny@champion", "--to", "by-alias"), ("2", "--model", "tiny")):
+        done = kshot(project, "export", name, "--format", "torch", *options)
+        assert done.returncode == 0, done.stderr
+        folder = project / (options[1] if "--to" in options else f".kshot/exports/tiny-{name}")
+        found = json.loads((folder / "export.json").read_text())["model"]
+        assert found["name"] == "tiny" and (folder / "encoder.pt2").exists()
+        weights.append((found["version"], found["weights_sha256"]))
+    assert [version for version, _ in weights] == [1, 2, 2]
+    assert weights[0][1] != weights[1][1] == weights[2][1]
+    unknown = kshot(project, "export", "7", "--format", "torch")
+    assert (unknown.returncode, "tiny has no version 7; known: 1, 2" in unknown.stderr) == (2, True)
+    taken = kshot(project, "export", "1", "--format", "torch", "--to", "data")
+    assert (taken.returncode, "holds something else than an export" in taken.stderr) == (2, True)
 
 
 def test_the_presets_include_the_default_params() -> None:

@@ -41,6 +41,7 @@ _COMMANDS = (
     service.serve,
     service.serve_key,
     monitor.monitor,
+    registry.export,
     machine.doctor,
     machine.kernels,
 )

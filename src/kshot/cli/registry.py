@@ -2,7 +2,7 @@
 
 import getpass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -124,6 +124,28 @@ def predict(
         warn(f"refused: {refused.file}: {refused.reason}")
     if report.refused:
         raise typer.Exit(2)
+
+
+def export(
+    version: Annotated[
+        str, typer.Argument(help="A version, models:/NAME@champion, models:/NAME/VERSION, or a model folder.")
+    ],
+    format_: Annotated[
+        Literal["onnx", "torch"], typer.Option("--format", help="torch: a program of torch.export.")
+    ] = "onnx",
+    model: Annotated[str, typer.Option(help="A registered model; register.model_name where not given.")] = "",
+    to: Annotated[Path | None, typer.Option(help="The folder to write; .kshot/exports/NAME-VERSION otherwise.")] = None,
+    support: Annotated[
+        Path | None, typer.Option(help="Folder of class folders: a classifier of these classes, for any algorithm.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise the encoder, and measure what that costs.")] = False,
+) -> None:
+    """Write a model as files that run without kshot: ONNX and a runner of one file."""
+    from kshot.export.exporting import Wanted
+    from kshot.export.exporting import export as export_model
+
+    wanted = Wanted(format=format_, support=support, int8=int8, to=to)
+    export_model(version, wanted, registered_name=model, root=_root(), report=say)
 
 
 def _root() -> Path:
