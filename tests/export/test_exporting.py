@@ -5,18 +5,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from kshot.algorithms import MAMLConfig, ProtoNetConfig, RidgeConfig
-from kshot.backbones import Conv4Config, ModuleConfig
+from kshot.backbones import Conv4Config, MLPConfig, ModuleConfig, TimmConfig
 from kshot.backbones.layers.native import native_compiler, native_library, use_native_kernels
+from kshot.data.items import AnyItemKind, ImageKind, VectorKind
 from kshot.errors import ConfigError, DataError, ModelError
 from kshot.export import programs
 from kshot.export.exporting import OPSET, Wanted, export
 from kshot.export.parity import PARITY
 from kshot.export.runner import Classifier, FixedClassifier
-from kshot.model import load_model
+from kshot.model import ModelConfig, SavedModel, build_learner, load_model, save_model
+from kshot.serving.classifier import FewShotClassifier
 from tests.contracts.test_exports import (
     CLASSES,
     QUERIES,
@@ -27,7 +30,7 @@ from tests.contracts.test_exports import (
     saved_at,
     support_folder,
 )
-from tests.toy_episodes import image_items
+from tests.toy_episodes import SHAPE, image_items
 
 NETWORKS = Path(__file__).with_name("own_networks.py")
 
@@ -141,6 +144,32 @@ def test_what_the_model_itself_rounds_is_not_held_against_its_export(tmp_path: P
     model = saved_at(tmp_path / "model", ProtoNetConfig(), own("has_large_features"))
     parity = json.loads((exported(model, format="onnx") / "export.json").read_text())["parity"]
     assert parity["features"] <= PARITY < parity["probabilities"] <= 4 * parity["rounding_of_the_model"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "item"),
+    [
+        pytest.param(MLPConfig(widths=(16,)), VectorKind(size=7), id="vectors"),
+        pytest.param(
+            TimmConfig(model="resnet10t", input_size=64), ImageKind(image_size=90, channels=3), id="made smaller"
+        ),
+        pytest.param(
+            TimmConfig(model="vit_tiny_patch16_224", input_size=32),
+            ImageKind(image_size=32, channels=1),
+            id="attention",
+        ),
+    ],
+)
+def test_items_of_other_kinds_and_sizes_go_into_the_program(tmp_path: Path, backbone: Any, item: AnyItemKind) -> None:
+    config = ModelConfig(algorithm=RidgeConfig(), backbone=backbone, item=item, train_shape=SHAPE, n_train_classes=8)
+    save_model(tmp_path / "model", SavedModel(learner=build_learner(config).eval(), config=config))
+    classifier = Classifier(exported(tmp_path / "model", format="onnx"))
+    assert max(classifier.description["parity"].values()) <= PARITY
+    items, labels = item.example(12), [number % 3 for number in range(12)]
+    expected = FewShotClassifier(load_model(tmp_path / "model")).predict(items[:9], labels[:9], items[9:])
+    found = classifier.adapt(items[:9], labels[:9]).classify(items[9:])
+    assert found.labels.tolist() == expected.labels.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=0, atol=PARITY)
 
 
 def test_what_cannot_be_asked_together_is_refused(tmp_path: Path) -> None:
