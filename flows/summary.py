@@ -96,7 +96,8 @@ def read_scores(root: Path) -> ScoreTable:
             column = result["title"]
             columns += [column] * (column not in columns)
             how = f"; {metrics['test_time']}" if "test_time" in metrics else ""
-            row = f"{metrics['algorithm']}, {result['mode']}{how}"
+            norm = f", {result['norm']} norm" if "norm" in result else ""
+            row = f"{metrics['algorithm']}, {result['mode']}{norm}{how}"
             rows.setdefault(row, {})[column] = Score(accuracy=result["accuracy"], ci95=result["ci95"])
             for name, score in result["baselines"].items():
                 baselines.setdefault(name, {})[column] = Score(accuracy=score["accuracy"], ci95=score["ci95"])

@@ -23,9 +23,10 @@ from kshot.algorithms import AlgorithmConfig, Learner
 from kshot.algorithms.learner import Problem
 from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
 from kshot.algorithms.unknown import UnknownRule
-from kshot.backbones import BackboneConfig
+from kshot.backbones import BackboneConfig, Conv4Config, ResNet12Config
 from kshot.backbones.contract import Backbone
 from kshot.backbones.layers.adapter import AdapterConfig, NoAdapter
+from kshot.backbones.layers.norm import NormName
 from kshot.data.items import AnyItemKind, ImageKind
 from kshot.episodes.copies import AtTestTime
 from kshot.episodes.episode import EpisodeShape
@@ -54,6 +55,12 @@ class ModelConfig:
     @property
     def problem(self) -> Problem:
         return Problem(train_shape=self.train_shape, n_train_classes=self.n_train_classes)
+
+    @property
+    def beside_mode(self) -> dict[str, NormName]:
+        """What a score says beside its mode: the norm of the backbone, where that is another than that of batches."""
+        chosen = self.backbone.norm if isinstance(self.backbone, Conv4Config | ResNet12Config) else "batch"
+        return {} if chosen == "batch" else {"norm": chosen}
 
 
 @dataclass(frozen=True, kw_only=True)

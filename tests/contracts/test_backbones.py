@@ -24,7 +24,7 @@ from kshot.backbones.contract import (
 )
 from kshot.backbones.layers.adapter import AdapterConfig, LinearAdapter, NoAdapter, WithAdapter
 from kshot.backbones.layers.adopted import Adopted, start_from
-from kshot.backbones.layers.norm import ReferenceNorm
+from kshot.backbones.layers.norm import NormName, ReferenceNorm
 from kshot.backbones.resnet12 import drop_blocks
 from kshot.data.items import ImageKind
 from kshot.data.weights import PretrainedWeights, WeightsRecord
@@ -62,6 +62,13 @@ def configs() -> list[Any]:
 ADAPTERS = [config() for config in get_args(get_args(AdapterConfig)[0]) if config is not NoAdapter]
 MAKERS: dict[str, Callable[[], Backbone]] = {
     **{config.name: (lambda config=config: built(config)) for config in configs()},
+    **{
+        f"{config.name} {norm} norm": (lambda config=config, norm=norm: built(with_norm(config, norm)))
+        for config in configs()
+        if isinstance(config, Conv4Config | ResNet12Config)
+        for norm in get_args(get_args(NormName)[0])
+        if norm != config.norm
+    },
     "adopted": lambda: Adopted(plain_network(), items(1)),
     **{f"{adapter.name} adapter": (lambda adapter=adapter: adapted(adapter)) for adapter in ADAPTERS},
 }
@@ -71,6 +78,10 @@ every_backbone = pytest.mark.parametrize("name", MAKERS)
 def built(config: Any) -> Backbone:
     backbone: Backbone = config.build(ITEM)
     return backbone
+
+
+def with_norm(config: Any, norm: str) -> Any:
+    return type(config)(**{**vars(config), "norm": norm})
 
 
 def adapted(config: Any) -> Backbone:

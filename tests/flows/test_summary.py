@@ -12,6 +12,7 @@ from flows.summary import Promotion, Registered, Summary, read_scores, to_markdo
 def summary(root: Path, **more: Any) -> tuple[str, str]:
     """On the terminal and in Markdown, of an evaluation of ridge."""
     result = {"title": "5-way 1-shot", "mode": "non-transductive", "accuracy": 0.6, "ci95": 0.01, "episodes": 100}
+    result |= more.pop("of_result", {})
     result["baselines"] = {"pretrained, logistic": {"accuracy": 0.62, "ci95": 0.01}}
     folder = root / "artifacts" / "evaluate"
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,3 +45,8 @@ def test_a_run_says_how_the_model_stands_to_the_best_head_where_there_are_some(t
     )
     assert all(words in said for said in summary(tmp_path, pretrained=lead))
     assert not any("pretrained backbone" in said for said in summary(tmp_path))
+
+
+def test_a_norm_other_than_that_of_batches_stands_beside_the_mode(tmp_path: Path) -> None:
+    assert all("ridge, non-transductive, task norm" in said for said in summary(tmp_path, of_result={"norm": "task"}))
+    assert not any("task norm" in said for said in summary(tmp_path))

@@ -22,10 +22,11 @@ HEADS = {f"pretrained, {head}" for head in ("prototypes", "simpleshot", "linear 
 BASELINES = {"pixel nearest centroid", "untrained backbone, prototypes"} | HEADS
 
 
-def evaluated(root: Path, algorithm: dict[str, Any]) -> Path:
+def evaluated(root: Path, algorithm: dict[str, Any], **backbone: str) -> Path:
     torch.set_num_threads(1)
     params = tiny_params()
     params["meta_train"]["algorithm"] = algorithm
+    params["backbone"] |= backbone
     params["pretrain"] = {"name": "supervised", "n_steps": 3, "validate_every": 3}
     write_project(root, params)
     loaded = load_params(root / "params.yaml")
@@ -63,6 +64,19 @@ def test_every_setting_is_reported_with_its_interval_baseline_and_pool(protonet:
 
 def test_maml_is_scored_with_and_without_query_statistics(maml: Path) -> None:
     assert {r["mode"] for r in metrics(maml)["results"]} == {"transductive", "non-transductive"}
+
+
+def test_another_norm_than_that_of_batches_stands_beside_the_mode_of_every_score(
+    protonet: Path, tmp_path: Path
+) -> None:
+    root = evaluated(tmp_path, {"name": "protonet"}, norm="task")
+    assert {(r["mode"], r["norm"]) for r in metrics(root)["results"]} == {("non-transductive", "task")}
+    assert "non-transductive, task norm" in (root / "artifacts/evaluate/report.html").read_text()
+    assert not any("norm" in result for result in metrics(protonet)["results"])
+    model = json.loads((root / "artifacts/meta_train/model/model.json").read_text())
+    assert model["config"]["backbone"]["norm"] == "task"
+    model = json.loads((protonet / "artifacts/meta_train/model/model.json").read_text())
+    assert "norm" not in model["config"]["backbone"]
 
 
 def test_episode_and_class_tables_agree_with_the_metrics(protonet: Path) -> None:

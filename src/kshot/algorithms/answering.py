@@ -4,13 +4,15 @@ Shapes: B episodes, S support items, Q query items, I items, N way, D features, 
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from kshot.algorithms.learner import FeatureWise, Learner, QueryNormalised
-from kshot.backbones.contract import Backbone, Flatten
+from kshot.backbones.contract import Backbone, Flatten, recorded_statistics
 from kshot.episodes.copies import AtTestTime, Copy
 from kshot.episodes.episode import Support
 
@@ -28,7 +30,8 @@ def normalization_mode(learner: Learner[AdaptedT]) -> str:
 def normalization_modes(learner: Learner[AdaptedT]) -> dict[str, Learner[AdaptedT]]:
     """The same weights in every mode in which the learner is scored; the one that is served is always among them.
 
-    Each is asked with the copies of items that `learner.test_time` names.
+    Each is asked with the copies of items that `learner.test_time` names, and normalised by its support set where the
+    backbone asks for that.
     """
     if not isinstance(learner, QueryNormalised):
         return {NON_TRANSDUCTIVE: _with_copies(learner, learner.test_time)}
@@ -43,12 +46,61 @@ def served(learner: Learner[AdaptedT]) -> Learner[AdaptedT]:
     return normalization_modes(learner)[NON_TRANSDUCTIVE]
 
 
-def _with_copies(learner: Learner[AdaptedT], how: AtTestTime) -> Learner[AdaptedT]:
+def by_support(learner: Learner[Any]) -> Learner[Any]:
+    """The learner, made to normalise queries by the support set where its backbone asks for that.
+
+    Learners that do not see items through features alone, such as MAML, normalise by the support set themselves.
+    """
+    asks = isinstance(learner.backbone, Backbone) and learner.backbone.by_support
+    return OnSupportStatistics(learner) if asks and isinstance(learner, FeatureWise) else learner
+
+
+def _with_copies(learner: Learner[Any], how: AtTestTime) -> Learner[Any]:
+    learner = by_support(learner)
     if how.changes_nothing:
         return learner
     backbone = FeaturesOfCopies(learner.backbone, how.copies)
     on_items = OnCopies(learner, backbone, how, copied=_of_items)
     return OnFeaturesOfCopies(on_items) if isinstance(learner, FeatureWise) else on_items
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnStatistics(Generic[AdaptedT]):
+    """What a learner adapted to, and the statistics of each of B support sets, by the name of the backbone's buffer."""
+
+    adapted: AdaptedT
+    statistics: list[dict[str, Tensor]]
+
+
+class OnSupportStatistics(Learner[OnStatistics[AdaptedT]]):
+    """A learner that sees items through features alone, which are normalised by the support set of their episode.
+
+    So a prediction depends on no other query, and features of an item are others in each episode.
+    """
+
+    def __init__(self, learner: Learner[AdaptedT]) -> None:
+        super().__init__()
+        assert isinstance(learner, FeatureWise)
+        self.learner = learner.on_features()
+        self.backbone = learner.backbone
+        self.needs_population_statistics = learner.needs_population_statistics
+        self.max_way = learner.max_way
+        self.episodes_at_once = learner.episodes_at_once
+        self.test_time = learner.test_time
+
+    def adapt(self, support: Support) -> OnStatistics[AdaptedT]:
+        features, found = [], []
+        for items in support.x:
+            with recorded_statistics(self.backbone) as statistics:
+                features.append(self.backbone(items, len(items)))
+            found.append(statistics())
+        on_features = Support(x=torch.stack(features), y=support.y, n_way=support.n_way, keys=support.keys)
+        return OnStatistics(adapted=self.learner.adapt(on_features), statistics=found)
+
+    def classify(self, adapted: OnStatistics[AdaptedT], query_x: Tensor) -> Tensor:
+        pairs = zip(adapted.statistics, query_x, strict=True)
+        features = [functional_call(self.backbone, statistics, (items, None)) for statistics, items in pairs]
+        return self.learner.classify(adapted.adapted, torch.stack(features))
 
 
 def _of_items(items: Tensor, copy: Copy) -> Tensor:

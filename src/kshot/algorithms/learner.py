@@ -176,13 +176,18 @@ def embed_alone(backbone: nn.Module, items: Tensor) -> Tensor:
 
 
 def embed_jointly(backbone: nn.Module, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
-    """Features of support (B, S, D) and query (B, Q, D) in training: normalised by the episode's own items."""
+    """Features of support (B, S, D) and query (B, Q, D) in training: normalised by the episode's own items.
+
+    Those are all of them, or the support set alone where the backbone asks for that.
+    """
     items = torch.cat([episodes.support_x, episodes.query_x], dim=1)
     n_support = episodes.support_x.shape[1]
     if _takes_each_alone(backbone):
         features = embed_alone(backbone, items)
         return features[:, :n_support], features[:, n_support:]
-    features = torch.stack([backbone(episode, len(episode)) for episode in items])
+    by_support = isinstance(backbone, Backbone) and backbone.by_support
+    n_reference = n_support if by_support else items.shape[1]
+    features = torch.stack([backbone(episode, n_reference) for episode in items])
     return features[:, :n_support], features[:, n_support:]
 
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kshot.backbones.layers.norm import RECORDING, ReferenceNorm
+from kshot.backbones.layers.norm import RECORDING, KeepsStatistics, Norm
 from kshot.data.items import ImageKind
 from kshot.data.items.contract import ItemKind
 from kshot.errors import ConfigError
@@ -43,6 +43,8 @@ class Backbone(nn.Module, ABC):
     """(C, H, W) where the D features are such a map, flattened in this order; None where they are not."""
     each_alone: bool = False
     """Whether the features of an item are the same whatever `n_reference` is."""
+    by_support: bool = False
+    """Whether an episode is to be normalised by its support set, in training and after it: that of `TaskNorm`."""
     recomputes: bool = False
     """Whether it has blocks that compute their activations again where a process wants that: `layers.recompute`."""
     bytes_per_item: int = 2**20
@@ -81,7 +83,7 @@ def calibrate(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Each batch is normalised by its own statistics on the way, as in training. Norms that are frozen keep theirs.
     """
-    if not any(isinstance(module, ReferenceNorm) and not module.frozen for module in backbone.modules()):
+    if not any(isinstance(module, KeepsStatistics) and not module.frozen for module in backbone.modules()):
         return
     with recorded_statistics(backbone) as statistics:
         for batch in batches:
@@ -98,16 +100,15 @@ def recorded_statistics(backbone: nn.Module) -> Iterator[Callable[[], dict[str, 
     What it gives returns the population statistics that the batches amount to, each by the name of its buffer: the
     means over the batches. Norms that are frozen are left out, and those that no batch reached.
     """
-    seen: dict[ReferenceNorm, list[tuple[Tensor, Tensor]]] = {}
+    seen: dict[KeepsStatistics, list[dict[str, Tensor]]] = {}
 
     def statistics() -> dict[str, Tensor]:
         found = {}
         for name, module in backbone.named_modules():
-            if isinstance(module, ReferenceNorm) and module in seen:
-                means, variances = zip(*seen[module], strict=True)
+            if isinstance(module, KeepsStatistics) and module in seen:
                 prefix = f"{name}." if name else ""
-                found[f"{prefix}population_mean"] = torch.stack(means).mean(0)
-                found[f"{prefix}population_var"] = torch.stack(variances).mean(0)
+                for buffer in seen[module][0]:
+                    found[f"{prefix}{buffer}"] = torch.stack([batch[buffer] for batch in seen[module]]).mean(0)
         return found
 
     token = RECORDING.set(seen)
@@ -140,7 +141,7 @@ def freeze(backbone: BackboneT, layers: Literal["all"] | Sequence[str]) -> Backb
             if _is_below(name, prefix):
                 parameter.requires_grad_(False)
         for name, module in modules.items():
-            if _is_below(name, prefix) and isinstance(module, ReferenceNorm):
+            if _is_below(name, prefix) and isinstance(module, KeepsStatistics):
                 module.frozen = True
     return backbone
 
@@ -150,7 +151,7 @@ def norm_parameters(backbone: nn.Module) -> list[str]:
     return [
         f"{name}.{own}" if name else own
         for name, module in backbone.named_modules()
-        if isinstance(module, ReferenceNorm)
+        if isinstance(module, Norm)
         for own, parameter in module.named_parameters(recurse=False)
         if parameter.requires_grad
     ]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kshot.backbones.contract import Backbone, Freeze, Weights, freeze, image_item, noise_of
 from kshot.backbones.layers.conv_block import at_least_float32
-from kshot.backbones.layers.norm import ReferenceNorm, channels_last
+from kshot.backbones.layers.norm import NormName, build_norm, channels_last
 from kshot.backbones.layers.recompute import recomputed
 from kshot.data.items.contract import ItemKind
 from kshot.errors import ConfigError
@@ -33,6 +33,7 @@ class ResNet12Config:
     pooling: Literal["mean", "none"] = "mean"
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of DropBlock, in ordinary training
     drop_block: Annotated[int, Field(ge=1)] = 5  # pixels of a block on a side
+    norm: NormName = "batch"
     weights: Weights = ""
     freeze: Freeze = ()
 
@@ -45,6 +46,7 @@ class ResNet12Config:
             pooling=self.pooling,
             drop_rate=self.drop_rate,
             drop_block=self.drop_block,
+            norm=self.norm,
         )
         return freeze(network, self.freeze)
 
@@ -52,8 +54,9 @@ class ResNet12Config:
 class ResNet12(Backbone):
     """Lee et al., "Meta-Learning with Differentiable Convex Optimization", 2019, section 4.1, with DropBlock.
 
-    Each block is three 3x3 convolutions with batch normalisation and leaky ReLU of slope 0.1, a 1x1 convolution as the
-    shortcut, and 2x2 max-pooling. With mean pooling D is the last width; without, D is a map (`map_shape`).
+    Each block is three 3x3 convolutions with normalisation and leaky ReLU of slope 0.1, a 1x1 convolution as the
+    shortcut, and 2x2 max-pooling. The normalisation of the paper is that of batches. With mean pooling D is the last
+    width; without, D is a map (`map_shape`).
 
     Deviations: the rate of DropBlock is constant and does not ramp up over the training; it is on in the batches of
     ordinary training alone, which name its draws (`contract.drawing`), and off in episodes and in evaluation.
@@ -70,6 +73,7 @@ class ResNet12(Backbone):
         pooling: Literal["mean", "none"] = "mean",
         drop_rate: float = 0.0,
         drop_block: int = 5,
+        norm: NormName = "batch",
     ) -> None:
         super().__init__()
         if image_size < _SMALLEST:
@@ -81,10 +85,11 @@ class ResNet12(Backbone):
         self.bytes_per_item = 4 * 4 * widths[0] * image_size**2  # float32: input, output and two of the first block
         inputs = (channels, *widths[:-1])
         blocks = [
-            ResidualBlock(a, b, drop_rate=drop_rate, drop_block=drop_block if n >= 4 - _DROPBLOCKS else 1)
+            ResidualBlock(a, b, drop_rate=drop_rate, drop_block=drop_block if n >= 4 - _DROPBLOCKS else 1, norm=norm)
             for n, (a, b) in enumerate(zip(inputs, widths, strict=True))
         ]
         self.blocks = nn.ModuleList(blocks)
+        self.by_support = norm == "task"
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, n_reference: int | None) -> Tensor:
@@ -95,15 +100,15 @@ class ResNet12(Backbone):
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, n_inputs: int, width: int, *, drop_rate: float, drop_block: int) -> None:
+    def __init__(self, n_inputs: int, width: int, *, drop_rate: float, drop_block: int, norm: NormName) -> None:
         super().__init__()
         self.drop_rate, self.drop_block = drop_rate, drop_block
         self.convolutions = nn.ModuleList(
             nn.Conv2d(n, width, 3, padding=1, bias=False) for n in (n_inputs, width, width)
         )
-        self.norms = nn.ModuleList(ReferenceNorm(width) for _ in range(3))
+        self.norms = nn.ModuleList(build_norm(norm, width) for _ in range(3))
         self.shortcut = nn.Conv2d(n_inputs, width, 1, bias=False)
-        self.shortcut_norm = ReferenceNorm(width)
+        self.shortcut_norm = build_norm(norm, width)
         for convolution in (*self.convolutions, self.shortcut):
             weight = cast(Tensor, convolution.weight)
             nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="leaky_relu")

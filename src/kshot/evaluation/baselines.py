@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from kshot.algorithms.answering import by_support
 from kshot.algorithms.lda import LDA, LDAConfig
 from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbe
@@ -38,7 +39,7 @@ def untrained_baselines(
     batches = [gather(items) for items in TrainItems.of(dataset, batch_size=_BATCH, seed=seed).calibration_batches()]
     untrained = build_backbone(config, init_seed=seed).to(batches[0].device).eval()
     calibrate(untrained, batches)
-    return {PIXELS: ProtoNet(Flatten()), UNTRAINED: ProtoNet(untrained)}
+    return {PIXELS: ProtoNet(Flatten()), UNTRAINED: by_support(ProtoNet(untrained))}
 
 
 def pretrained_baselines(
@@ -64,4 +65,4 @@ def pretrained_baselines(
         LDA_HEAD: LDA(backbone, LDAConfig()),
     }
     own = type(beside) if is_head(beside) else None
-    return {name: head for name, head in heads.items() if type(head) is not own}
+    return {name: by_support(head) for name, head in heads.items() if type(head) is not own}

@@ -61,7 +61,10 @@ def score_model(
     alternatives = list(heads) if is_head(saved.learner) else []
     settings = list(_score_settings(grid, saved, gather, {**baselines, **heads}, lines))
     metrics = _summary(grid, saved) | {
-        "results": [_result(setting, seed=grid.seed, alternatives=alternatives) for setting in settings],
+        "results": [
+            _result(setting, seed=grid.seed, alternatives=alternatives) | saved.config.beside_mode
+            for setting in settings
+        ],
         "episodes_id": episodes_id(grid.dataset, {setting.name: setting.pool_hash for setting in settings}),
     }
     if heads:

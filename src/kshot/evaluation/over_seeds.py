@@ -28,6 +28,7 @@ def _row(seed: int, result: Mapping[str, Any], others: Mapping[int, Mapping[tupl
     return {
         "title": result["title"],
         "mode": result["mode"],
+        **({"norm": result["norm"]} if "norm" in result else {}),
         "seeds": list(accuracies),
         "mean": float(np.mean(values)),
         "std": float(np.std(values, ddof=1)),

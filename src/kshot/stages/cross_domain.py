@@ -44,5 +44,6 @@ def run(params: Params, workspace: Workspace, name: str) -> None:
     )
     folder = workspace.output(f"cross_domain@{name}")
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = {"dataset": name, "data_hash": dataset.content_hash, "results": results}
+    rows = [row | saved.config.beside_mode for row in results]
+    metrics = {"dataset": name, "data_hash": dataset.content_hash, "results": rows}
     (folder / "metrics.json").write_bytes(json_bytes(metrics))

@@ -34,7 +34,7 @@ def run(params: Params, workspace: Workspace, seed: str) -> None:
         baselines={},
         lines=LiveLines(partial(print, flush=True)),
     )
-    shown = ("setting", "title", "mode", "accuracy", "ci95")
-    results = [{key: result[key] for key in shown} for result in found.metrics["results"]]
+    shown = ("setting", "title", "mode", "norm", "accuracy", "ci95")
+    results = [{key: result[key] for key in shown if key in result} for result in found.metrics["results"]]
     (folder / "metrics.json").write_bytes(json_bytes({"seed": int(seed), "results": results}))
     forget_checkpoints(trained)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kshot.algorithms.answering import by_support
 from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner, calibrate_learner, episodes_at_once
 from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
 from kshot.backbones.contract import Backbone, calibrate, drawing
@@ -226,7 +227,7 @@ def episode_accuracy(
 ) -> float:
     """Mean accuracy over frozen episodes, each scored by one worker."""
     share = workers.share(range(len(pool)))
-    scores = score_episodes(learner, pool.episodes(share), gather, lines=lines)
+    scores = score_episodes(by_support(learner), pool.episodes(share), gather, lines=lines)
     device = next(learner.parameters()).device
     correct = workers.sum(torch.tensor(scores.correct.sum(), device=device, dtype=torch.int64))
     return int(correct) / (len(pool) * pool.shape.n_way * pool.shape.n_query)

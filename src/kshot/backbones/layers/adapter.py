@@ -92,6 +92,7 @@ class WithAdapter(Backbone):
         self.adapter = adapter
         self.n_features = n_features
         self.recomputes = base.recomputes
+        self.by_support = base.by_support
         self._bytes_of_adapter = 4 * (2 * base.n_features + n_features)
         self.bytes_per_item = base.bytes_per_item + self._bytes_of_adapter
         self.register_buffer("centre", torch.zeros(base.n_features))
@@ -112,7 +113,7 @@ class WithAdapter(Backbone):
         """The same for features (B, D) of `base`. The tensors of both are the same ones."""
         other = copy(self)
         other._modules = self._modules | {"base": Flatten()}
-        other.bytes_per_item, other.each_alone = self._bytes_of_adapter, True
+        other.bytes_per_item, other.each_alone, other.by_support = self._bytes_of_adapter, True, False
         return other
 
 

@@ -60,6 +60,11 @@ def conv_block_folded(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -
     return F.max_pool2d(F.conv2d(x, weight * scale[:, None, None, None], shift, padding=1), 2).relu()
 
 
+def convolved(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, I, H, W) -> (B, O, H, W): the convolution alone, for what is normalised by other means."""
+    return _convolve(x, weight, groups=1)
+
+
 def _apply(function: type[Function], *inputs: Any) -> Tensor:
     y: Tensor = function.apply(*inputs)
     return y
