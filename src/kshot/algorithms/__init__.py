@@ -9,6 +9,7 @@ from kshot.algorithms.baseline import BaselineConfig
 from kshot.algorithms.boil import BOILConfig
 from kshot.algorithms.feat import FEATConfig
 from kshot.algorithms.finetune import FinetuneConfig
+from kshot.algorithms.hallucinator import HallucinatorConfig
 from kshot.algorithms.lda import LDAConfig
 from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbeConfig
@@ -35,6 +36,7 @@ AlgorithmConfig = Annotated[
     | SiameseConfig
     | FEATConfig
     | VERSAConfig
+    | HallucinatorConfig
     | MAMLConfig
     | ANILConfig
     | BOILConfig
@@ -61,6 +63,7 @@ __all__ = [
     "BaselineConfig",
     "FEATConfig",
     "FinetuneConfig",
+    "HallucinatorConfig",
     "LDAConfig",
     "Learner",
     "LinearProbeConfig",

@@ -1,4 +1,4 @@
-"""Normal noise as a function of keys, for learners whose answers are means over draws.
+"""Noise by key: the same numbers for an episode whatever stands beside it, and the same ones again for an answer.
 
 Shapes: B episodes.
 """
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from kshot.seeding import random_words
+
+FIXED_KEY = 0
+"""Of the noise of answers, which are to be the same again."""
 
 
 def standard_normal(keys: Tensor, shape: Sequence[int], *, like: Tensor) -> Tensor:
@@ -24,3 +27,13 @@ def standard_normal(keys: Tensor, shape: Sequence[int], *, like: Tensor) -> Tens
     radius, angle = uniform.view(-1, 2, n_numbers).unbind(1)
     normal = torch.sqrt(-2 * radius.log()) * torch.cos(2 * math.pi * angle)
     return normal.view(-1, *shape).to(like.dtype)
+
+
+def gaussian(keys: Tensor, stream: int, shape: tuple[int, ...], *, like: Tensor) -> Tensor:
+    """The same, with a `stream` that tells the draws of one episode apart."""
+    return standard_normal(random_words(keys, torch.full_like(keys, stream)), shape, like=like)
+
+
+def fixed_keys(like: Tensor) -> Tensor:
+    """Keys (B,) of answers about features (B, ...): every episode has the same one."""
+    return torch.full((len(like),), FIXED_KEY, dtype=torch.int64, device=like.device)
