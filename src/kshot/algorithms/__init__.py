@@ -8,6 +8,7 @@ from kshot.algorithms.anil import ANILConfig
 from kshot.algorithms.baseline import BaselineConfig
 from kshot.algorithms.boil import BOILConfig
 from kshot.algorithms.feat import FEATConfig
+from kshot.algorithms.feature_vae import FeatureVAEConfig
 from kshot.algorithms.finetune import FinetuneConfig
 from kshot.algorithms.hallucinator import HallucinatorConfig
 from kshot.algorithms.lda import LDAConfig
@@ -37,6 +38,7 @@ AlgorithmConfig = Annotated[
     | FEATConfig
     | VERSAConfig
     | HallucinatorConfig
+    | FeatureVAEConfig
     | MAMLConfig
     | ANILConfig
     | BOILConfig
@@ -62,6 +64,7 @@ __all__ = [
     "BOILConfig",
     "BaselineConfig",
     "FEATConfig",
+    "FeatureVAEConfig",
     "FinetuneConfig",
     "HallucinatorConfig",
     "LDAConfig",
