@@ -1,7 +1,10 @@
 """Galleries and models over time: what is kept adapted, what is adapted again, and when another model answers."""
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,34 @@ def test_a_gallery_of_single_examples_has_no_quality_yet(tmp_path: Path) -> None
         small.show(shots=1)
         found = small.client.get("/v1/galleries/shapes/quality").json()
         assert (found["examples"], found["accuracy"], found["interval"]) == (0, None, None)
+
+
+def test_a_promotion_and_a_rollback_under_load_fail_no_request_and_the_version_changes_once_each(
+    tmp_path: Path,
+) -> None:
+    with small_service(tmp_path, settings=ServiceSettings(watch_s=0.05)) as small:
+        small.show()
+        seen: list[list[str]] = [[] for _ in range(3)]
+        ended = threading.Event()
+
+        def keep_asking(models: list[str]) -> None:
+            while not ended.is_set():
+                done = small.client.post("/v1/galleries/shapes/classify", content=picture(1, 9), headers=PNG)
+                assert done.status_code == 200, done.text
+                models.append(done.json()["model"])
+
+        with ThreadPoolExecutor(len(seen)) as pool:
+            asking = [pool.submit(keep_asking, models) for models in seen]
+            for version, seed in ((2, 1), (1, 0)):
+                small.source.model = served_model(f"models:/patterns/{version}", seed=seed)
+                eventually(lambda wanted=small.source.model.name: small.service.model.name == wanted, True)  # type: ignore[misc]
+                n_before = [len(models) for models in seen]
+                eventually(lambda n=n_before: all(len(m) > k for m, k in zip(seen, n, strict=True)), True)  # type: ignore[misc]
+            ended.set()
+            for one in asking:
+                one.result()
+        for models in seen:
+            assert [name for name, _ in groupby(models)] in (
+                ["models:/patterns/1", "models:/patterns/2", "models:/patterns/1"],
+                ["models:/patterns/2", "models:/patterns/1"],  # began to ask after the first change
+            )
