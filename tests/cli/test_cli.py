@@ -97,7 +97,7 @@ def test_commands_and_options_are_these() -> None:
         "compare": ["after", "before", "model"],
         "report": ["model", "version"],
         "predict": ["model", "queries", "support"],
-        "serve": ["galleries", "host", "keys", "model", "name", "port", "settings"],
+        "serve": ["answers", "galleries", "host", "keys", "model", "name", "port", "settings"],
         "serve-key": ["keys", "name", "write"],
         "monitor": ["answers", "gallery", "reference", "window"],
         "export": ["format_", "int8", "model", "support", "to", "version"],

@@ -1,5 +1,6 @@
 """What the containers run at their start, and what the image is built from."""
 
+import json
 import os
 import re
 import shutil
@@ -11,12 +12,16 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from typer.main import get_command
 
+from kshot.cli.app import app
 from kshot.workspace import Workspace
 from tests.conftest import REPOSITORY
+from tests.tools import lacking
 
 INFRA = REPOSITORY / "infra"
-CONTAINERFILE = (INFRA / "Containerfile").read_text(encoding="utf-8")
+IMAGES = {name: (INFRA / name).read_text(encoding="utf-8") for name in ("Containerfile", "serving/Containerfile")}
+every_image = pytest.mark.parametrize("image", IMAGES)
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -110,37 +115,71 @@ def test_a_missing_setting_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2 and "found no KSHOT_S3_ENDPOINT in the environment" in done.stderr
 
 
-def test_the_image_is_of_a_python_that_pyproject_allows_and_of_a_tag_that_does_not_move() -> None:
-    (major, minor) = re.findall(r"^ARG PYTHON_IMAGE=\S+/python:(\d+)\.(\d+)\.\d+-slim-\w+$", CONTAINERFILE, flags=re.M)[
-        0
-    ]
+@every_image
+def test_the_image_is_of_a_python_that_pyproject_allows_and_of_a_tag_that_does_not_move(image: str) -> None:
+    (found,) = re.findall(r"^ARG PYTHON_IMAGE=\S+/python:(\d+)\.(\d+)\.\d+-slim-\w+$", IMAGES[image], flags=re.M)
+    major, minor = map(int, found)
     lowest, above = map(int, re.findall(r"3\.(\d+)", PROJECT["requires-python"]))
-    assert int(major) == 3 and lowest <= int(minor) < above
-    assert set(re.findall(r"^FROM (\S+)", CONTAINERFILE, flags=re.M)) == {"${PYTHON_IMAGE}"}
+    assert major == 3 and lowest <= minor < above
+    assert set(re.findall(r"^FROM (\S+)", IMAGES[image], flags=re.M)) == {"${PYTHON_IMAGE}"}
 
 
-def test_the_image_has_extras_that_exist_by_hash_and_no_compiler_at_the_end() -> None:
-    build, final = CONTAINERFILE.split("\nFROM ${PYTHON_IMAGE}\n")
-    assert set(re.findall(r"--extra (\w+)", build)) == {"postgresql", "servers", "timm"}
-    assert set(re.findall(r"--extra (\w+)", build)) <= PROJECT["optional-dependencies"].keys()
+@every_image
+def test_the_image_has_extras_that_exist_by_hash_and_no_compiler_at_the_end(image: str) -> None:
+    build, final = IMAGES[image].split("\nFROM ${PYTHON_IMAGE}\n")
+    extras = set(re.findall(r"--extra (\w+)", build))
+    assert extras == {"Containerfile": {"postgresql", "servers", "timm"}}.get(image, {"postgresql", "serving", "timm"})
+    assert extras <= PROJECT["optional-dependencies"].keys()
     assert build.count("--require-hashes") == 2
     assert "g++" not in final
     assert re.search(r"^USER 10001:10001$", final, flags=re.M)
 
 
-def test_everything_that_is_copied_into_the_image_is_let_in_and_nothing_else() -> None:
-    let_in = {
-        line[1:] for line in (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[0] == "!"
-    }
+@every_image
+def test_everything_that_is_copied_into_the_image_is_let_in_and_exists(image: str) -> None:
     sources = [
-        word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", CONTAINERFILE, flags=re.M) for word in line.split()
+        word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", IMAGES[image], flags=re.M) for word in line.split()
     ]
-    assert {source.partition("/")[0] for source in sources} == let_in
+    assert {source.partition("/")[0] for source in sources} <= let_in()
     assert [name for name in sources if not (REPOSITORY / name).exists()] == []
-    assert let_in.isdisjoint({".git", ".dvc", ".kshot", "data", "artifacts", "mlruns"})
 
 
-def test_the_image_turns_telemetry_off_as_the_makefile_does() -> None:
+def test_nothing_is_let_in_that_no_image_takes() -> None:
+    taken = {
+        word.partition("/")[0]
+        for text in IMAGES.values()
+        for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.M)
+        for word in line.split()
+    }
+    assert taken == let_in()
+    assert taken.isdisjoint({".git", ".dvc", ".kshot", "data", "artifacts", "mlruns"})
+
+
+@every_image
+def test_the_image_turns_telemetry_off_as_the_makefile_does(image: str) -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     quiet = set(re.findall(r"^export (\w*(?:TRACK|ANALYTICS|TELEMETRY)\w*) := (\w+)$", makefile, flags=re.M))
-    assert quiet and {f"{name}={value}" for name, value in quiet} <= set(re.findall(r"\w+=\S+", CONTAINERFILE))
+    set_there = set(re.findall(r"\w+=\S+", IMAGES[image]))
+    needed = {f"{name}={value}" for name, value in quiet}
+    assert quiet and needed <= set_there
+
+
+@every_image
+def test_a_linter_has_nothing_to_say_of_the_image(image: str) -> None:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if hadolint is None:
+        lacking("hadolint, which pip has for Linux on x86-64 alone")
+    done = subprocess.run([hadolint, "--no-color", str(INFRA / image)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_command_of_the_serving_image_is_one_that_kshot_has() -> None:
+    (entry,) = re.findall(r"^ENTRYPOINT (\[.+\])$", IMAGES["serving/Containerfile"], flags=re.M)
+    options = {word for word in json.loads(entry) if word.startswith("--") and word != "--"}
+    known = {option for parameter in get_command(app).commands["serve"].params for option in parameter.opts}  # type: ignore[attr-defined]
+    assert options <= known
+
+
+def let_in() -> set[str]:
+    lines = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    return {line[1:] for line in lines if line[0] == "!"}

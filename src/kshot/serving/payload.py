@@ -132,16 +132,15 @@ def _bytes_of(item: Any) -> bytes:
 
 async def _files(request: Request, most: int) -> list[tuple[str, bytes]]:
     """The files of a form, each with the name of its field, in their order."""
+    found = []
     try:
-        form = await request.form(max_files=most + 1, max_fields=most + 1)
+        async with request.form(max_files=most + 1, max_fields=most + 1) as form:
+            for name, value in form.multi_items():
+                if not isinstance(value, UploadFile):
+                    raise _bad(f"the field {name[:50]!r} that is no file", "files alone")
+                found.append((name, await value.read()))
     except HTTPException as error:  # of too many parts, or of a form that is cut off
         raise _bad(f"a form that cannot be read ({error.detail})", f"a form of at most {most} files") from error
-    found = []
-    for name, value in form.multi_items():
-        if not isinstance(value, UploadFile):
-            raise _bad(f"the field {name[:50]!r} that is no file", "files alone")
-        found.append((name, await value.read()))
-    await form.close()
     return found
 
 
