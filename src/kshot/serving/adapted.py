@@ -6,6 +6,7 @@ Shapes: S examples of a gallery, D features, *item one item.
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
@@ -73,7 +74,7 @@ class AdaptedGallery:
     items: NDArray[Any]
     features: Tensor
 
-    @property
+    @cached_property
     def threshold(self) -> float | None:
         """Below it an item is of none of the classes; None where the model cannot tell."""
         rule = self.classifier.unknown

@@ -72,9 +72,9 @@ def build_app(service: Service, keys: Keys, limits: Limits, hosts: frozenset[byt
         responses=_RESPONSES,
     )
     _add_errors(app)
-    _add_health(app, service, registry)
+    _add_answers(app, service)  # first: routes are tried in their order
     _add_galleries(app, service)
-    _add_answers(app, service)
+    _add_health(app, service, registry)
     app.mount("/", StaticFiles(directory=_PAGE, html=True), name="page")
     metrics = RequestMetrics(registry)
     return Gate(app=app, keys=keys, limits=limits, metrics=metrics, check_room=service.slot.check_room, hosts=hosts)
