@@ -181,7 +181,13 @@ def _servers(
         command=[sys.executable, str(_APP), str(model), str(folder / "support"), "{port}"],
         environment=single | {"PYTHONPATH": f"{beside}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         ready="/health",
-        asks={"classify": Ask(path="/predict", body=query, content_type="image/png")},
+        asks={
+            "classify": Ask(
+                path="/predict",
+                body=json.dumps({"image": base64.b64encode(query).decode()}).encode(),
+                content_type="application/json",
+            )
+        },
     )
     arrays = {label: [np.asarray(Image.open(io.BytesIO(one))).tolist() for one in of] for label, of in pictures.items()}
     inputs = {
