@@ -122,7 +122,8 @@ def write_artifacts(root: Path, *, accuracy: float = 0.75, with_queries: bool = 
         results.append(result(2, 1, 0.999, mode="transductive"))
     pd.DataFrame({"accuracy": [accuracy]}).to_parquet(artifacts / "evaluate" / "episodes.parquet")
     pd.DataFrame({"accuracy": [accuracy]}).to_parquet(artifacts / "evaluate" / "per_class.parquet")
-    pd.DataFrame({"times": [1]}).to_parquet(artifacts / "evaluate" / "confusions.parquet")
+    for name in ("confusions", "reference"):
+        pd.DataFrame({"times": [1]}).to_parquet(artifacts / "evaluate" / f"{name}.parquet")
     for name, content in {
         "validate/facts.json": {"checks": [check("ids are unique", True), check("near duplicates", False)]},
         "task_pool/pools.json": {"data_hash": dataset.content_hash, "meta_train": {}},
@@ -227,6 +228,7 @@ def test_finished_run_becomes_a_version_with_its_whole_lineage(
         "evaluate/episodes.parquet",
         "evaluate/metrics.json",
         "evaluate/per_class.parquet",
+        "evaluate/reference.parquet",
         "evaluate/plots/accuracy.png",
         "evaluate/report.html",
         "evaluate/sections.html",
