@@ -18,18 +18,10 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from kshot.errors import KshotError, UserError
+from kshot.errors import KshotError, RefusedError, UserError
 
 Item = Path | bytes | Sequence[float]
 _TIMEOUT_S = 60.0
-
-
-class RefusedError(UserError):
-    """The service refuses: `status` is that of HTTP, and the message says what it found and needs."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Client:

@@ -7,7 +7,9 @@ KshotError                    exit 1
 │   │   ├── ValidationError   the validate stage found critical failures
 │   │   └── UnknownColumnsError  no column of a table names pictures
 │   ├── EpisodeError          an episode of this shape cannot be built or adapted to
-│   └── ModelError            a model cannot be found, read or used with this input
+│   ├── ModelError            a model cannot be found, read or used with this input
+│   ├── UnknownNameError      a service has no such gallery, class or example
+│   └── RefusedError          a service refuses what its client asks
 ├── CheckpointError           exit 1: no intact checkpoint where one was expected
 ├── TrainingError             exit 1: meta-training cannot go on (NaN loss, lost worker)
 └── StageError                exit 1: a pipeline stage or an outside command failed
@@ -48,6 +50,18 @@ class EpisodeError(UserError, ValueError):
 
 class ModelError(UserError, ValueError):
     pass
+
+
+class UnknownNameError(UserError):
+    pass
+
+
+class RefusedError(UserError):
+    """`status` is that of HTTP."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class CheckpointError(KshotError):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kshot.client import Client, RefusedError
-from kshot.errors import KshotError, UserError
+from kshot.client import Client
+from kshot.errors import KshotError, RefusedError, UserError
 from tests.serving.small_service import Small, picture, small_service
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
@@ -105,14 +106,16 @@ def test_a_connection_that_sends_no_whole_request_is_closed_and_others_are_answe
     with running(tmp_path, "--settings", str(settings)) as service:
         show(service)
         half = b"GET /v1/galleries HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
-        slow = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(50)]
-        for connection in slow:
-            connection.sendall(half)
-        done = httpx.post(f"{service.url}/v1/galleries/shapes/classify", content=picture(1, 9), headers=PNG, timeout=10)
-        assert done.status_code == 200
-        for connection in slow:
-            connection.settimeout(20)
-            assert connection.recv(1) == b""
+        with ExitStack() as opened:
+            address = ("127.0.0.1", service.port)
+            slow = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(50)]
+            for connection in slow:
+                connection.sendall(half)
+            classify = f"{service.url}/v1/galleries/shapes/classify"
+            done = httpx.post(classify, content=picture(1, 9), headers=PNG, timeout=10)
+            assert done.status_code == 200
+            for connection in slow:
+                assert connection.recv(1) == b""
 
 
 def test_a_body_that_trickles_is_refused(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from kshot.errors import EpisodeError, KshotError, UserError
+from kshot.errors import EpisodeError, KshotError, UnknownNameError, UserError
 from kshot.serving.access import Keys
-from kshot.serving.galleries import Example, UnknownNameError
+from kshot.serving.galleries import Example
 from kshot.serving.gate import Gate, RequestMetrics, send_problem
 from kshot.serving.payload import BODY_SCHEMA, read_items, read_json, read_support_and_items
 from kshot.serving.problems import MEDIA_TYPE, ProblemError

@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 from uuid import uuid4
 
 from kshot.data.items.contract import ItemKind
-from kshot.errors import DataError, UserError
+from kshot.errors import DataError, UnknownNameError
 from kshot.printing import listed
 from kshot.serving.files import Files
 
@@ -34,10 +34,6 @@ _ID_LETTERS = 32
 _MARK, _REVISION, _RENAMING, _CLASSES = "gallery.json", "revision", "renaming.json", "classes"
 _NOT_IN_NAMES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) not in '%/\\:*?"<>|')
-
-
-class UnknownNameError(UserError):
-    """There is no such gallery, class or example."""
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
