@@ -82,10 +82,9 @@ def saved_sections(folder: Path = FOLDER) -> list[str]:
     ]
 
 
-def write_section(section: str, docs: Path = DOCS) -> None:
-    """One section of the page alone, in place of the one that has its title or at the end."""
-    docs.mkdir(exist_ok=True)
-    path = docs / PAGE
+def write_section(section: str, path: Path = DOCS / PAGE) -> None:
+    """One section of a page alone, in place of the one that has its title or at the end."""
+    path.parent.mkdir(exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.is_file() else "# Benchmarks\n"
     title = section.partition("\n")[0]
     before, there, old = text.partition(f"\n{title}\n")

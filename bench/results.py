@@ -202,6 +202,29 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AccuracyRow:
+    """A model in one mode: the fraction right in each episode by setting, and minutes of CPU that its training took."""
+
+    title: str
+    mode: str
+    minutes: float
+    accuracy: dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracies:
+    """What is compared, learners or options, on the same episodes."""
+
+    of: str
+    machine: Machine
+    rows: tuple[AccuracyRow, ...]
+
+    @property
+    def titles(self) -> frozenset[str]:
+        return frozenset(row.title for row in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServingLoad:
     """A server under load by a number of clients: rates per second and times of a request in milliseconds."""
 
@@ -263,7 +286,7 @@ def _cost(workload: str, measurement: Measurement) -> float:
     return measurement.peak_rss_mb if workload == "memory" else measurement.episode_s
 
 
-def save(value: Results | Growth | Installation | Photos | Memory | Frozen | Serving, path: Path) -> None:
+def save(value: Results | Growth | Installation | Photos | Memory | Frozen | Serving | Accuracies, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(TypeAdapter(type(value)).dump_json(value, indent=1) + b"\n")
 

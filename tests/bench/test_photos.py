@@ -110,11 +110,11 @@ def test_the_section_takes_the_place_of_the_old_one_and_leaves_the_rest_of_the_p
     page = tmp_path / "benchmarks.md"
     page.write_text("# Benchmarks\n\n## Reading photos\n\nold\n\n### Old\n\n## Growth\n\nkept\n")
     for _ in range(2):
-        report.write_section(photo_section(measured), docs=tmp_path)
+        report.write_section(photo_section(measured), tmp_path / "benchmarks.md")
         assert page.read_text() == f"# Benchmarks\n\n{photo_section(measured)}\n\n## Growth\n\nkept\n"
     page.write_text("# Benchmarks\n\n## Growth\n\nkept\n")
     for _ in range(2):
-        report.write_section(photo_section(measured), docs=tmp_path)
+        report.write_section(photo_section(measured), tmp_path / "benchmarks.md")
         assert page.read_text() == f"# Benchmarks\n\n## Growth\n\nkept\n\n{photo_section(measured)}\n"
 
 

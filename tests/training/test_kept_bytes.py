@@ -1,5 +1,7 @@
 """What autograd keeps, counted."""
 
+import weakref
+
 import torch
 from torch import nn
 
@@ -34,3 +36,16 @@ def test_what_is_freed_on_the_way_is_not_counted_twice() -> None:
         return torch.stack(losses).sum()
 
     assert kept_bytes(two_after_another) < 3 * 1000 * 100 * 4
+
+
+def test_nothing_is_held_after_counting() -> None:
+    weight = torch.ones(100, 100, requires_grad=True)
+    alive = []
+
+    def loss() -> torch.Tensor:
+        kept_by_its_own_result = (torch.ones(1000, 100) @ weight).sigmoid()
+        alive.append(weakref.ref(kept_by_its_own_result.untyped_storage()))
+        return kept_by_its_own_result.sum()
+
+    kept_bytes(loss)
+    assert alive[0]() is None

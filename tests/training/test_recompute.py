@@ -140,7 +140,7 @@ def test_the_largest_of_several_shapes_is_counted() -> None:
 
     def counted(*loaders: EpisodeLoader) -> int:
         pool = MixedShapes([loader.pool for loader in loaders], 1, stream_key(1, "shapes"))
-        return Episodic(learner=learner, train=replace(small, pool=pool), val_pool=val).kept_bytes(1)
+        return Episodic(learner=learner, train=replace(small, pool=pool), val_pool=val).needed_bytes(1)
 
     assert counted(small, large) == counted(large, small) == counted(large) > counted(small)
 

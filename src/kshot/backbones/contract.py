@@ -73,8 +73,12 @@ class Flatten(nn.Module):
 
 def items_at_once(backbone: nn.Module, budget_bytes: int = EMBED_BYTES) -> int:
     """How many items, at least one, to embed in one pass without gradients so that activations fit the budget."""
-    per_item = backbone.bytes_per_item if isinstance(backbone, Backbone) else Backbone.bytes_per_item
-    return max(1, budget_bytes // per_item)
+    return max(1, budget_bytes // activation_bytes(backbone, 1))
+
+
+def activation_bytes(backbone: nn.Module, n_items: int) -> int:
+    """Memory of the largest activations that so many items have at the same time."""
+    return n_items * (backbone.bytes_per_item if isinstance(backbone, Backbone) else Backbone.bytes_per_item)
 
 
 @torch.no_grad()

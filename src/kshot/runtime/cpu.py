@@ -38,6 +38,12 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def release_freed_memory() -> None:
+    """Give the system what this process has freed and kept; what is used next is mapped anew. glibc only."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def cpu_name() -> str:
     """The processor's own name where Linux shows it, else its architecture."""
     return _cpu_name(_read(_CPUINFO))

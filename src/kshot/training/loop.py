@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kshot.backbones.contract import layer_name
 from kshot.backbones.layers.recompute import recomputation, uses_recomputation
 from kshot.errors import TrainingError
+from kshot.runtime.cpu import release_freed_memory
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.memory import free_bytes
 from kshot.runtime.workers import PairwiseSum, Workers, is_spread_over_hosts, local_world_size
@@ -28,7 +29,7 @@ from kshot.training.objectives import Objective
 from kshot.training.optimizers import AdamConfig, Optimizer, OptimizerConfig, cosine_decay, flat, layer_rates
 
 _STEPS_QUEUED = 16  # on a GPU, which runs behind the host
-_OF_KEPT, _OF_PARAMETERS = 2, 8  # of memory in a step: see _needed_bytes
+_OF_PARAMETERS = 8  # vectors of all parameters: gradients, moments, the best weights and sums
 _WORTH_IT = 0.9  # of the memory of a step, or less: what a setting that takes time has to come to
 
 Tensors = dict[str, Tensor]
@@ -167,6 +168,7 @@ def run_training(job: TrainingJob) -> Progress:
         )
 
         if progress.step % settings.validate_every == 0 or progress.step == settings.n_steps:
+            release_freed_memory()  # blocks of the steps' sizes, which a validation cannot use
             with optimizer.averaged():
                 progress = _after_validation(progress, settings, job.objective.score(workers, job.lines))
                 if progress.validations_since_best == 0:
@@ -190,6 +192,7 @@ def _check_memory(job: TrainingJob) -> None:
         return
     job.objective.module.train()
     needed = _needed_bytes(job)
+    release_freed_memory()  # of the counting, which took problems of other sizes than the steps do
     n_here = local_world_size() if job.device.type == "cpu" else 1
     line = f"a step needs about {_size(needed)} of memory" + (f" in each of {n_here} processes" * (n_here > 1))
     too_much = torch.tensor(int(needed * n_here > free), device=job.device)
@@ -203,15 +206,11 @@ def _check_memory(job: TrainingJob) -> None:
 
 
 def _needed_bytes(job: TrainingJob) -> int:
-    """About what a step of this worker needs.
-
-    That is twice what autograd keeps (the backward pass, and what the allocator cannot use again), and eight vectors of
-    all parameters: gradients, moments, the best weights and sums. Measured for six networks, within 11 %.
-    """
+    """About what a step of this worker needs; measured in `bench/memory.py`."""
     share = len(job.workers.share(range(job.settings.episodes_per_step)))
-    kept = job.objective.kept_bytes(max(1, min(job.objective.at_once, share)))
     of_parameters = sum(parameter.numel() * parameter.element_size() for parameter in job.parameters)
-    return _OF_KEPT * kept + _OF_PARAMETERS * of_parameters
+    together = max(1, min(job.objective.at_once, share))
+    return job.objective.needed_bytes(together) + _OF_PARAMETERS * of_parameters
 
 
 def _recomputation_would_do(job: TrainingJob, needed: int) -> str:

@@ -63,7 +63,7 @@ class _Kept:
             self._alive[storage.data_ptr()] = storage.nbytes()
             weakref.finalize(storage, self._alive.pop, storage.data_ptr(), None)
             self.most = max(self.most, sum(self._alive.values()))
-        return tensor
+        return tensor.detach()  # the result of an operation that keeps it would keep itself alive by its graph
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kshot.algorithms.answering import by_support
 from kshot.algorithms.learner import Learner, MetaLearner, TransferLearner, calibrate_learner, episodes_at_once
 from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
-from kshot.backbones.contract import Backbone, calibrate, drawing
+from kshot.backbones.contract import Backbone, activation_bytes, calibrate, drawing
 from kshot.data.batches import TrainItems
 from kshot.data.class_table import Int
 from kshot.data.gather import Gather
@@ -52,8 +52,11 @@ class Objective(Protocol):
         """(B,) for consecutive numbers, differentiable. `done`: the part of the training that is over, 0 to 1."""
         ...
 
-    def kept_bytes(self, n_together: int) -> int:
-        """About how much autograd keeps of the losses of `n_together` numbers, from smaller ones."""
+    def needed_bytes(self, n_together: int) -> int:
+        """About how much memory the losses of `n_together` numbers take, with their gradient.
+
+        What autograd keeps, followed from smaller problems, and the largest activations, which are made on the way.
+        """
         ...
 
     def score(self, workers: Workers, lines: LiveLines) -> float:
@@ -85,19 +88,23 @@ class Episodic:
     def losses(self, numbers: range, done: float) -> Tensor:
         return self.learner.meta_loss(self.train.load(numbers), done)
 
-    def kept_bytes(self, n_together: int) -> int:
+    def needed_bytes(self, n_together: int) -> int:
         episode = self.train.load_largest(range(1))
         at_the_end = 1.0  # when a learner that begins with the first derivative has come to the second
-        return n_together * followed(
-            lambda n: self.learner.meta_loss(episode.first_classes(n), at_the_end), episode.n_way
-        )
+        kept = followed(lambda n: self.learner.meta_loss(episode.first_classes(n), at_the_end), episode.n_way)
+        n_items = episode.support_x.shape[1] + episode.query_x.shape[1]
+        return n_together * (kept + activation_bytes(self.learner.backbone, n_items))
 
     def score(self, workers: Workers, lines: LiveLines) -> float:
         self.learner.eval()
         if self.learner.needs_population_statistics:
-            episodes = self.train.load_plain(range(_CALIBRATION_EPISODES))
-            calibrate(self.learner.backbone, torch.cat([episodes.support_x, episodes.query_x], dim=1))
+            calibrate(self.learner.backbone, self._calibration())
         return episode_accuracy(self.learner, self.val_pool, self.train.gather, workers, lines)
+
+    def _calibration(self) -> Iterator[Tensor]:
+        for number in range(_CALIBRATION_EPISODES):
+            episode = self.train.load_plain(range(number, number + 1))
+            yield torch.cat([episode.support_x[0], episode.query_x[0]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +137,11 @@ class Supervised:
     def losses(self, numbers: range, done: float) -> Tensor:
         return torch.stack([self._loss(number) for number in numbers])
 
-    def kept_bytes(self, n_together: int) -> int:
+    def needed_bytes(self, n_together: int) -> int:
         rows = self.train.rows(0)
         items = self.gather(self.train.items[rows[:3]])
-        return n_together * followed(lambda n: self.learner.class_logits(items[:n]), len(rows))
+        kept = followed(lambda n: self.learner.class_logits(items[:n]), len(rows))
+        return n_together * (kept + activation_bytes(self.learner.backbone, len(rows)))
 
     def score(self, workers: Workers, lines: LiveLines) -> float:
         self.learner.eval()
@@ -202,9 +210,10 @@ class SelfSupervised:
     def losses(self, numbers: range, done: float) -> Tensor:
         return torch.stack([self._loss(number) for number in numbers])
 
-    def kept_bytes(self, n_together: int) -> int:
+    def needed_bytes(self, n_together: int) -> int:
         rows = self._train.rows(0)
-        return n_together * followed(lambda n: self._loss_of(rows[:n], 0), len(rows))
+        kept = followed(lambda n: self._loss_of(rows[:n], 0), len(rows))
+        return n_together * (kept + activation_bytes(self._backbone, len(rows)))
 
     def score(self, workers: Workers, lines: LiveLines) -> float:
         self._learner.eval()
