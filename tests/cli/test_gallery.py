@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from kshot.cli.gallery import app
-from kshot.errors import ConfigError, UserError
+from kshot.client import Client
+from kshot.errors import ConfigError, DataError, UserError
 from tests.serving.service_process import running
 from tests.serving.small_service import picture
 
@@ -51,6 +52,31 @@ def test_a_gallery_is_made_asked_looked_at_and_taken_home(gallery: Gallery, tmp_
     gallery("delete", "shapes", "spots")
     gallery("delete", "shapes")
     assert gallery("list") == ""
+
+
+def test_answers_that_were_corrected_go_home_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, asked = tmp_path / "service.yaml", picture(2, 9)
+    settings.write_text("log: {pictures: true, flush_s: 0.1}\n")
+    runner = CliRunner()
+    with running(tmp_path, "--settings", str(settings)) as service, Client(service.url) as client:
+        monkeypatch.setenv("KSHOT_SERVICE_URL", service.url)
+        client.add("shapes", "dots", [picture(1, 0), picture(1, 1)])
+        client.add("shapes", "stripes", [picture(2, 0)])
+        (first,), (again,) = client.classify("shapes", [asked]), client.classify("shapes", [picture(1, 1)])
+        log = tmp_path / ".kshot" / "answers"
+        with pytest.raises(DataError, match=r"no answer about the gallery 'shapes' in .* has feedback; need some"):
+            runner.invoke(app, ["export", "shapes", str(tmp_path / "a"), "--answers", str(log)], catch_exceptions=False)
+        client.correct(first["id"], "dots")
+        client.correct(first["id"], "waves")
+        client.correct(again["id"], "dots")
+        service.stop()
+    with running(tmp_path) as service:
+        monkeypatch.setenv("KSHOT_SERVICE_URL", service.url)
+        command = ["export", "shapes", str(tmp_path / "home"), "--answers", str(log)]
+        done = runner.invoke(app, command, catch_exceptions=False)
+    assert done.output.startswith("3 examples and 2 corrected answers in ")
+    found = {path.name: {file.read_bytes() for file in path.iterdir()} for path in (tmp_path / "home").iterdir()}
+    assert found == {"dots": {picture(1, 0), picture(1, 1)}, "stripes": {picture(2, 0)}, "waves": {asked}}
 
 
 def test_what_cannot_be_done_is_one_line(gallery: Gallery, tmp_path: Path) -> None:

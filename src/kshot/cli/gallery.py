@@ -115,21 +115,36 @@ def delete(
 def export(
     name: Name,
     folder: Annotated[Path, typer.Argument(help="A new folder, a source of kshot ingest.")],
+    answers: Annotated[
+        Path | None, typer.Option(help="The log of a service: pictures whose right class somebody said come too.")
+    ] = None,
     url: Url = _HERE,
 ) -> None:
     """Write the examples into class folders."""
     if folder.exists():
         raise ConfigError(f"{folder} is there already; need a new folder")
-    n_files = 0
+    corrected = [] if answers is None else list(_corrected(answers, name))
     with _client(url) as client:
-        for class_name, examples in client.classes(name).items():
-            target = folder / class_name.replace("/", "_")
-            target.mkdir(parents=True)
-            for example_id in examples:
-                (target / example_id).write_bytes(client.example(name, class_name, example_id))
-                n_files += 1
-    say(f"{counted(n_files, 'example')} in {folder}")
+        examples = [
+            (class_name, example_id, client.example(name, class_name, example_id))
+            for class_name, ids in client.classes(name).items()
+            for example_id in ids
+        ]
+    for class_name, file_name, picture in (*examples, *corrected):
+        target = folder / class_name.replace("/", "_")
+        target.mkdir(parents=True, exist_ok=True)
+        (target / file_name).write_bytes(picture)  # what is an example and was asked about too is one file
+    of_answers = f" and {counted(len(corrected), 'corrected answer')}" if corrected else ""
+    say(f"{counted(len(examples), 'example')}{of_answers} in {folder}")
     say(f"next: kshot ingest {folder} --name {name}")
+
+
+def _corrected(answers: Path, gallery: str) -> "Iterator[tuple[str, str, bytes]]":
+    from kshot.monitoring.answers import corrected_pictures
+    from kshot.serving.galleries import example_id
+
+    for class_name, picture in corrected_pictures(answers, gallery):
+        yield class_name, example_id(picture), picture
 
 
 @contextmanager

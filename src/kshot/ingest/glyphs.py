@@ -6,7 +6,7 @@ counter-based bits and applied in fixed-point arithmetic.
 Shapes: I images per class, M master pixels per side, S samples per side (two for each of the P pixels).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,19 +179,19 @@ def class_name(script: Script, character: str) -> str:
 
 
 class Faces:
-    """The fonts, and the characters that each really holds."""
+    """Fonts that matplotlib ships, by their names, and the characters that each really holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = _FACES) -> None:
         import matplotlib
         from matplotlib.ft2font import FT2Font
 
         folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-        self._paths = {face: str(folder / f"{face}.ttf") for face in _FACES}
+        self._paths = {face: str(folder / f"{face}.ttf") for face in names}
         self._held = {face: frozenset(FT2Font(path).get_charmap()) for face, path in self._paths.items()}
-        self._measures = {face: self._font(face, _MASTER_PX) for face in _FACES}
+        self._measures = {face: self._font(face, _MASTER_PX) for face in names}
 
     def holding(self, character: str) -> tuple[str, ...]:
-        return tuple(face for face in _FACES if ord(character) in self._held[face])
+        return tuple(face for face, held in self._held.items() if ord(character) in held)
 
     def master(self, face: str, character: str) -> Pixels:
         """(M, M) the character centred, its longer side scaled to about the same length in every face."""

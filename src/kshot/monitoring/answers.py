@@ -1,5 +1,6 @@
 """The log of a service, read back: the last answers of a gallery, and what people said of them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,27 @@ def read_answers(folder: Path, gallery: str) -> Answers:
     right = {} if feedback.empty else feedback.sort_values("time").set_index("id")["class_name"].to_dict()
     rows = rows.assign(right=rows["id"].map(right))
     return Answers(gallery=gallery, model=model, rows=rows.reset_index(drop=True))
+
+
+def corrected_pictures(folder: Path, gallery: str) -> Iterator[tuple[str, bytes]]:
+    """The right class and the picture of each answer about a gallery that has feedback, whatever model gave it.
+
+    Raises DataError where no answer has both.
+    """
+    feedback, answers = _read(folder / FEEDBACK), _read(folder / ANSWERS)
+    if len(feedback) and len(answers):
+        right = feedback.sort_values("time").drop_duplicates("id", keep="last")
+        found = answers[answers["gallery"] == gallery].merge(right, on="id", suffixes=("_answered", ""))
+        pictured = found[found["picture"].notna()].sort_values("id")
+        yield from zip(pictured["class_name"], pictured["picture"], strict=True)
+        if len(pictured):
+            return
+        if len(found):
+            raise DataError(
+                f"found {len(found)} answers with feedback in {folder}, and the picture of none; need "
+                "log: {pictures: true} in the settings of the service; next: kshot serve --settings FILE"
+            )
+    raise DataError(f"no answer about the gallery {gallery!r} in {folder} has feedback; need some; {_NEXT}")
 
 
 def galleries_in(folder: Path) -> list[str]:

@@ -36,6 +36,11 @@ _NOT_IN_NAMES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) not in '%/\\:*?"<>|')
 
 
+def example_id(content: bytes) -> str:
+    """The name of an example, by its bytes."""
+    return sha256(content).hexdigest()[:_ID_LETTERS]
+
+
 @dataclass(frozen=True, order=True, kw_only=True)
 class Example:
     """`id` names the bytes, and `end` is that of a file of their format."""
@@ -145,9 +150,7 @@ class GalleryStore:
                 item.read(content)
             except DataError as error:
                 raise DataError(f"example {number} of {len(contents)}: {error}") from error
-            found.append(
-                Example(class_name=class_name, id=sha256(content).hexdigest()[:_ID_LETTERS], end=_end(content))
-            )
+            found.append(Example(class_name=class_name, id=example_id(content), end=_end(content)))
         for example, content in zip(found, contents, strict=True):
             self._files.write(f"{name}/{example.path}", content)
         self._changed(name)
