@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import httpx
 import numpy as np
@@ -128,7 +129,8 @@ def _train_with(root: Path, exported: Path) -> int:
 def _served(root: Path, model: str, *options: str) -> Iterator[tuple[Client, str]]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(kshot_command("serve", model, "--port", str(port), *options), cwd=root) as process:
+    command = kshot_command("serve", model, "--port", str(port), *options)
+    with TemporaryFile() as log, subprocess.Popen(command, cwd=root, stderr=log) as process:
         try:
             _wait_for(url, process)
             with Client(url) as client:

@@ -12,6 +12,7 @@ from pydantic import ValidationError as PydanticError
 from pydantic.dataclasses import dataclass as settings
 
 from kshot.algorithms import AlgorithmConfig
+from kshot.algorithms.ensemble import EnsembleConfig, NoEnsemble, SeedsEnsemble
 from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
 from kshot.backbones import BackboneConfig
 from kshot.backbones.layers.adapter import AdapterConfig, NoAdapter
@@ -71,6 +72,7 @@ class MetaTrainSettings:
     loss: LossConfig = Field(default_factory=CrossEntropyConfig)  # of the queries of an episode
     augment: EpisodeAugmentation = Field(default_factory=EpisodeAugmentation)  # of the items of training
     test_time: AtTestTime = Field(default_factory=AtTestTime)  # copies of items when the trained model is asked
+    ensemble: EnsembleConfig = Field(default_factory=NoEnsemble)  # several trained models that answer as one
     initial: Literal["random", "pretrained"]  # the backbone's weights before the first step
     training: TrainingSettings
 
@@ -162,10 +164,29 @@ class Params:
                 f"meta_train.adapter is {self.meta_train.adapter.name} and meta_train.training.n_steps is 0, so that "
                 "nothing trains it; next: set n_steps: 500, or take meta_train.adapter out"
             )
+        if not isinstance(self.meta_train.ensemble, NoEnsemble):
+            raise ValueError(
+                f"meta_train.ensemble is {self.meta_train.ensemble.name} and meta_train.training.n_steps is 0, so that "
+                "all its members would be the same; next: set n_steps: 600, or take meta_train.ensemble out"
+            )
         if self.seeds:
             raise ValueError(
                 f"seeds is {list(self.seeds)} and meta_train.training.n_steps is 0, so that every seed gives the same "
                 "model; next: set seeds: []"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ensemble(self) -> Self:
+        ensemble = self.meta_train.ensemble
+        if not isinstance(ensemble, SeedsEnsemble):
+            return self
+        if self.seed in ensemble.of:
+            raise ValueError("meta_train.ensemble.of lists other seeds than seed, each once")
+        if self.seeds:
+            raise ValueError(
+                f"seeds is {list(self.seeds)} and meta_train.ensemble is seeds, so that models of several seeds would "
+                "share members; next: set seeds: [], or take meta_train.ensemble out"
             )
         return self
 

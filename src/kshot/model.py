@@ -6,7 +6,7 @@ Damage is found by that hash: safetensors loads a file with flipped bits silentl
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from kshot.algorithms import AlgorithmConfig, Learner
+from kshot.algorithms.ensemble import ensemble_of
 from kshot.algorithms.learner import Problem
 from kshot.algorithms.maths.losses import EpisodeLoss, query_cross_entropy
 from kshot.algorithms.unknown import UnknownRule
@@ -46,6 +47,7 @@ class ModelConfig:
     backbone: BackboneConfig
     adapter: AdapterConfig = Field(default_factory=NoAdapter, exclude_if=lambda adapter: adapter == NoAdapter())
     test_time: AtTestTime = Field(default_factory=AtTestTime, exclude_if=lambda how: how == AtTestTime())
+    members: int = Field(default=1, exclude_if=lambda members: members == 1)  # of an ensemble
     item: AnyItemKind
     train_shape: EpisodeShape
     n_train_classes: int | None = (
@@ -89,6 +91,7 @@ class SavedModel:
 def build_learner(config: ModelConfig, loss: EpisodeLoss = query_cross_entropy, *, init_seed: int = 0) -> Learner[Any]:
     """A learner with fresh weights, to be trained with `loss`; the same seed gives the same weights.
 
+    An ensemble is built to be loaded: all its members have the weights of one seed.
     Raises ConfigError where it cannot be built for such items.
     """
     if not config.test_time.changes_nothing and not isinstance(config.item, ImageKind):
@@ -96,6 +99,8 @@ def build_learner(config: ModelConfig, loss: EpisodeLoss = query_cross_entropy, 
             f"meta_train.test_time is given, and the items are {config.item}; needed images; "
             "next: take meta_train.test_time out"
         )
+    if config.members > 1:
+        return ensemble_of([build_learner(replace(config, members=1), loss) for _ in range(config.members)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
         backbone = config.adapter.build(config.backbone.build(config.item))

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,12 +11,10 @@ import yaml
 from flows.summary import read_scores
 from kshot.algorithms.answering import NON_TRANSDUCTIVE
 from kshot.config import load_params
-from kshot.data.packed import PackedDataset
-from kshot.episodes.frozen import read_frozen
 from kshot.model import load_model
-from kshot.serving.classifier import FewShotClassifier
 from kshot.stages import evaluate, meta_train, pretrain, task_pool
 from kshot.workspace import Workspace
+from tests.served_accuracies import accuracies_served
 from tests.tiny_project import tiny_params, write_project
 
 TEST_TIME = {
@@ -68,20 +65,3 @@ def test_the_weights_stay_and_the_answers_are_those_that_were_scored(
     assert f"{algorithm}, {NON_TRANSDUCTIVE}; {NAMED}" in read_scores(with_copies.root).rows
     scored = [r["accuracy"] for r in metrics["results"] if r["mode"] == NON_TRANSDUCTIVE]
     assert scored == pytest.approx(accuracies_served(with_copies), abs=1e-9)
-
-
-def accuracies_served(workspace: Workspace) -> list[float]:
-    """On the frozen episodes of each setting, asked one by one as a user would."""
-    dataset = PackedDataset.open(workspace.dataset("tiny"))
-    frozen = read_frozen(workspace.output("task_pool"), dataset, load_params(workspace.params).task_pool)
-    classifier = FewShotClassifier(load_model(workspace.model))
-    found = []
-    for name in frozen.kinds:
-        right = []
-        for support, query in zip(frozen.test[name].indices.support, frozen.test[name].indices.query, strict=True):
-            labels = np.repeat(np.arange(len(support)), support.shape[1])
-            answer = classifier.predict(dataset.gather(support.ravel()), labels, dataset.gather(query.ravel()))
-            expected = np.repeat(np.arange(len(query)), query.shape[1])
-            right.append((answer.probabilities.argmax(1) == expected).mean())
-        found.append(float(np.mean(right)))
-    return found

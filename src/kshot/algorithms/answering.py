@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kshot.algorithms.ensemble import ensemble_of, members_of
 from kshot.algorithms.learner import FeatureWise, Learner, QueryNormalised
 from kshot.backbones.contract import Backbone, Flatten, recorded_statistics
 from kshot.episodes.copies import AtTestTime, Copy
@@ -24,7 +25,8 @@ TRANSDUCTIVE = "transductive"
 
 def normalization_mode(learner: Learner[AdaptedT]) -> str:
     """The mode in which this learner predicts: whether a prediction may depend on the other queries given with it."""
-    return TRANSDUCTIVE if isinstance(learner, QueryNormalised) and learner.query_statistics else NON_TRANSDUCTIVE
+    one = members_of(learner)[0]
+    return TRANSDUCTIVE if isinstance(one, QueryNormalised) and one.query_statistics else NON_TRANSDUCTIVE
 
 
 def normalization_modes(learner: Learner[AdaptedT]) -> dict[str, Learner[AdaptedT]]:
@@ -33,6 +35,10 @@ def normalization_modes(learner: Learner[AdaptedT]) -> dict[str, Learner[Adapted
     Each is asked with the copies of items that `learner.test_time` names, and normalised by its support set where the
     backbone asks for that.
     """
+    members = members_of(learner)
+    if len(members) > 1:
+        of_each = [normalization_modes(member) for member in members]
+        return {mode: ensemble_of([modes[mode] for modes in of_each]) for mode in of_each[0]}
     if not isinstance(learner, QueryNormalised):
         return {NON_TRANSDUCTIVE: _with_copies(learner, learner.test_time)}
     return {

@@ -134,6 +134,7 @@ def _summary(grid: Grid, saved: SavedModel) -> dict[str, Any]:
         "backbone": saved.config.backbone.name,
         **({} if isinstance(adapter, NoAdapter) else {"adapter": adapter.name}),
         **({} if saved.config.test_time.changes_nothing else {"test_time": str(saved.config.test_time)}),
+        **({} if saved.config.members == 1 else {"members": saved.config.members}),
         "seed": grid.seed,
         "train_shape": {"n_way": shape.n_way, "k_shot": shape.k_shot, "n_query": shape.n_query},
     }

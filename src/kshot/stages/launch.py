@@ -40,8 +40,7 @@ from kshot.runtime.files import json_bytes
 from kshot.runtime.lines import LiveLines, silent_lines
 from kshot.runtime.process import device_name, set_up_process
 from kshot.runtime.workers import HOST_RANK, Hosts, choose_device, in_worker, joined_workers, torchrun_command
-from kshot.seeding import stream_key
-from kshot.training.fit import ModelTraining, Trained, check_ways, fit
+from kshot.training.fit import ModelTraining, Trained, check_ways, fit, init_seed
 from kshot.training.loop import TrainingSettings, episodes_per_s
 from kshot.workspace import Workspace
 from kshot.yaml_file import read_yaml
@@ -64,9 +63,10 @@ def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *,
         settings=settings.training,
         task_pool=params.task_pool,
         seed=seed,
-        init_seed=int(stream_key(seed, "init")) % 2**63,
+        init_seed=init_seed(seed),
         augmentation=settings.augment,
         initial=workspace.pretrained_model if settings.initial == "pretrained" else None,
+        ensemble=settings.ensemble,
     )
 
 
@@ -228,6 +228,7 @@ def _training_key(
         "loss": repr(training.loss),
         "augmentation": repr(training.augmentation),
         "pretext": repr(training.pretext),
+        "ensemble": repr(training.ensemble),
         "seeds": [training.seed, training.init_seed],
         "initial": initial and initial.hexdigest(),
         "weights": training.weights and training.weights.record.sha256,

@@ -1,15 +1,17 @@
 """One model, trained as its settings say: what the stages that train have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kshot.algorithms.answering import NON_TRANSDUCTIVE
+from kshot.algorithms.ensemble import BestEnsemble, EnsembleConfig, NoEnsemble, SeedsEnsemble, ensemble_of
 from kshot.algorithms.learner import Choosing, Learner, MetaLearner, TransferLearner
 from kshot.algorithms.maths.losses import ClassWeightedConfig, LossConfig
 from kshot.backbones.contract import Backbone, has_nothing_to_train
@@ -32,10 +34,12 @@ from kshot.evaluation.calibration import fit_temperatures
 from kshot.evaluation.features import on_kept_features
 from kshot.evaluation.unknown import fit_unknown_rule
 from kshot.model import ModelConfig, SavedModel, build_learner, load_model
+from kshot.printing import counted
 from kshot.runtime.lines import LiveLines
 from kshot.runtime.workers import Workers
+from kshot.seeding import stream_key
 from kshot.training.checkpoints import CheckpointFolder
-from kshot.training.loop import Progress, TrainingJob, TrainingSettings, peak_memory_bytes, run_training
+from kshot.training.loop import Progress, TrainingJob, TrainingSettings, peak_memory_bytes, train_and_keep
 from kshot.training.objectives import Episodic, Objective, Pretext, SelfSupervised, Supervised, episode_accuracy
 
 
@@ -45,7 +49,8 @@ class ModelTraining:
 
     `initial` is the folder of a model whose backbone the training starts from, and `weights` are what it starts from
     otherwise; without both it starts from random ones. `init_seed` draws these, and `seed` the episodes or batches.
-    `pretext` is a task without labels that its backbone is trained on instead.
+    `pretext` is a task without labels that its backbone is trained on instead. With an `ensemble` it is several models,
+    which answer as one.
     """
 
     config: ModelConfig
@@ -58,11 +63,12 @@ class ModelTraining:
     pretext: Pretext | None = None
     initial: Path | None = None
     weights: PretrainedWeights | None = None
+    ensemble: EnsembleConfig = field(default_factory=NoEnsemble)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What came of it: the job, how it went, and the model with its best weights."""
+    """What came of it: the job, how it went (of the first of several seeds), and the model with its best weights."""
 
     job: TrainingJob
     progress: Progress
@@ -84,6 +90,70 @@ def fit(
     check_memory: bool = False,
 ) -> Trained:
     """One worker's part. The learner's kind says what is minimised: the losses of episodes, or of classification."""
+    found = [
+        _fit_one(
+            one,
+            dataset=dataset,
+            gather=gather,
+            val_pool=val_pool,
+            device=device,
+            checkpoints=folder,
+            workers=workers,
+            lines=lines,
+            check_memory=check_memory,
+        )
+        for one, folder in _seeds(training, checkpoints)
+    ]
+    first = found[0]
+    members = [learner for one in found for learner in one.learners]
+    learner = ensemble_of(members) if len(members) > 1 else members[0]
+    model = SavedModel(learner=learner.eval(), config=replace(training.config, members=len(members)))
+    if workers.is_first:
+        temperatures = fit_temperatures(learner, val_pool.indices, gather)
+        unknown = fit_unknown_rule(learner, val_pool.indices, gather, temperature=temperatures[NON_TRANSDUCTIVE])
+        model = replace(model, temperatures=temperatures, unknown=unknown)
+    return Trained(
+        job=first.job,
+        progress=first.progress,
+        model=model,
+        checkpoints=checkpoints,
+        peak_memory_bytes=max(one.peak_memory_bytes for one in found),
+    )
+
+
+def init_seed(seed: int) -> int:
+    """Of the weights, from that of a training."""
+    return int(stream_key(seed, "init")) % 2**63
+
+
+def _seeds(training: ModelTraining, checkpoints: Path) -> Iterator[tuple[ModelTraining, Path]]:
+    """The training from its own seed and from each other one of its ensemble, with the folder of its checkpoints."""
+    yield training, checkpoints
+    if isinstance(training.ensemble, SeedsEnsemble):
+        for seed in training.ensemble.of:
+            yield replace(training, seed=seed, init_seed=init_seed(seed)), checkpoints / f"seed-{seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FromOneSeed:
+    job: TrainingJob
+    progress: Progress
+    learners: Sequence[Learner[Any]]
+    peak_memory_bytes: int
+
+
+def _fit_one(
+    training: ModelTraining,
+    *,
+    dataset: PackedDataset,
+    gather: Gather,
+    val_pool: FrozenPool,
+    device: torch.device,
+    checkpoints: Path,
+    workers: Workers,
+    lines: LiveLines,
+    check_memory: bool,
+) -> _FromOneSeed:
     learner = build_learner(training.config, training.loss.build(), init_seed=training.init_seed)
     if training.initial is not None:
         _continue_from(learner, training.initial)
@@ -102,16 +172,33 @@ def fit(
         workers=workers,
         lines=lines,
         check_memory=check_memory,
+        keep_best=training.ensemble.k if isinstance(training.ensemble, BestEnsemble) else 1,
     )
-    progress = run_training(job)
+    progress, best = train_and_keep(job)
     peak = peak_memory_bytes(device)
-    _choose(trained.eval(), val_pool, known, workers, lines)
-    model = SavedModel(learner=learner.eval(), config=training.config)
-    if workers.is_first:
-        temperatures = fit_temperatures(learner, val_pool.indices, gather)
-        unknown = fit_unknown_rule(learner, val_pool.indices, gather, temperature=temperatures[NON_TRANSDUCTIVE])
-        model = replace(model, temperatures=temperatures, unknown=unknown)
-    return Trained(job=job, progress=progress, model=model, checkpoints=checkpoints, peak_memory_bytes=peak)
+    learners = []
+    for weights in _averaged(best) if _averages_weights(training) else best:
+        job.objective.module.load_state_dict(weights)
+        if _averages_weights(training):
+            accuracy = job.objective.score(workers, lines)  # with population statistics of these weights
+            lines.log(f"weights averaged over {counted(len(best), 'validation')}  meta_val accuracy {accuracy:.2%}")
+        _choose(trained.eval(), val_pool, known, workers, lines)
+        learners.append(deepcopy(learner) if len(best) > 1 else learner)
+    return _FromOneSeed(job=job, progress=progress, learners=learners, peak_memory_bytes=peak)
+
+
+def _averages_weights(training: ModelTraining) -> bool:
+    return isinstance(training.ensemble, BestEnsemble) and training.ensemble.average == "weights"
+
+
+def _averaged(states: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """One state whose tensors are the means over the states; whole numbers are those of the first."""
+    first = states[0]
+    means = {
+        name: torch.stack([state[name] for state in states]).mean(0) if tensor.is_floating_point() else tensor
+        for name, tensor in first.items()
+    }
+    return [means]
 
 
 def check_recomputation(backbone: nn.Module) -> None:

@@ -7,6 +7,7 @@ was killed and resumed goes on exactly as one that was not.
 import math
 import resource
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -91,7 +92,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """Everything that the next step needs, and the best weights so far."""
+    """Everything that the next step needs, and the best weights so far, whose names begin with the step of each."""
 
     progress: Progress
     weights: Tensors
@@ -117,6 +118,8 @@ class TrainingJob:
     workers: Workers = field(default_factory=Workers)
     lines: LiveLines = field(default_factory=lambda: LiveLines(print))
     check_memory: bool = False
+    keep_best: int = 1
+    """How many validations' weights to keep."""
 
     @property
     def device(self) -> torch.device:
@@ -137,20 +140,30 @@ class TrainingJob:
 def run_training(job: TrainingJob) -> Progress:
     """Train the objective's module in place and leave it with the weights that scored best.
 
+    Raises TrainingError on a loss or gradient that is not finite.
+    """
+    progress, best = train_and_keep(job)
+    job.objective.module.load_state_dict(best[0])
+    return progress
+
+
+def train_and_keep(job: TrainingJob) -> tuple[Progress, Sequence[Tensors]]:
+    """Train the objective's module in place, and give the weights of its `keep_best` best validations, the best first.
+
     Each step: the losses of this step's numbers -> their gradient, summed over workers -> the optimiser.
     Every worker takes the same numbers and learns from its share of them, so the weights are the same on all.
     Raises TrainingError on a loss or gradient that is not finite.
     """
     settings, workers, module = job.settings, job.workers, job.objective.module
     if settings.n_steps == 0:
-        return _without_steps(job)
+        return _without_steps(job), [_copy(module.state_dict())]
     if not job.parameters:
         raise TrainingError(
             "found no parameter that requires gradients; need at least one; next: freeze less, or set n_steps: 0"
         )
     optimizer = job.new_optimizer()
     _check_memory(job)
-    progress, best_weights = _resume(job, optimizer)
+    progress, kept = _resume(job, optimizer)
     saved_step = progress.step
     last_save = time.monotonic()
 
@@ -171,18 +184,16 @@ def run_training(job: TrainingJob) -> Progress:
             release_freed_memory()  # blocks of the steps' sizes, which a validation cannot use
             with optimizer.averaged():
                 progress = _after_validation(progress, settings, job.objective.score(workers, job.lines))
-                if progress.validations_since_best == 0:
-                    best_weights = _copy(module.state_dict())
+                kept = _best_of(kept | {progress.step: _copy(module.state_dict())}, progress, job)
             job.lines.log(_validation_line(progress, job))
         job.lines.log_sparingly(partial(_step_line, progress, job))
         if workers.is_first and now - last_save >= settings.checkpoint_every_s:
-            job.checkpoints.save(_state(module, optimizer, progress, best_weights))
+            job.checkpoints.save(_state(module, optimizer, progress, kept))
             saved_step, last_save = progress.step, time.monotonic()
 
     if workers.is_first and progress.step != saved_step:
-        job.checkpoints.save(_state(module, optimizer, progress, best_weights))
-    module.load_state_dict(best_weights)
-    return progress
+        job.checkpoints.save(_state(module, optimizer, progress, kept))
+    return progress, list(_best_of(kept, progress, job).values())
 
 
 def _check_memory(job: TrainingJob) -> None:
@@ -345,13 +356,28 @@ def _validation_line(progress: Progress, job: TrainingJob) -> str:
     )
 
 
-def _state(module: nn.Module, optimizer: Optimizer, progress: Progress, best_weights: Tensors) -> TrainingState:
+def _best_of(kept: Mapping[int, Tensors], progress: Progress, job: TrainingJob) -> dict[int, Tensors]:
+    """The weights of the best validations by their steps, the best first; of equal ones the first."""
+    ranked = sorted(progress.history, key=lambda point: (-point.val_accuracy, point.step))[: job.keep_best]
+    return {point.step: kept[point.step] for point in ranked}
+
+
+def _state(module: nn.Module, optimizer: Optimizer, progress: Progress, kept: Mapping[int, Tensors]) -> TrainingState:
+    best = {f"{step}/{name}": tensor for step, tensors in kept.items() for name, tensor in tensors.items()}
     return TrainingState(
-        progress=progress, weights=dict(module.state_dict()), optimizer=optimizer.state(), best_weights=best_weights
+        progress=progress, weights=dict(module.state_dict()), optimizer=optimizer.state(), best_weights=best
     )
 
 
-def _resume(job: TrainingJob, optimizer: Optimizer) -> tuple[Progress, Tensors]:
+def _by_step(best_weights: Tensors) -> dict[int, Tensors]:
+    found: dict[int, Tensors] = {}
+    for name, tensor in best_weights.items():
+        step, _, own_name = name.partition("/")
+        found.setdefault(int(step), {})[own_name] = tensor
+    return found
+
+
+def _resume(job: TrainingJob, optimizer: Optimizer) -> tuple[Progress, dict[int, Tensors]]:
     """Put the newest checkpoint into the module and the optimiser, where there is one.
 
     Other hosts may not see it: they get it from the first worker.
@@ -361,11 +387,11 @@ def _resume(job: TrainingJob, optimizer: Optimizer) -> tuple[Progress, Tensors]:
     if spread:
         state = job.workers.from_first(state, job.device)
     if state is None:
-        return Progress(), _copy(job.objective.module.state_dict())
+        return Progress(), {}
     job.lines.log(f"resuming from the checkpoint of step {state.progress.step:,}")
     job.objective.module.load_state_dict(state.weights)
     optimizer.load_state(state.optimizer)
-    return state.progress, state.best_weights
+    return state.progress, _by_step(state.best_weights)
 
 
 def _copy(tensors: Tensors) -> Tensors:
