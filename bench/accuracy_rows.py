@@ -117,6 +117,12 @@ OPTIONS = (
         title="start from ordinary training",
         changes={"pretrain": {"name": "supervised", "n_steps": 600}, "meta_train": {"initial": "pretrained"}},
     ),
+    Row(title="`ensemble`: 3 seeds", changes={"meta_train": {"ensemble": {"name": "seeds", "of": [2, 3]}}}),
+    Row(title="`ensemble`: weights of the 3 best", changes={"meta_train": {"ensemble": {"name": "best_k"}}}),
+    Row(
+        title="`ensemble`: votes of the 3 best",
+        changes={"meta_train": {"ensemble": {"name": "best_k", "average": "votes"}}},
+    ),
     Row(
         title="`test_time`: 4 affine copies of each item",
         changes={

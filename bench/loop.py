@@ -118,10 +118,10 @@ def _train_with(root: Path, exported: Path) -> int:
     params = read_yaml(root / "params.yaml")
     write_params(root, params | {"dataset": {"name": _UNION, "of": ["glyphs", _GALLERY]}})
     printed = run_command([sys.executable, "-m", "flows.train"], root, root / "src").printed
-    found = re.search(r"^.* version (\d+), new; .*$", printed, re.MULTILINE)
+    found = re.search(r"^registered +\S+ version (\d+), new.*\n(?:.+\n)*?promotion.*$", printed, re.MULTILINE)
     if found is None:
         raise CommandError(f"the run has registered no new version: {printed[-300:]}")
-    print(found[0].rpartition("Completed")[2])
+    print(found[0])
     return int(found[1])
 
 
