@@ -21,7 +21,7 @@ from kshot.workspace import Workspace
 
 _PATIENCE_S = 3600.0  # of the others, while the first validates the data and draws the pools
 _ASK_EVERY_S = 2.0
-_BEFORE = ("validate", "task_pool", "pretrain")  # what a training stands on
+_BEFORE = ("validate", "task_pool", "pretrain", "pseudo_labels")  # what a training stands on
 
 
 def run(stage: str, root: Path, report: Callable[[str], None]) -> int:

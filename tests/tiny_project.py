@@ -25,6 +25,7 @@ def tiny_params() -> dict[str, Any]:
         },
         "backbone": {"name": "conv4", "width": 4},
         "pretrain": {"name": "none"},
+        "pseudo_labels": {"name": "none"},
         "meta_train": {
             "algorithm": {"name": "protonet"},
             "initial": "random",

@@ -17,8 +17,9 @@ from kshot.algorithms.maths.losses import CrossEntropyConfig, LossConfig
 from kshot.backbones import BackboneConfig
 from kshot.backbones.layers.adapter import AdapterConfig, NoAdapter
 from kshot.episodes.augmentation import EpisodeAugmentation
+from kshot.episodes.clusters import NoPseudoLabels, PseudoLabelConfig
 from kshot.episodes.copies import AtTestTime
-from kshot.episodes.labels import InstanceLabels
+from kshot.episodes.labels import ClusterLabels, InstanceLabels
 from kshot.episodes.pools import TaskPoolSettings
 from kshot.errors import ConfigError
 from kshot.evaluation.scoring import EvaluationSettings
@@ -93,6 +94,7 @@ class Params:
     task_pool: TaskPoolSettings
     backbone: BackboneConfig
     pretrain: PretrainConfig
+    pseudo_labels: PseudoLabelConfig
     meta_train: MetaTrainSettings
     evaluate: EvaluationSettings
     seeds: tuple[Annotated[int, Field(ge=0)], ...]  # train from each of these too, to measure the spread over seeds
@@ -135,6 +137,36 @@ class Params:
             raise ValueError(
                 f"task_pool.meta_train.labels is {labels.name}, and meta_train.initial is pretrained by the labels of "
                 "meta_train; next: set pretrain: {name: simclr, n_steps: 2000}, or meta_train.initial: random"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_pseudo_labels(self) -> Self:
+        """Who asks for clusters has to say of what, and no label of meta_train may be in that."""
+        clustering, labels = self.pseudo_labels, self.task_pool.meta_train.labels
+        if isinstance(clustering, NoPseudoLabels):
+            if isinstance(labels, ClusterLabels):
+                raise ValueError(
+                    "task_pool.meta_train.labels is clusters, and pseudo_labels is none, so that there are none; next: "
+                    "set pseudo_labels: {name: kmeans, features: values, n_clusters: 500}"
+                )
+            return self
+        if not isinstance(labels, ClusterLabels):
+            raise ValueError(
+                f"pseudo_labels is {clustering.name}, and task_pool.meta_train.labels is {labels.name}, which would "
+                "not use them; next: set labels: {name: clusters}, or pseudo_labels: {name: none}"
+            )
+        if clustering.features == "values":
+            return self
+        if isinstance(self.pretrain, NoPretraining) and not self.backbone.weights:
+            raise ValueError(
+                "pseudo_labels.features is pretrained; need a pretrain.name other than none, or backbone.weights; "
+                "next: set pretrain: {name: simclr, n_steps: 2000}, or pseudo_labels.features: values"
+            )
+        if isinstance(self.pretrain, SupervisedPretraining):
+            raise ValueError(
+                "pseudo_labels.features is pretrained, by the labels of meta_train; need a pretraining without them; "
+                "next: set pretrain: {name: simclr, n_steps: 2000}, or pseudo_labels.features: values"
             )
         return self
 

@@ -22,7 +22,18 @@ from tests.tiny_project import tiny_params, write_project
 
 pytestmark = [slow, pytest.mark.timeout(1800)]
 
-_STEPS = ("validate", "task_pool", "pretrain", "meta_train", "evaluate", "push", "register", "promote", "report")
+_STEPS = (
+    "validate",
+    "task_pool",
+    "pretrain",
+    "pseudo_labels",
+    "meta_train",
+    "evaluate",
+    "push",
+    "register",
+    "promote",
+    "report",
+)
 _ENDED = re.compile(r"Task run '(\w+)' - Finished in state Completed")
 _WAIT_S = 60
 

@@ -17,7 +17,7 @@ from kshot.servers import free_port
 from tests.conftest import REPOSITORY
 from tests.tiny_project import tiny_params
 
-STAGES = ("validate", "task_pool", "pretrain", "meta_train")
+STAGES = ("validate", "task_pool", "pretrain", "pseudo_labels", "meta_train")
 
 
 @pytest.fixture

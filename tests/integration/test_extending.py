@@ -220,7 +220,7 @@ def test_an_edit_of_another_algorithm_leaves_the_run_as_it_is(project: Path) -> 
         assert stale(project) == set()
     with _Edited(project / "src/kshot/algorithms/toy.py"):
         assert {"meta_train", "evaluate"} <= stale(project)
-        assert not {"validate", "task_pool", "pretrain"} & stale(project)
+        assert not {"validate", "task_pool", "pretrain", "pseudo_labels"} & stale(project)
 
 
 def test_another_seed_trains_one_model_and_neither_a_baseline_nor_where_a_run_runs_trains_any(project: Path) -> None:
@@ -231,7 +231,7 @@ def test_another_seed_trains_one_model_and_neither_a_baseline_nor_where_a_run_ru
     assert ran(project) == set()
     pretrain = {"name": "supervised", "n_steps": 2, "validate_every": 2}
     write_params(project, yaml.safe_load((project / "params.yaml").read_text()) | {"pretrain": pretrain})
-    assert {"pretrain", "evaluate"} <= ran(project) <= {"pretrain", "evaluate", "toy"}
+    assert {"pretrain", "evaluate"} <= ran(project) <= {"pretrain", "pseudo_labels", "evaluate", "toy"}
     assert "tiny version 1: registered" in run(project, "-m", "kshot", "register")
 
 

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 TABLES = {"kshot.algorithms": "meta_train.algorithm.name", "kshot.backbones": "backbone.name"}
 """Tables of plug-ins, and the setting that chooses one of each."""
-BUILDS_ITS_OWN = {"pretrain": "kshot.algorithms"}
+BUILDS_ITS_OWN = {"pretrain": "kshot.algorithms", "pseudo_labels": "kshot.algorithms"}
 """Stages that never build the plug-in that is chosen from a table."""
 
 

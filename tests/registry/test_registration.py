@@ -39,6 +39,7 @@ PARAMS: dict[str, Any] = {
     },
     "backbone": {"name": "conv4", "width": 2},
     "pretrain": {"name": "none"},
+    "pseudo_labels": {"name": "none"},
     "meta_train": {
         "algorithm": {"name": "protonet"},
         "initial": "random",
@@ -53,6 +54,7 @@ LOCKED = {
     "validate": ("dataset", "task_pool", "validate"),
     "task_pool": ("dataset", "seed", "task_pool"),
     "pretrain": ("backbone", "dataset", "pretrain", "seed"),
+    "pseudo_labels": ("dataset", "pseudo_labels", "seed"),
     "meta_train": ("backbone", "dataset", "meta_train", "seed"),
     "evaluate": ("dataset", "evaluate", "seed"),
 }
@@ -106,7 +108,7 @@ def write_artifacts(root: Path, *, accuracy: float = 0.75, with_queries: bool = 
         tiny_dataset().write(root / "data" / "tiny")
     dataset = PackedDataset.open(root / "data" / "tiny")
     artifacts = root / "artifacts"
-    for name in ("validate", "task_pool", "pretrain", "meta_train", "evaluate/plots"):
+    for name in ("validate", "task_pool", "pretrain", "pseudo_labels", "meta_train", "evaluate/plots"):
         (artifacts / name).mkdir(parents=True, exist_ok=True)
     config = ModelConfig(
         algorithm=params.meta_train.algorithm,
@@ -128,6 +130,7 @@ def write_artifacts(root: Path, *, accuracy: float = 0.75, with_queries: bool = 
         "validate/facts.json": {"checks": [check("ids are unique", True), check("near duplicates", False)]},
         "task_pool/pools.json": {"data_hash": dataset.content_hash, "meta_train": {}},
         "pretrain/metrics.json": {},
+        "pseudo_labels/metrics.json": {},
         "meta_train/metrics.json": {
             "best_step": 20,
             "best_val_accuracy": 0.6,
@@ -237,6 +240,7 @@ def test_finished_run_becomes_a_version_with_its_whole_lineage(
         "model_card.md",
         "params.yaml",
         "pretrain/metrics.json",
+        "pseudo_labels/metrics.json",
         "smoke_test.safetensors",
         "task_pool/pools.json",
         "validate/facts.json",
@@ -358,7 +362,7 @@ def test_artifact_that_cannot_be_compared_is_refused(project: Path, write_run: W
     params = write_run()
     shutil.rmtree(project / ".dvc" / "cache")
     message = (
-        r"^artifacts/evaluate, which stage evaluate wrote, is not in cache \(5 such in all\); need .*; next: dvc fetch"
+        r"^artifacts/evaluate, which stage evaluate wrote, is not in cache \(6 such in all\); need .*; next: dvc fetch"
     )
     with pytest.raises(StageError, match=message):
         register_run(project, params, None)

@@ -23,7 +23,8 @@ class ClassTable(Generic[Ints]):
     items per class, groups (C,) position of each class's group in group_sizes, group_sizes (G,) classes per group.
     domains (C, M) number of each item's domain in `domain_names`, domain_counts (D, C) items of each class in each
     domain; None and no names where items have none. error_rates (C,) how often each class is confused, float64; None
-    where nobody asked.
+    where nobody asked. With starts (C,) items is (I,) instead, and class c has its items from starts[c] on: of very
+    unequal classes nothing is padded.
     """
 
     class_ids: Ints
@@ -32,7 +33,10 @@ class ClassTable(Generic[Ints]):
     groups: Ints
     group_sizes: Ints
     smallest_class: int
+    largest_class: int
+    smallest_group: int
     largest_group: int
+    starts: Ints | None = None
     domains: Ints | None = None
     domain_counts: Ints | None = None
     domain_names: tuple[str, ...] = ()
@@ -68,6 +72,8 @@ class ClassTable(Generic[Ints]):
             groups=groups.astype(np.int64),
             group_sizes=group_sizes.astype(np.int64),
             smallest_class=int(counts.min(initial=len(order))),
+            largest_class=len(columns),
+            smallest_group=int(group_sizes.min(initial=len(class_ids))),
             largest_group=int(group_sizes.max(initial=0)),
             domains=of_items,
             domain_counts=np.stack(counts_of) if counts_of else None,
@@ -78,6 +84,7 @@ class ClassTable(Generic[Ints]):
         """The classes `n_views` times, of a dataset of these numbers: view v of item i is item v * n_items + i."""
         if n_views == 1:
             return self
+        assert self.starts is None, "found a table without padding; its views are made with it"
         views = np.arange(n_views)
         items = np.where(self.items < 0, -1, views[:, None, None] * n_items + self.items)
         return replace(
@@ -87,11 +94,19 @@ class ClassTable(Generic[Ints]):
             counts=np.tile(self.counts, n_views),
             groups=np.tile(self.groups, n_views),
             group_sizes=self.group_sizes * n_views,
+            smallest_group=self.smallest_group * n_views,
             largest_group=self.largest_group * n_views,
             domains=None if self.domains is None else np.tile(self.domains, (n_views, 1)),
             domain_counts=None if self.domain_counts is None else np.tile(self.domain_counts, (1, n_views)),
             error_rates=None if self.error_rates is None else np.tile(self.error_rates, n_views),
         )
+
+    def items_at(self, classes: Ints, columns: Ints) -> Ints:
+        """The items at places `columns` of the classes in rows `classes`, of their broadcast shape."""
+        items: Ints = (
+            self.items[classes, columns] if self.starts is None else self.items[self.starts[classes] + columns]
+        )
+        return items
 
     def on(self, device: "torch.device") -> "ClassTable[Tensor]":
         """The same table as tensors on `device`, where its episodes are drawn."""
@@ -104,7 +119,10 @@ class ClassTable(Generic[Ints]):
             groups=torch.as_tensor(self.groups, device=device),
             group_sizes=torch.as_tensor(self.group_sizes, device=device),
             smallest_class=self.smallest_class,
+            largest_class=self.largest_class,
+            smallest_group=self.smallest_group,
             largest_group=self.largest_group,
+            starts=None if self.starts is None else torch.as_tensor(self.starts, device=device),
             domains=None if self.domains is None else torch.as_tensor(self.domains, device=device),
             domain_counts=None if self.domain_counts is None else torch.as_tensor(self.domain_counts, device=device),
             domain_names=self.domain_names,

@@ -11,10 +11,18 @@ from pydantic import TypeAdapter
 from kshot.data.class_table import ClassTable
 from kshot.data.difficulty import Difficulty, read_difficulty
 from kshot.data.packed import PackedDataset
+from kshot.episodes.clusters import PARTITIONS_FILE, Partitions, cluster_table
 from kshot.episodes.episode import EpisodeShape
-from kshot.episodes.labels import GivenLabels, InstanceLabels, TrainLabels, instance_table, train_items
+from kshot.episodes.labels import (
+    ClusterLabels,
+    GivenLabels,
+    InstanceLabels,
+    TrainLabels,
+    instance_table,
+    train_items,
+)
 from kshot.episodes.pools import FrozenPool, SampledPool, TaskPoolSettings
-from kshot.episodes.sampling import EpisodeKind, HardClasses, TrainSamplerConfig
+from kshot.episodes.sampling import EpisodeKind, HardClasses, TrainSamplerConfig, WithinPartition
 from kshot.errors import DataError
 from kshot.runtime.files import json_bytes
 
@@ -36,10 +44,13 @@ class FrozenPools:
         return {_VAL_POOL: self.val} | {f"{_TEST_POOL}{setting}": pool for setting, pool in self.test.items()}
 
 
-def train_pools(dataset: PackedDataset, settings: TaskPoolSettings, *, seed: int) -> list[SampledPool]:
+def train_pools(
+    dataset: PackedDataset, settings: TaskPoolSettings, *, seed: int, partitions: Partitions | None = None
+) -> list[SampledPool]:
     """The endless pool of the meta_train classes and their views, for each shape.
 
-    Raises DataError where the sampler asks for hard classes and nobody has said which are.
+    The classes are clusters of `partitions` where the settings say so. Raises DataError where the sampler asks for
+    hard classes and nobody has said which are.
     """
     n_views, n_items = len(settings.meta_train.views) + 1, len(dataset.labels)
     match settings.meta_train.labels:
@@ -50,12 +61,22 @@ def train_pools(dataset: PackedDataset, settings: TaskPoolSettings, *, seed: int
         case InstanceLabels():
             split, n_classes = "meta_train by instances", n_items
             tables = [instance_table(dataset, kind.shape.items_per_class) for kind in settings.meta_train.kinds]
+        case ClusterLabels():
+            assert partitions is not None, "the pool of clusters is made with them"
+            return [
+                _pool_of_clusters(partitions, kind, n_items=n_items, seed=seed) for kind in settings.meta_train.kinds
+            ]
     return [
         SampledPool.of_split(
             table.with_views(n_views, n_items, n_classes), kind.shape, kind.sampler, seed=seed, split=split
         )
         for table, kind in zip(tables, settings.meta_train.kinds, strict=True)
     ]
+
+
+def _pool_of_clusters(partitions: Partitions, kind: EpisodeKind, *, n_items: int, seed: int) -> SampledPool:
+    table = cluster_table(partitions, kind.shape.items_per_class, n_views=kind.n_views, n_items=n_items)
+    return SampledPool.of_split(table, kind.shape, WithinPartition(), seed=seed, split="meta_train by clusters")
 
 
 def _with_error_rates(table: ClassTable, dataset: PackedDataset, settings: TaskPoolSettings) -> ClassTable:
@@ -113,11 +134,12 @@ def write_frozen(
 
 
 def _classes(dataset: PackedDataset, settings: TaskPoolSettings) -> dict[str, Any]:
-    """What the classes of the training are, and how many."""
+    """What the classes of the training are, and how many where the data says that."""
     labels = settings.meta_train.labels
     if isinstance(labels, GivenLabels):
         return {"n_classes": len(dataset.class_ids("meta_train"))}
-    return {"labels": _plain(TrainLabels, labels), "n_classes": len(train_items(dataset))}
+    n_classes = {"n_classes": len(train_items(dataset))} if isinstance(labels, InstanceLabels) else {}
+    return {"labels": _plain(TrainLabels, labels)} | n_classes
 
 
 def check_difficulty(folder: Path, dataset: PackedDataset, settings: TaskPoolSettings) -> None:
@@ -157,6 +179,18 @@ def hashes_of_test_pools(folder: Path) -> dict[str, str]:
     return {
         name.removeprefix(_TEST_POOL): entry["hash"] for name, entry in frozen.items() if name.startswith(_TEST_POOL)
     }
+
+
+def read_partitions(folder: Path, dataset: PackedDataset) -> Partitions:
+    """What the stage pseudo_labels left. Raises DataError where that is missing or of another state of the dataset."""
+    partitions = Partitions.load(folder / PARTITIONS_FILE)
+    made_from = json.loads((folder / "metrics.json").read_bytes())["data_hash"]
+    if made_from != dataset.content_hash:
+        raise DataError(
+            f"the pseudo-classes were made from data {made_from[:12]}; {dataset.folder} is "
+            f"{dataset.content_hash[:12]}; next: kshot stage pseudo_labels"
+        )
+    return partitions
 
 
 def check_drawn_from(folder: Path, dataset: PackedDataset, *, following: str) -> None:

@@ -40,7 +40,17 @@ class InstanceLabels:
         return "single items and their augmented copies"
 
 
-TrainLabels = Annotated[GivenLabels | InstanceLabels, Field(discriminator="name")]
+@settings(frozen=True, kw_only=True, config=STRICT)
+class ClusterLabels:
+    """The classes are clusters of the items' features, which the stage pseudo_labels makes, see `clusters` (CACTUs)."""
+
+    name: Literal["clusters"] = "clusters"
+
+    def __str__(self) -> str:
+        return "clusters of the features of its items"
+
+
+TrainLabels = Annotated[GivenLabels | InstanceLabels | ClusterLabels, Field(discriminator="name")]
 
 
 def without_labels(labels: TrainLabels) -> str:
@@ -65,4 +75,5 @@ def instance_table(dataset: PackedDataset, items_per_class: int) -> ClassTable:
         items=np.repeat(items[:, None], items_per_class, axis=1),
         counts=np.full(len(items), items_per_class),
         smallest_class=items_per_class,
+        largest_class=items_per_class,
     )

@@ -164,10 +164,30 @@ class HardClasses:
         return f", hard classes by {self.difficulty}, weight {self.exponent:g}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class WithinPartition:
+    """All classes of an episode are of one group, each group is equally likely, and rows of a group lie together.
+
+    No choice of a user's: the groups are partitions of the same items, see `clusters`.
+    """
+
+    name: Literal["within_partition"] = "within_partition"
+
+    @property
+    def key_name(self) -> str:
+        """As for `Uniform`."""
+        return "within_partition"
+
+    def __str__(self) -> str:
+        return " within a partition"
+
+
 OfAnyClasses = Uniform | ClassWeighted | WithinGroup | AcrossDomains | WithinDomain
-AnySampler = OfAnyClasses | HardClasses
+AnySampler = OfAnyClasses | HardClasses | WithinPartition
 SamplerConfig = Annotated[OfAnyClasses, Field(discriminator="name")]
-TrainSamplerConfig = Annotated[AnySampler, Field(discriminator="name")]  # of classes that an earlier model learned from
+TrainSamplerConfig = Annotated[
+    OfAnyClasses | HardClasses, Field(discriminator="name")
+]  # of classes that an earlier model learned from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +250,7 @@ def sample_episodes(
         columns = _draw_within_domain(table, shape, chosen, keys, domain)
     else:
         columns = _draw_items(table, shape.items_per_class, chosen, keys)
-    items = table.items[chosen[:, :, None], columns]
+    items = table.items_at(chosen[:, :, None], columns)
     return EpisodeIndices(
         support=items[:, :, : shape.k_shot],
         query=items[:, :, shape.k_shot :],
@@ -248,6 +268,12 @@ def check_feasible(table: ClassTable[Ints], shape: EpisodeShape, sampler: AnySam
         if not isinstance(table.items, Tensor):
             _domain_weights(table, shape, sampler)
         return
+    if isinstance(sampler, WithinPartition) and table.smallest_group < shape.n_way:
+        raise EpisodeError(
+            f"a partition of meta_train has {counted(table.smallest_group, 'cluster')} of at least "
+            f"{shape.items_per_class} items; {shape} with {shape.n_query} queries needs {shape.n_way}; next: lower "
+            "pseudo_labels.n_clusters, or n_way or n_query of task_pool.meta_train"
+        )
     if table.smallest_class < shape.items_per_class:
         raise EpisodeError(
             f"{int((table.counts < shape.items_per_class).sum())} classes have fewer than {shape.items_per_class} "
@@ -322,6 +348,12 @@ def _draw_classes(
     n_classes, classes_key = len(table.class_ids), _draw_key(key, _CLASSES)
     if isinstance(sampler, Uniform | AcrossDomains) and n_classes > _MANY * shape.n_way:
         return _first_distinct(random_words(classes_key, episodes), n_classes, shape.n_way, smallest=n_classes)
+    if isinstance(sampler, WithinPartition):
+        partition = _below(len(table.group_sizes), random_words(_draw_key(key, _GROUPS), episodes))
+        sizes = table.group_sizes[partition]
+        first = table.group_sizes.cumsum(0)[partition] - sizes
+        words, least = random_words(classes_key, episodes), table.smallest_group
+        return first[:, None] + _first_distinct(words, sizes[:, None], shape.n_way, smallest=least)
     keys = _sort_keys(random_words(classes_key, episodes[:, None], table.class_ids))
     library = _library(keys)
     match sampler:
@@ -352,7 +384,7 @@ def _weighted(keys: Any, weights: Any) -> Any:
 
 def _draw_items(table: ClassTable[Ints], count: int, chosen: Ints, keys: Ints) -> Ints:
     """Columns of the table (E, N, count) for the classes `chosen` (E, N), each class's draw by its key (E, N)."""
-    n_columns = table.items.shape[1]
+    n_columns = table.largest_class
     if n_columns > _MANY * count:
         sizes = table.counts[chosen].reshape(-1, 1)
         columns = _first_distinct(keys.reshape(-1), sizes, count, smallest=table.smallest_class)

@@ -50,6 +50,7 @@ _ATTACHED = (
     "validate/report.html",
     "task_pool/pools.json",
     "pretrain/metrics.json",
+    "pseudo_labels/metrics.json",
     "meta_train/history.parquet",
     "meta_train/metrics.json",
     "evaluate/metrics.json",

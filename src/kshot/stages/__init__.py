@@ -9,6 +9,7 @@ STAGES = {  # imported by name when one is run, because most of them bring torch
     "validate": "kshot.stages.validate",
     "task_pool": "kshot.stages.task_pool",
     "pretrain": "kshot.stages.pretrain",
+    "pseudo_labels": "kshot.stages.pseudo_labels",
     "meta_train": "kshot.stages.meta_train",
     "evaluate": "kshot.stages.evaluate",
     "seeds": "kshot.stages.seeds",

@@ -30,7 +30,8 @@ from kshot.backbones.layers.native import native_compiler
 from kshot.config import Params
 from kshot.data.gather import item_gather
 from kshot.data.packed import PackedDataset
-from kshot.episodes.frozen import check_difficulty, difficulty_of, read_val_pool
+from kshot.episodes.frozen import check_difficulty, difficulty_of, read_partitions, read_val_pool
+from kshot.episodes.labels import ClusterLabels
 from kshot.errors import ConfigError, KshotError, TrainingError
 from kshot.evaluation.features import KeptItems
 from kshot.model import ModelConfig, build_learner
@@ -48,7 +49,7 @@ from kshot.yaml_file import read_yaml
 
 def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *, seed: int) -> ModelTraining:
     """The meta-training that params.yaml describes, from any seed."""
-    settings = params.meta_train
+    settings, by_clusters = params.meta_train, isinstance(params.task_pool.meta_train.labels, ClusterLabels)
     config = replace(
         model_config(params, dataset, settings.algorithm), adapter=settings.adapter, test_time=settings.test_time
     )
@@ -65,6 +66,7 @@ def training_of(params: Params, dataset: PackedDataset, workspace: Workspace, *,
         seed=seed,
         init_seed=init_seed(seed),
         augmentation=settings.augment,
+        partitions=read_partitions(workspace.output("pseudo_labels"), dataset) if by_clusters else None,
         initial=workspace.pretrained_model if settings.initial == "pretrained" else None,
         ensemble=settings.ensemble,
     )
@@ -234,6 +236,7 @@ def _training_key(
         "weights": training.weights and training.weights.record.sha256,
         "train_pool": repr(training.task_pool.meta_train),
         "difficulty": difficulty and difficulty.sha256,
+        "partitions": training.partitions and training.partitions.hash,
         "val_pool": val_pool_hash,
         "data": dataset.content_hash,
         "source": source_hash(stage.split("@")[0], params, workspace),

@@ -24,6 +24,7 @@ from kshot.data.packed import PackedDataset
 from kshot.data.views import ViewedItems
 from kshot.data.weights import PretrainedWeights
 from kshot.episodes.augmentation import EpisodeAugmentation
+from kshot.episodes.clusters import Partitions
 from kshot.episodes.frozen import train_pools
 from kshot.episodes.labels import train_items
 from kshot.episodes.loader import EpisodeLoader
@@ -49,8 +50,8 @@ class ModelTraining:
 
     `initial` is the folder of a model whose backbone the training starts from, and `weights` are what it starts from
     otherwise; without both it starts from random ones. `init_seed` draws these, and `seed` the episodes or batches.
-    `pretext` is a task without labels that its backbone is trained on instead. With an `ensemble` it is several models,
-    which answer as one.
+    `pretext` is a task without labels that its backbone is trained on instead. `partitions` are pseudo-classes, where
+    the episodes are of those. With an `ensemble` it is several models, which answer as one.
     """
 
     config: ModelConfig
@@ -61,6 +62,7 @@ class ModelTraining:
     init_seed: int
     augmentation: EpisodeAugmentation = field(default_factory=EpisodeAugmentation)
     pretext: Pretext | None = None
+    partitions: Partitions | None = None
     initial: Path | None = None
     weights: PretrainedWeights | None = None
     ensemble: EnsembleConfig = field(default_factory=NoEnsemble)
@@ -261,7 +263,7 @@ def _objective(
                 "classes have the same number of queries; next: set meta_train.loss: {name: cross_entropy}"
             )
         train = EpisodeLoader.of_training(
-            train_pools(dataset, training.task_pool, seed=training.seed),
+            train_pools(dataset, training.task_pool, seed=training.seed, partitions=training.partitions),
             viewed,
             training.augmentation,
             per_step=training.settings.episodes_per_step,
