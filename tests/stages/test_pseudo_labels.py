@@ -13,10 +13,13 @@ import yaml
 
 from kshot.algorithms import AlgorithmConfig
 from kshot.algorithms.learner import MetaLearner
+from kshot.backbones import Conv4Config
 from kshot.config import load_params
 from kshot.data.packed import PackedDataset
+from kshot.episodes.clusters import NoPseudoLabels, partitions_of
 from kshot.errors import ConfigError, DataError, EpisodeError
-from kshot.model import build_learner
+from kshot.ingest.weights import Brought, add_weights
+from kshot.model import build_learner, load_model
 from kshot.stages import evaluate, launch, meta_train, pretrain, pseudo_labels, seeds, task_pool, validate
 from kshot.workspace import Workspace
 from tests.tiny_dataset import noise, tiny_dataset
@@ -89,6 +92,31 @@ def test_permuted_labels_of_meta_train_give_the_same_pool_and_weights(tmp_path: 
     assert not np.array_equal(*labels)
     assert written(one)[0] == written(other)[0]
     assert one.weights.read_bytes() == other.weights.read_bytes()
+
+
+def test_clusters_of_pretrained_weights_are_kept_features_and_an_adapter_is_trained_on_them(tmp_path: Path) -> None:
+    params = clustered_params(
+        backbone={"name": "conv4", "width": 4, "weights": "mine", "freeze": "all"},
+        pseudo_labels=KMEANS | {"features": "pretrained"},
+    )
+    params["meta_train"] |= {"initial": "pretrained", "adapter": {"name": "linear", "width": 8}}
+    workspace = ran(tmp_path, params)
+    torch.manual_seed(7)
+    backbone = Conv4Config(width=4).build(PackedDataset.open(workspace.dataset("tiny")).item)
+    unlike_zero = {name: tensor + 0.1 for name, tensor in backbone.state_dict().items()}
+    none, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    brought = Brought(tensors=unlike_zero, source="mine.pth", licence="MIT", mean=none, std=one)
+    add_weights(workspace.pretrained_weights("mine"), brought)
+    ran(tmp_path, params, *STAGES, meta_train)
+    assert list(workspace.features.iterdir())
+    items = PackedDataset.open(workspace.dataset("tiny"))
+    embedded = load_model(workspace.pretrained_model).learner.backbone(
+        items.item.tensor(torch.from_numpy(items.gather(np.arange(N_TRAIN)))), None
+    )
+    settings = load_params(workspace.params).pseudo_labels
+    assert not isinstance(settings, NoPseudoLabels)
+    expected = partitions_of(embedded.detach().numpy(), np.arange(N_TRAIN), settings, seed=1)
+    assert written(workspace)[0] == expected.to_bytes()
 
 
 def test_items_that_look_alike_are_a_class_and_small_clusters_are_counted(
