@@ -40,7 +40,7 @@ def test_a_run_registers_a_champion_and_a_second_one_does_nothing(tmp_path: Path
     assert len(list((root / ".kshot/dvc-remote").rglob("*"))) > 10
     second = run_flow(root)
     assert "tiny version 1, already registered" in second and "version 1 champion already" in second
-    assert second.count("Completed('cached')") == 5
+    assert second.count("Completed('cached')") == 6
     assert (root / "dvc.lock").read_bytes() == lock
     assert len(versions(root)) == 1
 
