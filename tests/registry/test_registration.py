@@ -15,6 +15,8 @@ from mlflow import MlflowClient
 
 from kshot.config import Params, load_params, params_from
 from kshot.data.packed import PackedDataset
+from kshot.episodes.clusters import KMeansClustering
+from kshot.episodes.labels import ClusterLabels
 from kshot.episodes.sampling import HardClasses
 from kshot.errors import DataError, StageError
 from kshot.evaluation.cost import Cost
@@ -295,6 +297,17 @@ def test_model_card_names_the_errors_by_which_hard_classes_were_drawn(project: P
     errors = {"difficulty_sha256": "d" * 64, "difficulty_of_weights": "e" * 64}
     card = model_card(project, hard, run, cost, {"cost_measured_on": "here"} | errors)
     assert f"errors `first` (SHA-256 {'d' * 64}) of the model with weights {'e' * 64}." in card
+
+
+def test_model_card_says_what_was_clustered(project: Path, write_run: WriteRun) -> None:
+    params = write_run()
+    run, cost = read_finished_run(project, params), Cost(parameters=1, adapt_ms=1.0, classify_ms=1.0)
+    assert "Clusters" not in model_card(project, params, run, cost, {"cost_measured_on": "here"})
+    made = KMeansClustering(features="values", n_clusters=1500, n_partitions=3)
+    pool = replace(params.task_pool, meta_train=replace(params.task_pool.meta_train, labels=ClusterLabels()))
+    clustered = replace(params, task_pool=pool, pseudo_labels=made)
+    card = model_card(project, clustered, run, cost, {"cost_measured_on": "here"})
+    assert "- Clusters: 1,500 by `kmeans` of the items' values; number of such partitions: 3." in card.splitlines()
 
 
 def test_registering_again_changes_nothing(project: Path, write_run: WriteRun, client: MlflowClient) -> None:
