@@ -31,6 +31,9 @@ def _row(title: str, algorithm: Mapping[str, Any], training: Mapping[str, Any], 
     )
 
 
+_TWENTY_WAY = {"n_way": 20, "k_shot": 1, "n_query": 5}
+
+
 def _episodic(name: str, *, n_steps: int = 600, n_query: int = 5) -> Row:
     return _row(name, {"name": name}, {"n_steps": n_steps}, {"n_way": 20, "k_shot": 1, "n_query": n_query})
 
@@ -61,10 +64,11 @@ _REPTILE = {
 LEARNERS = (
     *(_episodic(name) for name in ("protonet", "matching", "siamese", "feat", "versa", "hallucinator", "feature_vae")),
     _episodic("r2d2"),
+    _row("in_context", {"name": "in_context"}, {"n_steps": 1200, "outer_lr": 0.0005}, _TWENTY_WAY),
     _episodic("relation", n_steps=2000, n_query=10),
     _inner_loop("maml", outer_lr=0.002),
     _inner_loop("anil", outer_lr=0.002),
-    *(_inner_loop(name) for name in ("boil", "meta_sgd", "mamlpp")),
+    *(_inner_loop(name) for name in ("bayesian_maml", "boil", "meta_sgd", "mamlpp")),
     _row("reptile", {"name": "reptile"}, _REPTILE, {"n_way": 5, "k_shot": 8, "n_query": 2}),
     *(_head(name) for name in ("linear_probe", "baseline", "simpleshot", "ridge", "logistic", "lda", "tip_adapter")),
     _head("tim"),

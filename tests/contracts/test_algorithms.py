@@ -91,7 +91,7 @@ FOR_POINTS = {
 }
 RATES_FOR_POINTS = {
     "boil": 0.003,
-    "in_context": 0.003,
+    "in_context": 0.001,
     "mamlpp": 0.003,
     "meta_sgd": 0.01,
     "reptile": 1.0,
@@ -99,7 +99,8 @@ RATES_FOR_POINTS = {
 }
 OPTIMIZERS_FOR_POINTS = {"reptile": SGDConfig(momentum=0.0, nesterov=False, weight_decay=0.0)}
 BACKBONES_FOR_POINTS = {"boil": TwoLayers}  # a body of one matrix compares the points themselves, noise and all
-CLASSES_FOR_POINTS = {"versa": 96}  # a network from any class to its weights needs more than 12 classes to learn from
+# a network from any class to its weights, or from any examples to an answer, needs more than 12 classes to learn from
+CLASSES_FOR_POINTS = {"in_context": 96, "versa": 96}
 
 
 @every_meta_learner

@@ -6,11 +6,13 @@ from pydantic import Field
 
 from kshot.algorithms.anil import ANILConfig
 from kshot.algorithms.baseline import BaselineConfig
+from kshot.algorithms.bayesian_maml import BayesianMAMLConfig
 from kshot.algorithms.boil import BOILConfig
 from kshot.algorithms.feat import FEATConfig
 from kshot.algorithms.feature_vae import FeatureVAEConfig
 from kshot.algorithms.finetune import FinetuneConfig
 from kshot.algorithms.hallucinator import HallucinatorConfig
+from kshot.algorithms.in_context import InContextConfig
 from kshot.algorithms.lda import LDAConfig
 from kshot.algorithms.learner import Learner
 from kshot.algorithms.linear_probe import LinearProbeConfig
@@ -39,9 +41,11 @@ AlgorithmConfig = Annotated[
     | VERSAConfig
     | HallucinatorConfig
     | FeatureVAEConfig
+    | InContextConfig
     | MAMLConfig
     | ANILConfig
     | BOILConfig
+    | BayesianMAMLConfig
     | ReptileConfig
     | MetaSGDConfig
     | MAMLPlusPlusConfig
@@ -63,10 +67,12 @@ __all__ = [
     "AlgorithmConfig",
     "BOILConfig",
     "BaselineConfig",
+    "BayesianMAMLConfig",
     "FEATConfig",
     "FeatureVAEConfig",
     "FinetuneConfig",
     "HallucinatorConfig",
+    "InContextConfig",
     "LDAConfig",
     "Learner",
     "LinearProbeConfig",

@@ -8,7 +8,6 @@ which costs nothing where it answers.
 Shapes: B episodes, I items, Q query items, N way, D features of a member, M members.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
@@ -19,6 +18,7 @@ from pydantic.dataclasses import dataclass as settings
 from torch import Tensor, nn
 
 from kshot.algorithms.learner import FeatureWise, Learner
+from kshot.algorithms.maths.mixtures import log_mean_probability
 from kshot.backbones.contract import Backbone, activation_bytes
 from kshot.episodes.episode import Support
 from kshot.settings import STRICT
@@ -83,8 +83,7 @@ class Ensemble(Learner[tuple[Any, ...]]):
     def classify(self, adapted: tuple[Any, ...], query_x: Tensor) -> Tensor:
         """The logarithms (B, Q, N) of the mean probabilities."""
         given = zip(members_of(self), adapted, self.parts(query_x), strict=True)
-        votes = [member.classify(known, x).float().log_softmax(2) for member, known, x in given]
-        return torch.logsumexp(torch.stack(votes), dim=0) - math.log(len(votes))
+        return log_mean_probability([member.classify(known, x).float() for member, known, x in given])
 
 
 class EnsembleOnFeatures(Learner[tuple[Any, ...]]):
