@@ -52,7 +52,8 @@ class BayesianMAML(MetaLearner[tuple[LinearHead, ...]]):
     Deviations: the loss is the cross-entropy of the mean probability of each query, and not the chaser loss of section
     3.2, so that any `meta_train.loss` can be taken; the prior is normal with a fixed precision, without the
     paper's hierarchy of gamma priors; a step is divided by the number of support items, so that one rate does for
-    every shot; and the features are not adapted.
+    every shot; the features are not adapted; and what `stein_direction` lists. The kernel shares a step among the
+    particles: with five, `inner_lr` of 1 moves a head about a third as far as ANIL's would.
 
     In training the features are normalised by the episode's own items, outside training by population statistics.
     """

@@ -14,9 +14,9 @@ _SMALLEST = 1e-12  # of a bandwidth: all particles may be one
 def stein_direction(particles: Tensor, gradients: Tensor) -> Tensor:
     """(B, M, P): the direction of each particle, from the gradients of the log-density there, both (B, M, P).
 
-    Liu and Wang, "Stein Variational Gradient Descent", 2016, equation 8, with the kernel of section 5: radial, and its
-    bandwidth the median of the squared distances between two of them by the logarithm of M + 1. The bandwidth is a
-    constant to derivatives.
+    Liu and Wang, "Stein Variational Gradient Descent", 2016, equation 8, with the radial kernel of section 5, whose
+    bandwidth is the median of the squared distances by the logarithm of M. Deviations: distances of a particle to
+    itself are left out of the median, M + 1 stands for M, and the bandwidth is a constant to derivatives.
     """
     n_particles = particles.shape[1]
     if n_particles == 1:
