@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from kshot.cli.gallery import app
 from kshot.client import Client
-from kshot.errors import ConfigError, DataError, UserError
+from kshot.errors import ConfigError, DataError, RefusedError, UserError
 from tests.serving.service_process import running
 from tests.serving.small_service import picture
 
@@ -69,14 +69,24 @@ def test_answers_that_were_corrected_go_home_too(tmp_path: Path, monkeypatch: py
         client.correct(first["id"], "dots")
         client.correct(first["id"], "waves")
         client.correct(again["id"], "dots")
+        (third,) = client.classify("shapes", [picture(1, 2)])
+        for name in ("a/b", "", " waves", "x" * 101):
+            with pytest.raises(RefusedError, match="class name"):
+                client.correct(third["id"], name)
+        client.correct(third["id"], "..")  # a class like any other, and no folder above
         service.stop()
     with running(tmp_path) as service:
         monkeypatch.setenv("KSHOT_SERVICE_URL", service.url)
         command = ["export", "shapes", str(tmp_path / "home"), "--answers", str(log)]
         done = runner.invoke(app, command, catch_exceptions=False)
-    assert done.output.startswith("3 examples and 2 corrected answers in ")
+    assert done.output.startswith("3 examples and 3 corrected answers in ")
     found = {path.name: {file.read_bytes() for file in path.iterdir()} for path in (tmp_path / "home").iterdir()}
-    assert found == {"dots": {picture(1, 0), picture(1, 1)}, "stripes": {picture(2, 0)}, "waves": {asked}}
+    assert found == {
+        "dots": {picture(1, 0), picture(1, 1)},
+        "stripes": {picture(2, 0)},
+        "waves": {asked},
+        "%2E.": {picture(1, 2)},
+    }
 
 
 def test_what_cannot_be_done_is_one_line(gallery: Gallery, tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def export(
     """Write the examples into class folders."""
     if folder.exists():
         raise ConfigError(f"{folder} is there already; need a new folder")
+    from kshot.serving.galleries import folder_of
+
     corrected = [] if answers is None else list(_corrected(answers, name))
     with _client(url) as client:
         examples = [
@@ -131,7 +133,7 @@ def export(
             for example_id in ids
         ]
     for class_name, file_name, picture in (*examples, *corrected):
-        target = folder / class_name.replace("/", "_")
+        target = folder / folder_of(class_name)
         target.mkdir(parents=True, exist_ok=True)
         (target / file_name).write_bytes(picture)  # what is an example and was asked about too is one file
     of_answers = f" and {counted(len(corrected), 'corrected answer')}" if corrected else ""

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from kshot.errors import EpisodeError, KshotError, UnknownNameError, UserError
 from kshot.serving.access import Keys
-from kshot.serving.galleries import Example
+from kshot.serving.galleries import Example, plain_class_name
 from kshot.serving.gate import Gate, RequestMetrics, send_problem
 from kshot.serving.payload import BODY_SCHEMA, read_items, read_json, read_support_and_items
 from kshot.serving.problems import MEDIA_TYPE, ProblemError
@@ -118,13 +118,9 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             raise ProblemError(
                 409, "nothing is kept", found="a service that keeps no log", needed="log: {keep: true} in its settings"
             )
-        if not (len(answer_id) == 32 and answer_id.isalnum()) or not 0 < len(class_name) <= 100:
-            raise ProblemError(
-                422,
-                "no such answer",
-                found=f"id {answer_id[:40]!r}, class {class_name[:40]!r}",
-                needed="the id of an answer, and a class of 1 to 100 letters",
-            )
+        if not (len(answer_id) == 32 and answer_id.isalnum()):
+            raise ProblemError(422, "no such answer", found=f"id {answer_id[:40]!r}", needed="the id of an answer")
+        class_name = plain_class_name(class_name)
         service.log.corrected(answer_id, class_name)
         return _json({"id": answer_id, "class": class_name}, 202)
 

@@ -51,7 +51,7 @@ class Example:
 
     @property
     def path(self) -> str:
-        return f"{_CLASSES}/{_folder(self.class_name)}/{self.id}{self.end}"
+        return f"{_CLASSES}/{folder_of(self.class_name)}/{self.id}{self.end}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,14 +235,14 @@ def plain_class_name(given: str) -> str:
             f"found a class name of {len(name)} letters, {name[:20]!r}; need 1 to {MAX_CLASS_LETTERS} without spaces "
             "at its ends"
         )
-    if len(_folder(name).encode()) > _MAX_FOLDER_BYTES:
+    if len(folder_of(name).encode()) > _MAX_FOLDER_BYTES:
         raise DataError(
             f"the class name {name[:20]!r}... takes more than {_MAX_FOLDER_BYTES} bytes as a folder; need fewer letters"
         )
     return name
 
 
-def _folder(class_name: str) -> str:
+def folder_of(class_name: str) -> str:
     """A name for a folder on every system, which says what the class is called."""
     folder = "".join(letter if letter in _PLAIN or letter > "\x7f" else quote(letter, safe="") for letter in class_name)
     return f"%2E{folder[1:]}" if folder.startswith(".") else folder
